@@ -1,0 +1,39 @@
+# Everything runs in .venv, which any target sets up first; paths are relative, so that the folder's
+# own path may contain spaces.
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+ARGS ?=
+SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
+
+.PHONY: help train test lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+train: .venv/.installed ## train a small language model; ARGS="--help" lists the options
+	$(PY) examples/train_lm.py $(ARGS)
+
+test: .venv/.installed lint ## lint, types, and all tests; ARGS go to pytest
+	$(PY) -m pytest -p no:benchmark -n 2 --dist loadgroup --cov --cov-report=term -q $(ARGS)
+
+lint: .venv/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: .venv/.installed ## time one optimizer step against its peers
+	$(PY) -m pytest bench -p no:xdist -q $(ARGS)
+
+clean: ## remove the environment and everything built
+	rm -rf .venv build *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+
+# torch comes first and alone: what depends on it would otherwise choose a build of it.
+.venv/.torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt torch
+	@touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml setup.py $(SOURCES)
+	$(PIP) install -c constraints.txt -e ".[test]"
+	@touch $@

@@ -1,0 +1,64 @@
+#include <cmath>
+
+#include "../math/run_rule.h"
+#include "passes.h"
+
+namespace sfplus {
+
+void finalize(const double* partials, std::int64_t n_partials, const std::int64_t* rows,
+              std::int64_t n_rows, const Run& run, double max_coefficient) {
+  double sums[Sum::WIDTH] = {};
+  for (std::int64_t slot = 0; slot < n_partials; ++slot) {
+    for (int column = 0; column < Sum::WIDTH; ++column) {
+      sums[column] += partials[slot * Sum::WIDTH + column];
+    }
+  }
+  double* globals = run.globals;
+  const PolyakStep polyak = polyak_step(sums, run.settings, globals, run.groups[Group::K]);
+
+  bool skip = !std::isfinite(globals[Global::FUNCTION_VALUE]);
+  for (const double sum : sums) skip = skip || !std::isfinite(sum);
+  for (std::int64_t i = 0; i < run.n_groups; ++i) {
+    const GroupStep step = group_step(run.hyper + i * Hyper::WIDTH, run.groups + i * Group::WIDTH,
+                                      polyak.polyak_lr);
+    // written so that NaN is out of range
+    skip = skip || !(step.gamma <= max_coefficient && step.omega <= max_coefficient &&
+                     std::isfinite(step.weight_sum));
+  }
+
+  globals[Global::GRAD_L1] = sums[Sum::GRAD_L1];
+  globals[Global::GRAD_NORM] = std::sqrt(sums[Sum::GRAD_SQ]);
+  globals[Global::IP_TERM] = polyak.ip_term;
+  globals[Global::SKIP] = skip ? 1 : 0;
+  if (skip) {
+    globals[Global::SKIPPED_STEPS] += 1;
+    globals[Global::CONSECUTIVE_SKIPPED_STEPS] += 1;
+    return;
+  }
+  globals[Global::CONSECUTIVE_SKIPPED_STEPS] = 0;
+  globals[Global::GRAD_L1_EMA] = polyak.ema;
+  globals[Global::POLYAK_LR] = polyak.polyak_lr;
+  globals[Global::SF_BETA1] = polyak.beta;
+
+  for (std::int64_t i = 0; i < run.n_groups; ++i) {
+    const double* hyper = run.hyper + i * Hyper::WIDTH;
+    double* group = run.groups + i * Group::WIDTH;
+    const GroupStep step = group_step(hyper, group, polyak.polyak_lr);
+    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], polyak.beta,
+                      run.group_coefs + i * GroupCoef::WIDTH);
+    group[Group::K] += 1;
+    group[Group::LR_MAX] = step.lr_max;
+    group[Group::WEIGHT_SUM] = step.weight_sum;
+    group[Group::CKP1] = step.c;
+    group[Group::SCHEDULED_LR] = step.gamma;
+  }
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    const std::int64_t* row = rows + i * Row::WIDTH;
+    const double* group = run.groups + row[Row::GROUP] * Group::WIDTH;
+    advance_tensor(run.hyper + row[Row::GROUP] * Hyper::WIDTH, group[Group::SCHEDULED_LR],
+                   group[Group::CKP1], polyak.beta, run.tensors + row[Row::SLOT] * Scalar::WIDTH,
+                   run.tensor_coefs + row[Row::SLOT] * TensorCoef::WIDTH);
+  }
+}
+
+}  // namespace sfplus

@@ -1,0 +1,128 @@
+// Compiled once per instruction set: CMakeLists.txt defines SFPLUS_ISA and the flags. Plain loops that the
+// compiler vectorises; nothing from the standard library that it might not inline (see config.h).
+#include "kernels.h"
+
+#include "../math/dtypes.h"
+#include "../math/update_rule.h"
+
+namespace sfplus {
+inline namespace SFPLUS_ISA {
+namespace {
+
+template <class State, class Grad>
+void reduce_chunk(const ReduceChunk& chunk, double* sums) {
+  // Running sums, as many on every instruction set: the bits of the result do not depend on it. Enough to
+  // hide the latency of an addition, few enough that three sets of them stay in 16 registers of AVX2.
+  constexpr int kLanes = 128 / sizeof(State);
+  const Grad* __restrict g = static_cast<const Grad*>(chunk.grad);
+  const State* __restrict e = static_cast<const State*>(chunk.displacement);
+  const std::int64_t numel = chunk.numel;
+  State l1[kLanes] = {}, dot[kLanes] = {}, squares[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= numel; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const State value = widen<State>(load(g + i + lane));
+      l1[lane] += value < 0 ? -value : value;
+      dot[lane] += value * load(e + i + lane);
+      squares[lane] += value * value;
+    }
+  }
+  for (int lane = 0; i < numel; ++i, ++lane) {
+    const State value = widen<State>(load(g + i));
+    l1[lane] += value < 0 ? -value : value;
+    dot[lane] += value * load(e + i);
+    squares[lane] += value * value;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums[Sum::GRAD_L1] += static_cast<double>(l1[lane]);
+    sums[Sum::GRAD_DOT_E] += static_cast<double>(dot[lane]);
+    sums[Sum::GRAD_SQ] += static_cast<double>(squares[lane]);
+  }
+}
+
+template <class T>
+UpdateCoefs<T> update_coefs(const double* group, const double* tensor) {
+  // formed in double, rounded once
+  return {static_cast<T>(group[GroupCoef::BETA1]),      static_cast<T>(group[GroupCoef::GRAD_TO_M]),
+          static_cast<T>(group[GroupCoef::BETA2]),      static_cast<T>(group[GroupCoef::GRAD_TO_V]),
+          static_cast<T>(group[GroupCoef::EPS]),        static_cast<T>(group[GroupCoef::OMEGA]),
+          static_cast<T>(group[GroupCoef::E_KEPT]),     static_cast<T>(group[GroupCoef::DELTA_TO_Y]),
+          static_cast<T>(tensor[TensorCoef::STEP_SIZE]),
+          static_cast<T>(tensor[TensorCoef::INV_SQRT_BC2]),
+          static_cast<T>(tensor[TensorCoef::E_TO_Y])};
+}
+
+template <class State, class Param, class Grad>
+void update_chunk(const UpdateChunk& chunk) {
+  constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
+  const UpdateCoefs<State> coefs = update_coefs<State>(chunk.group_coefs, chunk.tensor_coefs);
+  const Grad* __restrict grad = static_cast<const Grad*>(chunk.grad);
+  State* __restrict y = static_cast<State*>(chunk.y);
+  State* __restrict m = static_cast<State*>(chunk.exp_avg);
+  State* __restrict v = static_cast<State*>(chunk.exp_avg_sq);
+  State* __restrict e = static_cast<State*>(chunk.displacement);
+  Param* __restrict param = static_cast<Param*>(chunk.param);
+  const std::int64_t numel = chunk.numel;  // stores could alias it
+  for (std::int64_t i = 0; i < numel; ++i) {
+    State m_i = load(m + i), v_i = load(v + i), y_i = load(y + i), e_i = load(e + i);
+    update_element(widen<State>(load(grad + i)), m_i, v_i, y_i, e_i, coefs);
+    store(m + i, m_i);
+    store(v + i, v_i);
+    store(y + i, y_i);
+    store(e + i, e_i);
+    if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
+  }
+}
+
+template <class State, class Param>
+void interpolate_chunk(const InterpolateChunk& chunk) {
+  const State share = static_cast<State>(chunk.to_x ? -chunk.one_minus_b : chunk.one_minus_b);
+  const std::int64_t numel = chunk.numel;
+  const State* __restrict e = static_cast<const State*>(chunk.displacement);
+  Param* __restrict param = static_cast<Param*>(chunk.param);
+  if constexpr (sizeof(Param) == sizeof(State)) {
+    for (std::int64_t i = 0; i < numel; ++i) {
+      store(param + i, load(param + i) + share * load(e + i));
+    }
+  } else {  // y stays in its own buffer: the parameter follows x or y
+    const State* __restrict y = static_cast<const State*>(chunk.y);
+    if (chunk.to_x) {
+      for (std::int64_t i = 0; i < numel; ++i) {
+        store(param + i, narrow<Param>(load(y + i) + share * load(e + i)));
+      }
+    } else {
+      for (std::int64_t i = 0; i < numel; ++i) store(param + i, narrow<Param>(load(y + i)));
+    }
+  }
+}
+
+void negate(float* x, std::int64_t numel) {
+  for (std::int64_t i = 0; i < numel; ++i) x[i] = -x[i];
+}
+
+#define SFPLUS_REDUCES(State)                                                    \
+  {                                                                              \
+    reduce_chunk<State, double>, reduce_chunk<State, float>,                     \
+        reduce_chunk<State, bfloat16>, reduce_chunk<State, float16>              \
+  }
+#define SFPLUS_UPDATES(State, Param)                                             \
+  {                                                                              \
+    update_chunk<State, Param, double>, update_chunk<State, Param, float>,       \
+        update_chunk<State, Param, bfloat16>, update_chunk<State, Param, float16> \
+  }
+
+}  // namespace
+
+// in the order of DType
+extern const Kernels table;
+const Kernels table = {
+    {SFPLUS_REDUCES(double), SFPLUS_REDUCES(float)},
+    {SFPLUS_UPDATES(double, double), SFPLUS_UPDATES(float, float), SFPLUS_UPDATES(float, bfloat16),
+     SFPLUS_UPDATES(float, float16)},
+    {interpolate_chunk<double, double>, interpolate_chunk<float, float>,
+     interpolate_chunk<float, bfloat16>, interpolate_chunk<float, float16>},
+    negate,
+};
+
+}  // namespace SFPLUS_ISA
+}  // namespace sfplus

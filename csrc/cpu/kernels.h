@@ -1,0 +1,42 @@
+// The element loops over one chunk, one table of them for each instruction set that was compiled.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/layout.h"
+
+namespace sfplus {
+
+struct ReduceChunk {
+  const void *grad, *displacement;
+  std::int64_t numel;
+};
+
+struct UpdateChunk {
+  const void* grad;
+  void *y, *exp_avg, *exp_avg_sq, *displacement;
+  void* param;  // null where the parameter is y itself
+  std::int64_t numel;
+  const double *group_coefs, *tensor_coefs;
+};
+
+struct InterpolateChunk {
+  void* param;
+  const void *y, *displacement;
+  std::int64_t numel;
+  double one_minus_b;
+  bool to_x;
+};
+
+struct Kernels {
+  // adds the chunk's sums to sums[Sum::WIDTH]; by [state dtype][gradient dtype]
+  void (*reduce[2][DType::WIDTH])(const ReduceChunk&, double* sums);
+  // by [parameter dtype][gradient dtype]
+  void (*update[DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
+  // by [parameter dtype]
+  void (*interpolate[DType::WIDTH])(const InterpolateChunk&);
+  // x <- -x: one read and one write of memory and nothing else, to measure bandwidth with
+  void (*negate)(float* x, std::int64_t numel);
+};
+
+}  // namespace sfplus

@@ -1,0 +1,109 @@
+#include "passes.h"
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "thread_pool.h"
+
+namespace sfplus {
+namespace {
+
+// Elements that one thread does in about the time that another takes to wake up.
+constexpr std::int64_t kWorthAThread = 1 << 15;
+
+int useful_threads(std::int64_t n_elements, int n_threads) {
+  return static_cast<int>(std::min<std::int64_t>(n_threads, 1 + n_elements / kWorthAThread));
+}
+
+template <class T>
+T* at(std::int64_t address, std::int64_t byte_offset) {
+  return reinterpret_cast<T*>(static_cast<std::intptr_t>(address + byte_offset));
+}
+
+std::int64_t width_of(int dtype) {
+  return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
+}
+
+std::int64_t state_width(int param_dtype) { return param_dtype == DType::FLOAT64 ? 8 : 4; }
+
+// One chunk of the table: which tensor, where in it, how many elements.
+struct Piece {
+  std::int64_t row, start, numel;
+  const std::int64_t* columns;
+};
+
+Piece piece_of(const Table& table, std::int64_t index) {
+  const std::int64_t* chunk = table.chunks + index * Chunk::WIDTH;
+  const std::int64_t* columns = table.rows + chunk[Chunk::ROW] * Row::WIDTH;
+  const std::int64_t start = chunk[Chunk::START];
+  return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns};
+}
+
+// A task is a run of chunks: of many small tensors, many; of large ones, a few for each thread, so that none
+// waits long for the slowest.
+template <class Function>
+void for_each_chunk(const Table& table, int n_threads, const Function& function) {
+  n_threads = useful_threads(table.n_elements, n_threads);
+  const std::int64_t per_task = 1 + table.n_chunks / (64 * n_threads);
+  const std::int64_t n_tasks = (table.n_chunks + per_task - 1) / per_task;
+  parallel_for(n_tasks, n_threads, [&](std::int64_t task) {
+    const std::int64_t end = std::min((task + 1) * per_task, table.n_chunks);
+    for (std::int64_t index = task * per_task; index < end; ++index) function(piece_of(table, index));
+  });
+}
+
+}  // namespace
+
+void reduce(const Table& table, int param_dtype, int grad_dtype, double* partials,
+            std::int64_t n_partials, int n_threads) {
+  const std::int64_t state = state_width(param_dtype), grad = width_of(grad_dtype);
+  const auto kernel = kernels().reduce[param_dtype == DType::FLOAT64 ? 0 : 1][grad_dtype];
+  parallel_for(n_partials, useful_threads(table.n_elements, n_threads), [&](std::int64_t slot) {
+    double sums[Sum::WIDTH] = {};
+    for (std::int64_t index = slot; index < table.n_chunks; index += n_partials) {
+      const Piece piece = piece_of(table, index);
+      kernel({at<void>(table.gradients[piece.row], piece.start * grad),
+              at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state), piece.numel},
+             sums);
+    }
+    std::copy(sums, sums + Sum::WIDTH, partials + slot * Sum::WIDTH);
+  });
+}
+
+void update(const Table& table, int param_dtype, int grad_dtype, const Run& run, int n_threads) {
+  if (run.globals[Global::SKIP] != 0) return;
+  const std::int64_t state = state_width(param_dtype);
+  const std::int64_t param = width_of(param_dtype), grad = width_of(grad_dtype);
+  const auto kernel = kernels().update[param_dtype][grad_dtype];
+  for_each_chunk(table, n_threads, [&](const Piece& piece) {
+    const auto buffer = [&](int column) {
+      return at<void>(piece.columns[column], piece.start * state);
+    };
+    kernel({at<void>(table.gradients[piece.row], piece.start * grad), buffer(Row::Y),
+            buffer(Row::EXP_AVG), buffer(Row::EXP_AVG_SQ), buffer(Row::DISPLACEMENT),
+            at<void>(piece.columns[Row::PARAM], piece.start * param), piece.numel,
+            run.group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
+            run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH});
+  });
+}
+
+void interpolate(const Table& table, int param_dtype, const double* tensors, bool to_x, int n_threads) {
+  const std::int64_t state = state_width(param_dtype), param = width_of(param_dtype);
+  const auto kernel = kernels().interpolate[param_dtype];
+  for_each_chunk(table, n_threads, [&](const Piece& piece) {
+    void* y = at<void>(piece.columns[Row::Y], piece.start * state);
+    const std::int64_t follower = piece.columns[Row::PARAM];
+    const double b = tensors[piece.columns[Row::SLOT] * Scalar::WIDTH + Scalar::Y_BETA];
+    kernel({follower == 0 ? y : at<void>(follower, piece.start * param), y,
+            at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state), piece.numel, 1 - b, to_x});
+  });
+}
+
+void negate(float* x, std::int64_t numel, int n_threads) {
+  constexpr std::int64_t kPiece = 1 << 16;
+  parallel_for((numel + kPiece - 1) / kPiece, n_threads, [&](std::int64_t piece) {
+    kernels().negate(x + piece * kPiece, std::min(kPiece, numel - piece * kPiece));
+  });
+}
+
+}  // namespace sfplus

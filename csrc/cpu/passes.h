@@ -1,0 +1,48 @@
+// The four operations of a step over the address table, on threads.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/layout.h"
+
+namespace sfplus {
+
+// The columns of every pointer are those of layout.h; the tables are sfplus_kernels/backends/table.py's.
+struct Table {
+  const std::int64_t* rows;       // (n_rows, Row::WIDTH)
+  const std::int64_t* gradients;  // (n_rows,) addresses; unused by interpolate
+  const std::int64_t* chunks;     // (n_chunks, Chunk::WIDTH), of this launch only
+  std::int64_t n_chunks;
+  std::int64_t chunk_size;  // elements
+  std::int64_t n_elements;  // in all chunks
+};
+
+// Slot i of partials, (n_partials, Sum::WIDTH), becomes the sums over the chunks i, i + n_partials, ...
+void reduce(const Table& table, int param_dtype, int grad_dtype, double* partials,
+            std::int64_t n_partials, int n_threads);
+
+struct Run {
+  double* globals;
+  double* groups;         // (n_groups, Group::WIDTH)
+  double* tensors;        // (n_params, Scalar::WIDTH)
+  const double* hyper;    // (n_groups, Hyper::WIDTH)
+  const double* settings;
+  double* group_coefs;    // (n_groups, GroupCoef::WIDTH)
+  double* tensor_coefs;   // (n_params, TensorCoef::WIDTH)
+  std::int64_t n_groups;
+};
+
+// A step with a non-finite sum or loss, or a gamma or an omega above max_coefficient, is marked as skipped
+// and advances nothing.
+void finalize(const double* partials, std::int64_t n_partials, const std::int64_t* rows,
+              std::int64_t n_rows, const Run& run, double max_coefficient);
+
+// Nothing is written on a skipped step.
+void update(const Table& table, int param_dtype, int grad_dtype, const Run& run, int n_threads);
+
+void interpolate(const Table& table, int param_dtype, const double* tensors, bool to_x, int n_threads);
+
+// x <- -x, in place: what the machine's memory can do at best.
+void negate(float* x, std::int64_t numel, int n_threads);
+
+}  // namespace sfplus

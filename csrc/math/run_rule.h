@@ -1,0 +1,95 @@
+// The step's scalars, all in double: sums, loss and run state -> coefficients. The equations are in
+// docs/algorithm.md; every pointer names a row with the columns of layout.h.
+#pragma once
+
+#include <cmath>
+
+#include "config.h"
+#include "layout.h"
+
+namespace sfplus {
+inline namespace SFPLUS_ISA {
+
+// beta_k: annealed so that ln(1 - beta) is linear in the step; exactly sf_beta1 without annealing
+SFPLUS_INLINE double momentum(const double* settings, double k) {
+  const double anneal_steps = settings[Setting::SF_BETA1_ANNEAL_STEPS];
+  const double sf_beta1 = settings[Setting::SF_BETA1];
+  if (!(anneal_steps > 0)) return sf_beta1;
+  const double s = k < anneal_steps ? k / anneal_steps : 1.0;
+  return 1 - std::exp((1 - s) * std::log1p(-sf_beta1) +
+                      s * std::log1p(-settings[Setting::SF_BETA1_MAX]));
+}
+
+struct PolyakStep {
+  double beta, ip_term, ema, polyak_lr;
+};
+
+// Comparisons are written so that a NaN goes through them and is found by the caller.
+SFPLUS_INLINE PolyakStep polyak_step(const double* sums, const double* settings,
+                                     const double* globals, double k) {
+  const double sqrt_half_pi = 1.2533141373155002512;
+  const double sign = settings[Setting::GRAD_SIGN];
+  const double polyak_beta = settings[Setting::POLYAK_BETA];
+  PolyakStep step;
+  step.beta = momentum(settings, k);
+  step.ip_term = sign * step.beta * sums[Sum::GRAD_DOT_E];
+  step.ema = polyak_beta * globals[Global::GRAD_L1_EMA] +
+             (1 - polyak_beta) * sqrt_half_pi * sums[Sum::GRAD_L1];
+  const double denominator = step.ema / (1 - std::pow(polyak_beta, k + 1));
+  const double gap =
+      sign * (globals[Global::FUNCTION_VALUE] - settings[Setting::F_STAR]) + step.ip_term;
+  const double numerator = gap < 0 ? 0.0 : gap;
+  step.polyak_lr = denominator > 0 ? numerator / denominator : 0.0;  // every gradient is zero
+  return step;
+}
+
+struct GroupStep {
+  double gamma, lr_max, weight_sum, c, omega;
+};
+
+SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* group, double polyak_lr) {
+  const double k = group[Group::K];
+  const double lr = hyper[Hyper::LR], eps = hyper[Hyper::EPS];
+  const double warmup_steps = hyper[Hyper::WARMUP_STEPS];
+  const double warmup = k + 1 < warmup_steps ? (k + 1) / warmup_steps : 1.0;
+  GroupStep step;
+  step.gamma = (lr < eps ? eps : lr) * warmup * polyak_lr;
+  step.lr_max = step.gamma > group[Group::LR_MAX] ? step.gamma : group[Group::LR_MAX];
+  step.weight_sum = group[Group::WEIGHT_SUM];
+  step.c = 1;
+  if (!(k < hyper[Hyper::C_WARMUP])) {
+    const double weight = std::pow(k + 1, hyper[Hyper::R]) *
+                          std::pow(step.lr_max, hyper[Hyper::WEIGHT_LR_POWER]);
+    step.weight_sum += weight;
+    step.c = step.weight_sum > 0 ? weight / step.weight_sum : 0.0;
+  }
+  step.omega = step.gamma * step.gamma * hyper[Hyper::WEIGHT_DECAY];
+  return step;
+}
+
+SFPLUS_INLINE void write_group_coefs(const double* hyper, const GroupStep& step, double sign,
+                                     double beta, double* coefs) {
+  const double beta1 = hyper[Hyper::BETA1], beta2 = hyper[Hyper::BETA2];
+  coefs[GroupCoef::BETA1] = beta1;
+  coefs[GroupCoef::GRAD_TO_M] = sign * (1 - beta1);
+  coefs[GroupCoef::BETA2] = beta2;
+  coefs[GroupCoef::GRAD_TO_V] = 1 - beta2;
+  coefs[GroupCoef::EPS] = hyper[Hyper::EPS];
+  coefs[GroupCoef::OMEGA] = step.omega;
+  coefs[GroupCoef::E_KEPT] = 1 - step.c;
+  coefs[GroupCoef::DELTA_TO_Y] = -(1 - beta * (1 - step.c));
+}
+
+// Bias corrections with the tensor's own step count; y was last written with b, now with beta_k.
+SFPLUS_INLINE void advance_tensor(const double* hyper, double gamma, double c, double beta,
+                                  double* scalars, double* coefs) {
+  const double step = scalars[Scalar::STEP] + 1;
+  coefs[TensorCoef::STEP_SIZE] = gamma / (1 - std::pow(hyper[Hyper::BETA1], step));
+  coefs[TensorCoef::INV_SQRT_BC2] = 1 / std::sqrt(1 - std::pow(hyper[Hyper::BETA2], step));
+  coefs[TensorCoef::E_TO_Y] = scalars[Scalar::Y_BETA] - beta * (1 - c);
+  scalars[Scalar::STEP] = step;
+  scalars[Scalar::Y_BETA] = beta;
+}
+
+}  // namespace SFPLUS_ISA
+}  // namespace sfplus

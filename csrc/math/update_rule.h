@@ -1,0 +1,32 @@
+// What happens to one element. The coefficients come from run_rule.h, already in the type of the
+// arithmetic; the equations are in docs/algorithm.md.
+#pragma once
+
+#include <cmath>
+
+#include "config.h"
+
+namespace sfplus {
+inline namespace SFPLUS_ISA {
+
+template <class T>
+struct UpdateCoefs {
+  T beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y;  // of the group
+  T step_size, inv_sqrt_bc2, e_to_y;                                     // of the tensor
+};
+
+template <class T>
+SFPLUS_INLINE void update_element(T g, T& m, T& v, T& y, T& e, const UpdateCoefs<T>& c) {
+  // Adam moments
+  m = c.beta1 * m + c.grad_to_m * g;
+  v = c.beta2 * v + c.grad_to_v * g * g;
+  // delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps)
+  const T delta = c.step_size * m / (std::sqrt(v) * c.inv_sqrt_bc2 + c.eps) + c.omega * y;
+  // one increment of y, its two parts summed first
+  y = y + (c.e_to_y * e + c.delta_to_y * delta);
+  // z moves by -delta, then x follows it by c_k
+  e = c.e_kept * (e - delta);
+}
+
+}  // namespace SFPLUS_ISA
+}  // namespace sfplus

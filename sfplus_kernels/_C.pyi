@@ -1,0 +1,79 @@
+"""The compiled extension (csrc/bindings.cpp). Addresses are integers; whoever calls keeps the memory alive.
+
+The columns of every buffer are those of ``backends/layout.py``, dtypes are numbered as in
+``layout()["DType"]``, and ``n_threads`` is the most that a pass may use, the caller's included. Every pass
+releases the GIL.
+"""
+
+class Table:
+    """The chunks of one launch. ``chunk_size`` and ``n_elements`` count elements."""
+
+    def __init__(
+        self,
+        rows: int,
+        gradients: int,
+        chunks: int,
+        n_chunks: int,
+        chunk_size: int,
+        n_elements: int,
+    ) -> None: ...
+
+class Run:
+    """The fp64 buffers of ``backends/contract.py``'s ``RunState``."""
+
+    def __init__(
+        self,
+        globals: int,
+        groups: int,
+        tensors: int,
+        hyper: int,
+        settings: int,
+        group_coefs: int,
+        tensor_coefs: int,
+        n_groups: int,
+    ) -> None: ...
+
+def reduce(
+    table: Table,
+    param_dtype: int,
+    grad_dtype: int,
+    partials: int,
+    n_partials: int,
+    n_threads: int,
+) -> None:
+    """Slot i of ``partials`` becomes the sums over the chunks i, i + n_partials, ..."""
+
+def finalize(
+    partials: int,
+    n_partials: int,
+    rows: int,
+    n_rows: int,
+    run: Run,
+    max_coefficient: float,
+) -> None:
+    """Sums, loss and run state -> coefficients; advances the run state, or marks a skipped step."""
+
+def update(table: Table, param_dtype: int, grad_dtype: int, run: Run, n_threads: int) -> None:
+    """One read and one write of every tensor; nothing on a skipped step."""
+
+def interpolate(table: Table, param_dtype: int, tensors: int, to_x: bool, n_threads: int) -> None:
+    """Parameters from y to x or back; ``tensors`` is the address of ``RunState.tensors``."""
+
+def negate(x: int, numel: int, n_threads: int) -> None:
+    """x <- -x on ``numel`` floats: one read and one write, to measure the memory's bandwidth with."""
+
+def layout() -> dict[str, dict[str, int]]:
+    """The columns as the C++ code has them, by the names of the enums."""
+
+def isa() -> str:
+    """The instruction set in use: the widest one, or that of the environment variable SFPLUS_CPU_ISA.
+
+    Raises:
+        ValueError: that one is unknown or not to be had here; the message names those that are.
+    """
+
+def available_isas() -> list[str]:
+    """Instruction sets that were compiled and that this processor has, the widest first."""
+
+def set_isa(name: str) -> None:
+    """Take another instruction set from now on (for tests). Raises as ``isa``."""

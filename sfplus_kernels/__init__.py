@@ -1,0 +1,15 @@
+"""Fast Schedule-Free optimizers for PyTorch.
+
+    from sfplus_kernels import AdamCScheduleFreePlus
+
+See ``sfplus_kernels.backends.report()`` for what runs on this machine, ``sfplus_kernels.reference`` for the
+plain transcriptions of the papers.
+"""
+
+from sfplus_kernels import backends
+from sfplus_kernels._version import __version__
+from sfplus_kernels.optim import AdamCScheduleFreePlus, Iterates
+
+ScheduleFreePlus = AdamCScheduleFreePlus
+
+__all__ = ["AdamCScheduleFreePlus", "Iterates", "ScheduleFreePlus", "__version__", "backends"]

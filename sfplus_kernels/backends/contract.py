@@ -1,0 +1,102 @@
+"""The contract between ``ops`` and the backends: what goes in, and the four operations.
+
+A step is ``reduce`` -> ``finalize`` -> ``update``; ``interpolate`` moves the parameters between y and x.
+No operation allocates memory that grows with the model or waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.backends.layout import (
+    Global,
+    Group,
+    GroupCoef,
+    Hyper,
+    Scalar,
+    Setting,
+    TensorCoef,
+)
+
+MAX_COEFFICIENT = 1e30
+"""A step whose gamma or omega is larger is skipped like one with a non-finite loss: as float32
+coefficients they, or what they are multiplied with, would overflow."""
+
+
+class Entry(NamedTuple):
+    """The tensors of one parameter, all of one shape, the state tensors of one layout in memory.
+
+    ``exp_avg``, ``exp_avg_sq``, ``displacement`` and ``master_param`` have the state's dtype: float64 for
+    a float64 parameter, else float32. ``master_param`` is None where the parameter itself holds y.
+    """
+
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    displacement: Tensor
+    master_param: Tensor | None
+    group: int
+    slot: int
+    grad_dtype: torch.dtype | None  # None in an interpolation, which reads no gradient
+
+    @property
+    def y(self) -> Tensor:
+        return self.param if self.master_param is None else self.master_param
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The fp64 buffers of one optimizer, on the parameters' device; columns as in ``layout``."""
+
+    globals: Tensor  # (len(Global),)
+    groups: Tensor  # (n_groups, len(Group))
+    tensors: Tensor  # (n_params, len(Scalar))
+    hyper: Tensor  # (n_groups, len(Hyper))
+    settings: Tensor  # (len(Setting),)
+    group_coefs: Tensor  # (n_groups, len(GroupCoef))
+    tensor_coefs: Tensor  # (n_params, len(TensorCoef))
+
+    @classmethod
+    def zeros(cls, n_groups: int, n_params: int, device: torch.device) -> RunState:
+        def buffer(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(
+            globals=buffer(len(Global)),
+            groups=buffer(n_groups, len(Group)),
+            tensors=buffer(n_params, len(Scalar)),
+            hyper=buffer(n_groups, len(Hyper)),
+            settings=buffer(len(Setting)),
+            group_coefs=buffer(n_groups, len(GroupCoef)),
+            tensor_coefs=buffer(n_params, len(TensorCoef)),
+        )
+
+
+class Backend(Protocol):
+    """One implementation of the step. Plans are made by the backend and opaque to the caller."""
+
+    def plan(self, entries: Sequence[Entry], device: torch.device) -> Any:
+        """Everything about these tensors that can be prepared once. Empty tensors are left out."""
+
+    def set_gradients(self, plan: Any, gradients: Sequence[Tensor]) -> None:
+        """Point the plan at this step's gradients: ``param.grad`` of each entry, in their order.
+
+        They have the dtypes given by ``Entry.grad_dtype`` and any strides.
+        """
+
+    def reduce(self, plan: Any) -> None:
+        """sum |g|, sum g e and sum g^2 of all tensors, as partial sums inside the plan."""
+
+    def finalize(self, plan: Any, run: RunState) -> None:
+        """Sums, loss and run state -> coefficients; advances the run state, or marks a skip."""
+
+    def update(self, plan: Any, run: RunState) -> None:
+        """One read and one write of every tensor; nothing is written on a skipped step."""
+
+    def interpolate(self, plan: Any, run: RunState, to_x: bool) -> None:
+        """Parameters from y to x (``to_x``) or from x to y."""

@@ -1,0 +1,124 @@
+"""The compiled C++ kernels over the address table: CPU tensors, on torch's number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels import _C
+from sfplus_kernels.backends.contract import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.backends.table import (
+    AddressTable,
+    Launch,
+    build_table,
+    load_grad_stages,
+    load_param_stages,
+    point_at_gradients,
+    store_param_stages,
+)
+
+CHUNK_SIZE = 16384
+"""Elements: as long as a chunk's five buffers stay within a core's cache, and not so short that the
+hardware's prefetching starts anew too often."""
+
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+"""As ``DType`` in csrc/math/layout.h."""
+
+
+@dataclass(frozen=True)
+class CpuPlan:
+    """The address table, and for each of its launches the same as the extension wants it."""
+
+    table: AddressTable
+    launches: list[tuple[_C.Table, Launch]]
+
+
+class CpuBackend:
+    """See ``contract.Backend``."""
+
+    def plan(self, entries: Sequence[Entry], device: torch.device) -> CpuPlan:
+        table = build_table(entries, device, CHUNK_SIZE)
+        return CpuPlan(table, [(_native(table, launch), launch) for launch in table.launches])
+
+    def set_gradients(self, plan: CpuPlan, gradients: Sequence[Tensor]) -> None:
+        point_at_gradients(plan.table, gradients)
+
+    def reduce(self, plan: CpuPlan) -> None:
+        load_grad_stages(plan.table)
+        for native, launch in plan.launches:
+            _C.reduce(
+                native,
+                DTYPES[launch.param_dtype],
+                _grad_dtype(launch),
+                plan.table.partials[launch.first_partial].data_ptr(),
+                launch.n_partials,
+                torch.get_num_threads(),
+            )
+
+    def finalize(self, plan: CpuPlan, run: RunState) -> None:
+        table = plan.table
+        _C.finalize(
+            table.partials.data_ptr(),
+            len(table.partials),
+            table.rows.data_ptr(),
+            table.n_rows,
+            _native_run(run),
+            MAX_COEFFICIENT,
+        )
+
+    def update(self, plan: CpuPlan, run: RunState) -> None:
+        load_param_stages(plan.table)
+        native_run = _native_run(run)
+        for native, launch in plan.launches:
+            _C.update(
+                native,
+                DTYPES[launch.param_dtype],
+                _grad_dtype(launch),
+                native_run,
+                torch.get_num_threads(),
+            )
+        store_param_stages(plan.table)
+
+    def interpolate(self, plan: CpuPlan, run: RunState, to_x: bool) -> None:
+        load_param_stages(plan.table)
+        for native, launch in plan.launches:
+            _C.interpolate(
+                native,
+                DTYPES[launch.param_dtype],
+                run.tensors.data_ptr(),
+                to_x,
+                torch.get_num_threads(),
+            )
+        store_param_stages(plan.table)
+
+
+def _native(table: AddressTable, launch: Launch) -> _C.Table:
+    return _C.Table(
+        rows=table.rows.data_ptr(),
+        gradients=table.gradients.data_ptr(),
+        chunks=table.chunks[launch.first_chunk].data_ptr(),
+        n_chunks=launch.n_chunks,
+        chunk_size=CHUNK_SIZE,
+        n_elements=launch.n_elements,
+    )
+
+
+def _native_run(run: RunState) -> _C.Run:
+    return _C.Run(
+        globals=run.globals.data_ptr(),
+        groups=run.groups.data_ptr(),
+        tensors=run.tensors.data_ptr(),
+        hyper=run.hyper.data_ptr(),
+        settings=run.settings.data_ptr(),
+        group_coefs=run.group_coefs.data_ptr(),
+        tensor_coefs=run.tensor_coefs.data_ptr(),
+        n_groups=len(run.groups),
+    )
+
+
+def _grad_dtype(launch: Launch) -> int:
+    assert launch.grad_dtype is not None, "a plan without gradients is for interpolate only"
+    return DTYPES[launch.grad_dtype]

@@ -1,0 +1,163 @@
+"""Plain torch operations in displacement form: runs wherever torch has float64, and reads like the paper.
+
+The last resort, several times slower than the compiled backends, but like them it never waits for the
+device: a skipped step is a ``torch.where``, not a branch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.backends.contract import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.backends.layout import (
+    Global,
+    Group,
+    GroupCoef,
+    Hyper,
+    Scalar,
+    TensorCoef,
+)
+
+
+@dataclass
+class EagerPlan:
+    entries: list[Entry]
+    slots: Tensor  # (n_active,) rows of RunState.tensors
+    groups: Tensor  # (n_active,) the group of each
+    sums: Tensor  # (3,) float64, columns as in layout.Sum
+
+    def with_gradients(self) -> list[tuple[Entry, Tensor]]:
+        """Gradients are read from the parameters: a list kept here would keep them alive."""
+        return [(e, e.param.grad.detach()) for e in self.entries if e.param.grad is not None]
+
+
+class EagerBackend:
+    """See ``contract.Backend``."""
+
+    def plan(self, entries: Sequence[Entry], device: torch.device) -> EagerPlan:
+        active = [e for e in entries if e.param.numel() > 0]
+        return EagerPlan(
+            entries=list(entries),
+            slots=torch.tensor([e.slot for e in active], dtype=torch.int64, device=device),
+            groups=torch.tensor([e.group for e in active], dtype=torch.int64, device=device),
+            sums=torch.zeros(3, dtype=torch.float64, device=device),
+        )
+
+    def set_gradients(self, plan: EagerPlan, gradients: Sequence[Tensor]) -> None:
+        """Nothing to prepare: each pass reads ``param.grad``."""
+
+    def reduce(self, plan: EagerPlan) -> None:
+        plan.sums.zero_()
+        for entry, gradient in plan.with_gradients():
+            g = gradient.to(entry.displacement.dtype)
+            parts = (g.abs().sum(), (g * entry.displacement).sum(), g.square().sum())
+            plan.sums += torch.stack(parts).to(torch.float64)
+
+    def finalize(self, plan: EagerPlan, run: RunState) -> None:
+        lr, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power = _columns(
+            run.hyper, Hyper
+        )
+        sf_beta1, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign = run.settings.unbind()
+        l1, dot, squares = plan.sums.unbind()
+        f = run.globals[Global.FUNCTION_VALUE]
+        k = run.groups[:, Group.K]
+
+        # beta_k: annealed so that ln(1 - beta) is linear in the step
+        s = (k[0] / anneal_steps.clamp(min=1)).clamp(max=1)
+        annealed = 1 - torch.exp((1 - s) * torch.log1p(-sf_beta1) + s * torch.log1p(-sf_beta1_max))
+        beta = torch.where(anneal_steps > 0, annealed, sf_beta1)
+
+        # Polyak step; 0 when every gradient is zero
+        ip_term = sign * beta * dot
+        ema = run.globals[Global.GRAD_L1_EMA]
+        ema = polyak_beta * ema + (1 - polyak_beta) * math.sqrt(math.pi / 2) * l1
+        denominator = ema / (1 - polyak_beta ** (k[0] + 1))
+        numerator = (sign * (f - f_star) + ip_term).clamp(min=0)
+        polyak_lr = torch.where(denominator > 0, numerator / denominator, 0)
+
+        # averaging weight c_k
+        warmup = torch.where(warmup_steps > 0, ((k + 1) / warmup_steps).clamp(max=1), 1)
+        gamma = torch.maximum(lr, eps) * warmup * polyak_lr
+        lr_max = torch.maximum(run.groups[:, Group.LR_MAX], gamma)
+        weight = torch.where(k < c_warmup, 0, (k + 1) ** r * lr_max**power)
+        weight_sum = run.groups[:, Group.WEIGHT_SUM] + weight
+        c = torch.where(weight_sum > 0, weight / weight_sum, 0)
+        c = torch.where(k < c_warmup, 1, c)
+        omega = gamma**2 * weight_decay
+
+        in_range = (gamma <= MAX_COEFFICIENT) & (omega <= MAX_COEFFICIENT) & weight_sum.isfinite()
+        skip = ~(plan.sums.isfinite().all() & f.isfinite() & in_range.all())
+
+        def keep_or(old: Tensor, new: Tensor) -> None:
+            old.copy_(torch.where(skip, old, new))
+
+        figures = run.globals
+        figures[Global.GRAD_L1] = l1
+        figures[Global.GRAD_NORM] = squares.sqrt()
+        figures[Global.IP_TERM] = ip_term
+        figures[Global.SKIP] = skip.to(torch.float64)
+        figures[Global.SKIPPED_STEPS] += skip
+        figures[Global.CONSECUTIVE_SKIPPED_STEPS] += 1
+        figures[Global.CONSECUTIVE_SKIPPED_STEPS] *= skip
+        keep_or(figures[Global.GRAD_L1_EMA], ema)
+        keep_or(figures[Global.POLYAK_LR], polyak_lr)
+        keep_or(figures[Global.SF_BETA1], beta)
+        keep_or(run.groups, torch.stack((k + 1, lr_max, weight_sum, c, gamma), dim=1))
+        delta_to_y = -(1 - beta * (1 - c))
+        coefs = (beta1, sign * (1 - beta1), beta2, 1 - beta2, eps, omega, 1 - c, delta_to_y)
+        keep_or(run.group_coefs, torch.stack(coefs, dim=1))
+
+        # per tensor: bias corrections with its own step count, and its own b
+        group = plan.groups
+        step = run.tensors[plan.slots, Scalar.STEP] + 1
+        b = run.tensors[plan.slots, Scalar.Y_BETA]
+        step_size = gamma[group] / (1 - beta1[group] ** step)
+        inv_sqrt_bc2 = (1 - beta2[group] ** step).rsqrt()
+        e_to_y = b - beta * (1 - c[group])
+        new = torch.stack((step_size, inv_sqrt_bc2, e_to_y), dim=1)
+        run.tensor_coefs[plan.slots] = torch.where(skip, run.tensor_coefs[plan.slots], new)
+        new = torch.stack((step, beta.expand_as(step)), dim=1)
+        run.tensors[plan.slots] = torch.where(skip, run.tensors[plan.slots], new)
+
+    def update(self, plan: EagerPlan, run: RunState) -> None:
+        skip = run.globals[Global.SKIP] > 0
+        for entry, gradient in plan.with_gradients():
+            y, e = entry.y.detach(), entry.displacement
+            # formed in float64, rounded once to the dtype of the arithmetic
+            group_coefs = run.group_coefs[entry.group].to(e.dtype)
+            tensor_coefs = run.tensor_coefs[entry.slot].to(e.dtype)
+            beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y = _columns(
+                group_coefs, GroupCoef
+            )
+            step_size, inv_sqrt_bc2, e_to_y = _columns(tensor_coefs, TensorCoef)
+            g = gradient.to(e.dtype)
+            m = beta1 * entry.exp_avg + grad_to_m * g
+            v = beta2 * entry.exp_avg_sq + grad_to_v * g * g
+            delta = step_size * m / (v.sqrt() * inv_sqrt_bc2 + eps) + omega * y
+            new_y = y + (e_to_y * e + delta_to_y * delta)
+            new_e = e_kept * (e - delta)
+            for old, new in ((entry.exp_avg, m), (entry.exp_avg_sq, v), (y, new_y), (e, new_e)):
+                old.copy_(torch.where(skip, old, new))
+            if entry.master_param is not None:
+                param = entry.param.detach()
+                param.copy_(torch.where(skip, param, y.to(param.dtype)))
+
+    def interpolate(self, plan: EagerPlan, run: RunState, to_x: bool) -> None:
+        for entry in plan.entries:
+            one_minus_b = 1 - run.tensors[entry.slot, Scalar.Y_BETA]
+            e_share = one_minus_b.to(entry.displacement.dtype) * entry.displacement
+            param = entry.param.detach()
+            if entry.master_param is None:
+                param.add_(e_share, alpha=-1 if to_x else 1)
+            else:
+                param.copy_(entry.master_param - e_share if to_x else entry.master_param)
+
+
+def _columns(table: Tensor, columns: type) -> tuple[Tensor, ...]:
+    """The columns of a buffer in the order of its enum."""
+    return tuple(table[..., column] for column in columns)  # type: ignore[attr-defined]

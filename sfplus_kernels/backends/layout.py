@@ -1,0 +1,129 @@
+"""Where each number of the run lives: the columns of the fp64 buffers and of the address table.
+
+Python, Triton and C++ index the same memory, so the order below is the one definition; the compiled
+extension exports its own copy and a test compares the two.
+"""
+
+from enum import IntEnum
+
+VIRTUAL_BLOCKS = 2048
+"""Slots of partial sums per launch. Fixed, so that neither the number of multiprocessors nor the
+number of threads changes the order in which a sum is formed."""
+
+
+class Hyper(IntEnum):
+    """Hyperparameters of one group: a row of ``RunState.hyper``, written by the host."""
+
+    LR = 0
+    BETA1 = 1
+    BETA2 = 2
+    EPS = 3
+    WEIGHT_DECAY = 4
+    R = 5
+    C_WARMUP = 6
+    WARMUP_STEPS = 7
+    WEIGHT_LR_POWER = 8
+
+
+class Setting(IntEnum):
+    """Hyperparameters that all groups share: ``RunState.settings``, written by the host."""
+
+    SF_BETA1 = 0
+    SF_BETA1_MAX = 1
+    SF_BETA1_ANNEAL_STEPS = 2
+    POLYAK_BETA = 3
+    F_STAR = 4
+    GRAD_SIGN = 5  # -1 when maximizing, else 1
+
+
+class Global(IntEnum):
+    """Run state and last-step figures without a group: ``RunState.globals``.
+
+    ``FUNCTION_VALUE`` is also the way in: the host writes the loss there before ``finalize``.
+    """
+
+    FUNCTION_VALUE = 0
+    GRAD_L1 = 1
+    GRAD_NORM = 2
+    IP_TERM = 3
+    GRAD_L1_EMA = 4
+    POLYAK_LR = 5
+    SF_BETA1 = 6  # beta_k
+    SKIP = 7  # 1 when this step is skipped, else 0
+    SKIPPED_STEPS = 8
+    CONSECUTIVE_SKIPPED_STEPS = 9
+
+
+class Group(IntEnum):
+    """Run state of one group: a row of ``RunState.groups``."""
+
+    K = 0
+    LR_MAX = 1
+    WEIGHT_SUM = 2
+    CKP1 = 3
+    SCHEDULED_LR = 4  # gamma
+
+
+class Scalar(IntEnum):
+    """Run scalars of one tensor: a row of ``RunState.tensors``."""
+
+    STEP = 0
+    Y_BETA = 1  # b
+
+
+class GroupCoef(IntEnum):
+    """What ``update`` needs per group: a row of ``RunState.group_coefs``, written by ``finalize``.
+
+    m <- BETA1 m + GRAD_TO_M g                 v <- BETA2 v + GRAD_TO_V g^2
+    delta = STEP_SIZE m / (sqrt(v) INV_SQRT_BC2 + EPS) + OMEGA y
+    y <- y + E_TO_Y e + DELTA_TO_Y delta       e <- E_KEPT (e - delta)
+    """
+
+    BETA1 = 0
+    GRAD_TO_M = 1  # (1 - beta1), negative when maximizing
+    BETA2 = 2
+    GRAD_TO_V = 3  # 1 - beta2
+    EPS = 4
+    OMEGA = 5  # gamma^2 weight_decay
+    E_KEPT = 6  # 1 - c_k
+    DELTA_TO_Y = 7  # -(1 - beta_k (1 - c_k))
+
+
+class TensorCoef(IntEnum):
+    """What ``update`` needs per tensor: a row of ``RunState.tensor_coefs``."""
+
+    STEP_SIZE = 0  # gamma / (1 - beta1^step)
+    INV_SQRT_BC2 = 1  # 1 / sqrt(1 - beta2^step)
+    E_TO_Y = 2  # b - beta_k (1 - c_k)
+
+
+class Sum(IntEnum):
+    """The three sums of the reduction pass: the columns of ``AddressTable.partials``."""
+
+    GRAD_L1 = 0  # sum |g|
+    GRAD_DOT_E = 1  # sum g e
+    GRAD_SQ = 2  # sum g^2
+
+
+class Row(IntEnum):
+    """One tensor in the address table (int64): addresses, size, and where its scalars are.
+
+    ``Y`` is the address of y: of the parameter itself, or of its ``master_param``. ``PARAM`` is the
+    address of a low-precision parameter that follows y, and 0 where the parameter is y itself.
+    """
+
+    Y = 0
+    PARAM = 1
+    EXP_AVG = 2
+    EXP_AVG_SQ = 3
+    DISPLACEMENT = 4
+    NUMEL = 5
+    GROUP = 6
+    SLOT = 7  # row of RunState.tensors and RunState.tensor_coefs
+
+
+class Chunk(IntEnum):
+    """One piece of work in the chunk table (int64): a row of the address table and an offset."""
+
+    ROW = 0
+    START = 1  # first element; the piece ends at START + chunk_size or at NUMEL

@@ -1,0 +1,162 @@
+"""Which backends there are, which one serves a device, and why one is unavailable."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from sfplus_kernels.backends.contract import Backend
+
+ENVIRONMENT_VARIABLE = "SFPLUS_BACKEND"
+
+
+@dataclass(frozen=True)
+class BackendRecord:
+    """How to find one backend.
+
+    ``unavailable_reason(device_type)`` returns None where the backend runs, else a sentence that says why
+    it does not and what to do; it imports nothing heavy.
+    """
+
+    name: str
+    what: str
+    module: str
+    class_name: str
+    unavailable_reason: Callable[[str], str | None]
+    automatic_on: frozenset[str]  # device types for which backend=None may pick it
+
+
+def _cpu_reason(device_type: str) -> str | None:
+    if device_type != "cpu":
+        return f"it works on CPU tensors only, not on {device_type}"
+    try:
+        importlib.import_module("sfplus_kernels._C")
+    except ImportError as error:
+        return (
+            f"the compiled extension sfplus_kernels._C cannot be imported ({error}); "
+            "reinstall the package with a C++17 compiler present"
+        )
+    return None
+
+
+def _triton_reason(device_type: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton"
+    if device_type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return (
+                "Triton runs CPU tensors only in its interpreter, which is for tests; "
+                "set TRITON_INTERPRET=1 before Python starts"
+            )
+        return None
+    if device_type != "cuda":
+        return f"it works on cuda tensors, not on {device_type}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return None
+
+
+def _eager_reason(device_type: str) -> str | None:
+    if device_type == "mps":
+        return "the run state is float64, which mps does not have; train on cpu or cuda"
+    return None
+
+
+_RECORDS = {
+    record.name: record
+    for record in (
+        BackendRecord(
+            "cpu",
+            "compiled C++ kernels on threads and SIMD",
+            "sfplus_kernels.backends.cpu",
+            "CpuBackend",
+            _cpu_reason,
+            frozenset({"cpu"}),
+        ),
+        BackendRecord(
+            "triton",
+            "Triton kernels",
+            "sfplus_kernels.backends.triton",
+            "TritonBackend",
+            _triton_reason,
+            frozenset({"cuda"}),
+        ),
+        BackendRecord(
+            "eager",
+            "plain torch operations",
+            "sfplus_kernels.backends.eager",
+            "EagerBackend",
+            _eager_reason,
+            frozenset({"cpu", "cuda", "xpu"}),
+        ),
+    )
+}
+
+
+def names() -> list[str]:
+    """Known backends, the preferred ones first."""
+    return list(_RECORDS)
+
+
+def check_name(name: str | None) -> None:
+    """Raise ValueError, with the known names, if ``name`` is neither None nor one of them."""
+    if name is not None and name not in _RECORDS:
+        raise ValueError(f"unknown backend {name!r}: expected one of {names()}, or None to choose")
+
+
+def select(name: str | None, device: torch.device) -> tuple[str, Backend]:
+    """The backend for ``device``: the named one, else that of ``SFPLUS_BACKEND``, else the best.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: a named backend is unavailable (there is no silent fallback), or none fits.
+    """
+    requested = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    check_name(requested)
+    if requested is not None:
+        reason = _RECORDS[requested].unavailable_reason(device.type)
+        if reason is not None:
+            raise RuntimeError(
+                f"backend {requested!r} is unavailable for parameters on {device}: {reason}; "
+                "or pass backend=None to let the package choose"
+            )
+        return requested, _load(requested)
+    reasons = []
+    for record in _RECORDS.values():
+        if device.type not in record.automatic_on:
+            continue
+        reason = record.unavailable_reason(device.type)
+        if reason is None:
+            return record.name, _load(record.name)
+        reasons.append(f"{record.name}: {reason}")
+    why = "; ".join(reasons) or "no backend knows this device type"
+    raise RuntimeError(f"no backend for parameters on {device}: {why}")
+
+
+def report() -> dict[str, str]:
+    """Each backend's name with "available" or the reason why it is not.
+
+    A backend is available if it serves the CPU or, where there is one, the CUDA device.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    lines = {}
+    for record in _RECORDS.values():
+        reasons = {device: record.unavailable_reason(device) for device in devices}
+        available = [device for device, reason in reasons.items() if reason is None]
+        # the reason on the device that this backend is made for, where there is such a device
+        own = next((d for d in devices if d in record.automatic_on), devices[-1])
+        lines[record.name] = "available" if available else str(reasons[own])
+    return lines
+
+
+@cache
+def _load(name: str) -> Backend:
+    record = _RECORDS[name]
+    backend: Backend = getattr(importlib.import_module(record.module), record.class_name)()
+    return backend

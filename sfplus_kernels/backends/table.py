@@ -1,0 +1,189 @@
+"""The address table: how a list of tensors becomes memory that one kernel launch can walk.
+
+Shared by the backends that work on raw addresses. Tensors are sorted by their dtypes into launches and
+cut into chunks; the arithmetic of that is in pure functions, so that it is tested without a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.backends.contract import Entry
+from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Sum
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The tensors of one (parameter, gradient) dtype pair: a range of the chunk table."""
+
+    param_dtype: torch.dtype
+    grad_dtype: torch.dtype | None
+    first_chunk: int
+    n_chunks: int
+    n_elements: int
+    first_partial: int  # row of ``AddressTable.partials`` where this launch's slots begin
+
+    @property
+    def n_partials(self) -> int:
+        """Virtual block i sums the chunks i, i + n_partials, i + 2 n_partials, ..."""
+        return min(self.n_chunks, VIRTUAL_BLOCKS)
+
+
+@dataclass
+class AddressTable:
+    """Device memory that names every tensor of a pass; see ``layout`` for the columns."""
+
+    rows: Tensor  # (n_rows, len(Row)) int64
+    gradients: Tensor  # (n_rows,) int64, addresses
+    chunks: Tensor  # (n_chunks, len(Chunk)) int64
+    partials: Tensor  # (sum of n_partials, len(Sum)) float64
+    launches: list[Launch]
+    order: list[int]  # rows[i] describes entries[order[i]]
+    grad_stages: dict[int, Tensor]  # by row: a copy in the state's layout, made on demand
+    staged_rows: list[int]  # whose gradients have another layout now
+    param_stages: list[tuple[Tensor, Tensor]]  # (parameter of another layout, its dense stand-in)
+    state_strides: list[tuple[int, ...]]
+    keep_alive: list[Entry] = field(repr=False)  # the table holds bare addresses of these
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.order)
+
+
+def cut_into_chunks(numels: Sequence[int], chunk_size: int, first_row: int = 0) -> Tensor:
+    """Chunk table of tensors with ``numels`` elements: int64, shape (n_chunks, len(Chunk)).
+
+    Row by row and front to back; an empty tensor gets no chunk.
+    """
+    counts = torch.tensor([-(-n // chunk_size) for n in numels], dtype=torch.int64)
+    rows = torch.arange(len(numels), dtype=torch.int64).repeat_interleave(counts)
+    first_chunk = counts.cumsum(0) - counts
+    starts = (torch.arange(len(rows), dtype=torch.int64) - first_chunk[rows]) * chunk_size
+    return torch.stack((rows + first_row, starts), dim=1)
+
+
+def same_layout(strides: Sequence[int], tensor: Tensor) -> bool:
+    """Whether element i of the memory is the same element in both: strides of 1-sized dimensions
+    do not matter."""
+    own = tensor.stride()
+    if own == strides:
+        return True
+    return all(a == b for a, b, size in zip(own, strides, tensor.shape, strict=True) if size != 1)
+
+
+def sort_into_launches(entries: Sequence[Entry]) -> list[list[int]]:
+    """Indices of the non-empty entries, one list for each dtype pair, in order of first appearance."""
+    pairs: dict[tuple[torch.dtype, torch.dtype | None], list[int]] = {}
+    for index, entry in enumerate(entries):
+        if entry.param.numel() > 0:
+            pairs.setdefault((entry.param.dtype, entry.grad_dtype), []).append(index)
+    return list(pairs.values())
+
+
+def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int) -> AddressTable:
+    """Make the table on the host and send it to ``device`` without waiting for it."""
+    launches: list[Launch] = []
+    chunk_tables: list[Tensor] = []
+    rows: list[tuple[int, ...]] = []
+    order: list[int] = []
+    param_stages: list[tuple[Tensor, Tensor]] = []
+    first_chunk = first_partial = 0
+    for indices in sort_into_launches(entries):
+        members = [entries[i] for i in indices]
+        chunks = cut_into_chunks([e.param.numel() for e in members], chunk_size, len(rows))
+        launch = Launch(
+            param_dtype=members[0].param.dtype,
+            grad_dtype=members[0].grad_dtype,
+            first_chunk=first_chunk,
+            n_chunks=len(chunks),
+            n_elements=sum(e.param.numel() for e in members),
+            first_partial=first_partial,
+        )
+        launches.append(launch)
+        chunk_tables.append(chunks)
+        first_chunk += launch.n_chunks
+        first_partial += launch.n_partials
+        order.extend(indices)
+        for entry in members:
+            param = entry.param
+            if not same_layout(entry.displacement.stride(), param):
+                dense = torch.empty_like(entry.displacement, dtype=param.dtype)
+                param_stages.append((param, dense))
+                param = dense
+            rows.append(_row(entry, param))
+
+    n_rows = len(rows)
+    return AddressTable(
+        rows=_send(rows, device),
+        gradients=torch.zeros(n_rows, dtype=torch.int64, device=device),
+        chunks=_send(torch.cat(chunk_tables) if chunk_tables else [], device),
+        partials=torch.zeros(first_partial, len(Sum), dtype=torch.float64, device=device),
+        launches=launches,
+        order=order,
+        grad_stages={},
+        staged_rows=[],
+        param_stages=param_stages,
+        state_strides=[entries[i].displacement.stride() for i in order],
+        keep_alive=list(entries),
+    )
+
+
+def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None:
+    """Refill the gradient addresses; a gradient of another layout is read through its stage."""
+    addresses: list[int] = []
+    table.staged_rows.clear()
+    for row, index in enumerate(table.order):
+        grad = gradients[index]
+        if not same_layout(table.state_strides[row], grad):
+            if row not in table.grad_stages:
+                state = table.keep_alive[index].displacement
+                table.grad_stages[row] = torch.empty_like(state, dtype=grad.dtype)
+            table.staged_rows.append(row)
+            grad = table.grad_stages[row]
+        addresses.append(grad.data_ptr())
+    table.gradients.copy_(_send(addresses, table.gradients.device), non_blocking=True)
+
+
+def load_grad_stages(table: AddressTable) -> None:
+    """Bring gradients whose layout is not the state's into their stages: every step."""
+    for row in table.staged_rows:
+        grad = table.keep_alive[table.order[row]].param.grad
+        if grad is not None:
+            table.grad_stages[row].copy_(grad.detach())
+
+
+def load_param_stages(table: AddressTable) -> None:
+    """Bring parameters whose layout is not the state's into their dense stand-ins."""
+    for param, dense in table.param_stages:
+        dense.copy_(param.detach())
+
+
+def store_param_stages(table: AddressTable) -> None:
+    """And back."""
+    for param, dense in table.param_stages:
+        param.detach().copy_(dense)
+
+
+def _row(entry: Entry, param: Tensor) -> tuple[int, ...]:
+    master = entry.master_param
+    return (  # the order of layout.Row
+        (param if master is None else master).data_ptr(),
+        0 if master is None else param.data_ptr(),
+        entry.exp_avg.data_ptr(),
+        entry.exp_avg_sq.data_ptr(),
+        entry.displacement.data_ptr(),
+        param.numel(),
+        entry.group,
+        entry.slot,
+    )
+
+
+def _send(values: Tensor | Iterable, device: torch.device) -> Tensor:
+    host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.int64)
+    if device.type == "cuda":
+        return host.pin_memory().to(device, non_blocking=True)
+    return host.to(device)

@@ -1,0 +1,209 @@
+"""The step's scalars: sums, loss and run state -> coefficients. All of it in fp64."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _power(base, exponent):
+    """base^exponent for base >= 0; pow(0, 0) = 1."""
+    positive = base > 0
+    power = tl.exp(exponent * tl.log(tl.where(positive, base, 1.0)))
+    at_zero = tl.where(exponent > 0, 0.0, tl.where(exponent < 0, float("inf"), 1.0))
+    return tl.where(positive, power, at_zero)
+
+
+@triton.jit
+def _group_step(hyper, groups, polyak_lr, mask, COLUMNS: tl.constexpr):
+    """gamma, lr_max, weight_sum, c_k and omega of the step for rows of groups; writes nothing."""
+    lr = tl.load(hyper + COLUMNS.Hyper.LR, mask, 0.0)
+    eps = tl.load(hyper + COLUMNS.Hyper.EPS, mask, 0.0)
+    weight_decay = tl.load(hyper + COLUMNS.Hyper.WEIGHT_DECAY, mask, 0.0)
+    r = tl.load(hyper + COLUMNS.Hyper.R, mask, 0.0)
+    c_warmup = tl.load(hyper + COLUMNS.Hyper.C_WARMUP, mask, 0.0)
+    warmup_steps = tl.load(hyper + COLUMNS.Hyper.WARMUP_STEPS, mask, 0.0)
+    weight_lr_power = tl.load(hyper + COLUMNS.Hyper.WEIGHT_LR_POWER, mask, 0.0)
+    k = tl.load(groups + COLUMNS.Group.K, mask, 0.0)
+    lr_max = tl.load(groups + COLUMNS.Group.LR_MAX, mask, 0.0)
+    weight_sum = tl.load(groups + COLUMNS.Group.WEIGHT_SUM, mask, 0.0)
+
+    # gamma = max(lr, eps) warmup polyak; comparisons, not maximum, so that NaN stays
+    warming = (warmup_steps > 0) & (k + 1 < warmup_steps)
+    warmup = tl.where(warming, (k + 1) / tl.where(warming, warmup_steps, 1.0), 1.0)
+    gamma = tl.where(lr < eps, eps, lr) * warmup * polyak_lr
+    lr_max = tl.where(gamma > lr_max, gamma, lr_max)
+    # c_k = w / weight_sum, w = (k+1)^r lr_max^p; 1 during c_warmup
+    weight = _power(k + 1, r) * _power(lr_max, weight_lr_power)
+    weight = tl.where(k < c_warmup, 0.0, weight)
+    weight_sum = weight_sum + weight
+    c = tl.where(weight_sum > 0, weight / tl.where(weight_sum > 0, weight_sum, 1.0), 0.0)
+    c = tl.where(k < c_warmup, 1.0, c)
+    omega = gamma * gamma * weight_decay
+    return k, gamma, lr_max, weight_sum, c, omega
+
+
+@triton.jit(do_not_specialize=["n_partials", "n_groups"])
+def finalize_kernel(
+    partials_ptr,
+    globals_ptr,
+    groups_ptr,
+    hyper_ptr,
+    settings_ptr,
+    group_coefs_ptr,
+    n_partials,
+    n_groups,
+    COLUMNS: tl.constexpr,
+    MAX_COEFFICIENT: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Global figures and everything per group, or the mark of a skipped step. One program.
+
+    What a thread reads may be what another one writes: all that is read from the run state is read
+    before the barrier that precedes its writing.
+    """
+    # combine the partial sums, in a fixed order
+    lanes = tl.arange(0, BLOCK_SIZE)
+    l1 = tl.full((BLOCK_SIZE,), 0, tl.float64)
+    dot = tl.full((BLOCK_SIZE,), 0, tl.float64)
+    squares = tl.full((BLOCK_SIZE,), 0, tl.float64)
+    for first in range(0, n_partials, BLOCK_SIZE):
+        mask = first + lanes < n_partials
+        slots = partials_ptr + (first + lanes) * COLUMNS.Sum.WIDTH
+        l1 += tl.load(slots + COLUMNS.Sum.GRAD_L1, mask, 0.0)
+        dot += tl.load(slots + COLUMNS.Sum.GRAD_DOT_E, mask, 0.0)
+        squares += tl.load(slots + COLUMNS.Sum.GRAD_SQ, mask, 0.0)
+    sum_l1 = tl.sum(l1)
+    sum_dot = tl.sum(dot)
+    sum_squares = tl.sum(squares)
+
+    sf_beta1 = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1)
+    sf_beta1_max = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1_MAX)
+    anneal_steps = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1_ANNEAL_STEPS)
+    polyak_beta = tl.load(settings_ptr + COLUMNS.Setting.POLYAK_BETA)
+    f_star = tl.load(settings_ptr + COLUMNS.Setting.F_STAR)
+    sign = tl.load(settings_ptr + COLUMNS.Setting.GRAD_SIGN)
+    f = tl.load(globals_ptr + COLUMNS.Global.FUNCTION_VALUE)
+    ema = tl.load(globals_ptr + COLUMNS.Global.GRAD_L1_EMA)
+    skipped_steps = tl.load(globals_ptr + COLUMNS.Global.SKIPPED_STEPS)
+    skipped_in_a_row = tl.load(globals_ptr + COLUMNS.Global.CONSECUTIVE_SKIPPED_STEPS)
+    k = tl.load(groups_ptr + COLUMNS.Group.K)
+
+    # beta_k: annealed so that ln(1 - beta) is linear in the step; exactly sf_beta1 without annealing
+    annealing = anneal_steps > 0
+    s = tl.minimum(k / tl.where(annealing, anneal_steps, 1.0), 1.0)
+    start = tl.log(tl.where(annealing, 1 - sf_beta1, 1.0))
+    end = tl.log(tl.where(annealing, 1 - sf_beta1_max, 1.0))
+    beta = tl.where(annealing, 1 - tl.exp((1 - s) * start + s * end), sf_beta1)
+
+    # Polyak step; 0 when every gradient is zero. 1.2533... is sqrt(pi / 2)
+    ip_term = sign * beta * sum_dot
+    ema = polyak_beta * ema + (1 - polyak_beta) * 1.2533141373155003 * sum_l1
+    denominator = ema / (1 - _power(polyak_beta, k + 1))
+    numerator = sign * (f - f_star) + ip_term
+    numerator = tl.where(numerator < 0, 0.0, numerator)
+    moving = denominator > 0
+    polyak_lr = tl.where(moving, numerator / tl.where(moving, denominator, 1.0), 0.0)
+
+    # a step that is not finite, or whose coefficients would overflow, is skipped
+    infinity = float("inf")
+    fine = (tl.abs(f) < infinity) & (sum_l1 < infinity)
+    fine = fine & (tl.abs(sum_dot) < infinity) & (sum_squares < infinity)
+    group_lanes = tl.arange(0, GROUP_BLOCK)
+    n_bad = tl.full((GROUP_BLOCK,), 0, tl.int32)
+    for first in range(0, n_groups, GROUP_BLOCK):
+        group = first + group_lanes
+        mask = group < n_groups
+        hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
+        groups = groups_ptr + group * COLUMNS.Group.WIDTH
+        _, gamma, _, weight_sum, _, omega = _group_step(hyper, groups, polyak_lr, mask, COLUMNS)
+        good = (gamma <= MAX_COEFFICIENT) & (omega <= MAX_COEFFICIENT) & (weight_sum < infinity)
+        n_bad += (mask & (good == 0)).to(tl.int32)
+    skip = (fine == 0) | (tl.sum(n_bad) > 0)
+
+    tl.debug_barrier()
+    tl.store(globals_ptr + COLUMNS.Global.GRAD_L1, sum_l1)
+    tl.store(globals_ptr + COLUMNS.Global.GRAD_NORM, tl.sqrt(sum_squares))
+    tl.store(globals_ptr + COLUMNS.Global.IP_TERM, ip_term)
+    if skip:
+        tl.store(globals_ptr + COLUMNS.Global.SKIP, 1.0)
+        tl.store(globals_ptr + COLUMNS.Global.SKIPPED_STEPS, skipped_steps + 1)
+        tl.store(globals_ptr + COLUMNS.Global.CONSECUTIVE_SKIPPED_STEPS, skipped_in_a_row + 1)
+    else:
+        tl.store(globals_ptr + COLUMNS.Global.SKIP, 0.0)
+        tl.store(globals_ptr + COLUMNS.Global.CONSECUTIVE_SKIPPED_STEPS, 0.0)
+        tl.store(globals_ptr + COLUMNS.Global.GRAD_L1_EMA, ema)
+        tl.store(globals_ptr + COLUMNS.Global.POLYAK_LR, polyak_lr)
+        tl.store(globals_ptr + COLUMNS.Global.SF_BETA1, beta)
+        for first in range(0, n_groups, GROUP_BLOCK):
+            group = first + group_lanes
+            mask = group < n_groups
+            hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
+            groups = groups_ptr + group * COLUMNS.Group.WIDTH
+            group_k, gamma, lr_max, weight_sum, c, omega = _group_step(
+                hyper, groups, polyak_lr, mask, COLUMNS
+            )
+            tl.debug_barrier()
+            tl.store(groups + COLUMNS.Group.K, group_k + 1, mask)
+            tl.store(groups + COLUMNS.Group.LR_MAX, lr_max, mask)
+            tl.store(groups + COLUMNS.Group.WEIGHT_SUM, weight_sum, mask)
+            tl.store(groups + COLUMNS.Group.CKP1, c, mask)
+            tl.store(groups + COLUMNS.Group.SCHEDULED_LR, gamma, mask)
+
+            beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
+            beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
+            eps = tl.load(hyper + COLUMNS.Hyper.EPS, mask, 0.0)
+            coefs = group_coefs_ptr + group * COLUMNS.GroupCoef.WIDTH
+            tl.store(coefs + COLUMNS.GroupCoef.BETA1, beta1, mask)
+            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, sign * (1 - beta1), mask)
+            tl.store(coefs + COLUMNS.GroupCoef.BETA2, beta2, mask)
+            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_V, 1 - beta2, mask)
+            tl.store(coefs + COLUMNS.GroupCoef.EPS, eps, mask)
+            tl.store(coefs + COLUMNS.GroupCoef.OMEGA, omega, mask)
+            tl.store(coefs + COLUMNS.GroupCoef.E_KEPT, 1 - c, mask)
+            tl.store(coefs + COLUMNS.GroupCoef.DELTA_TO_Y, -(1 - beta * (1 - c)), mask)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def finalize_tensors_kernel(
+    rows_ptr,
+    globals_ptr,
+    groups_ptr,
+    hyper_ptr,
+    tensors_ptr,
+    tensor_coefs_ptr,
+    n_rows,
+    COLUMNS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Everything per tensor, after ``finalize_kernel``: one lane for each row of the address table."""
+    if tl.load(globals_ptr + COLUMNS.Global.SKIP) == 0:
+        lanes = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+        mask = lanes < n_rows
+        rows = rows_ptr + lanes * COLUMNS.Row.WIDTH
+        group = tl.load(rows + COLUMNS.Row.GROUP, mask, 0)
+        slot = tl.load(rows + COLUMNS.Row.SLOT, mask, 0)
+        hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
+        groups = groups_ptr + group * COLUMNS.Group.WIDTH
+        tensors = tensors_ptr + slot * COLUMNS.Scalar.WIDTH
+        coefs = tensor_coefs_ptr + slot * COLUMNS.TensorCoef.WIDTH
+        beta = tl.load(globals_ptr + COLUMNS.Global.SF_BETA1)
+        beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
+        beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
+        gamma = tl.load(groups + COLUMNS.Group.SCHEDULED_LR, mask, 0.0)
+        c = tl.load(groups + COLUMNS.Group.CKP1, mask, 0.0)
+        step = tl.load(tensors + COLUMNS.Scalar.STEP, mask, 0.0) + 1
+        b = tl.load(tensors + COLUMNS.Scalar.Y_BETA, mask, 0.0)
+
+        # bias corrections with the tensor's own step count
+        step_size = gamma / (1 - _power(beta1, step))
+        inv_sqrt_bc2 = 1 / tl.sqrt(1 - _power(beta2, step))
+        # y was last written with b, and is now written with beta_k
+        e_to_y = b - beta * (1 - c)
+
+        tl.debug_barrier()
+        tl.store(coefs + COLUMNS.TensorCoef.STEP_SIZE, step_size, mask)
+        tl.store(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2, inv_sqrt_bc2, mask)
+        tl.store(coefs + COLUMNS.TensorCoef.E_TO_Y, e_to_y, mask)
+        tl.store(tensors + COLUMNS.Scalar.STEP, step, mask)
+        tl.store(tensors + COLUMNS.Scalar.Y_BETA, tl.where(mask, beta, 0.0), mask)

@@ -1,0 +1,68 @@
+"""The reduction pass: sum |g|, sum g e and sum g^2, as partial sums in fixed slots."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["first_chunk", "n_chunks", "first_partial", "n_partials"])
+def reduce_kernel(
+    rows_ptr,
+    gradients_ptr,
+    chunks_ptr,
+    partials_ptr,
+    first_chunk,
+    n_chunks,
+    first_partial,
+    n_partials,
+    COLUMNS: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHUNK_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Program i sums the chunks i, i + n_partials, ... of its launch into slot i."""
+    STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
+    GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
+    GRAD_ALIGNMENT: tl.constexpr = VECTOR * GRAD_BYTES if VECTOR * GRAD_BYTES < 16 else 16
+    program = tl.program_id(0)
+    lanes = tl.arange(0, BLOCK_SIZE)
+    # one accumulator per lane: each adds up few of the terms in the state's dtype
+    l1 = tl.full((BLOCK_SIZE,), 0, STATE_DTYPE)
+    dot = tl.full((BLOCK_SIZE,), 0, STATE_DTYPE)
+    squares = tl.full((BLOCK_SIZE,), 0, STATE_DTYPE)
+    for index in range(program, n_chunks, n_partials):
+        chunk = chunks_ptr + (first_chunk + index).to(tl.int64) * COLUMNS.Chunk.WIDTH
+        row = tl.load(chunk + COLUMNS.Chunk.ROW)
+        start = tl.load(chunk + COLUMNS.Chunk.START)
+        tensor = rows_ptr + row * COLUMNS.Row.WIDTH
+        numel = tl.load(tensor + COLUMNS.Row.NUMEL)
+        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * STATE_BYTES
+        g_address = tl.load(gradients_ptr + row) + start * GRAD_BYTES
+        aligned = (e_address % 16 == 0) & (g_address % GRAD_ALIGNMENT == 0)
+
+        # whole aligned blocks without a mask, so that loads are vectors; then what is left
+        length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
+        whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
+        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+        g_vec = tl.multiple_of(g_address.to(tl.pointer_type(GRAD_DTYPE)), GRAD_ALIGNMENT)
+        for offset in range(0, whole, BLOCK_SIZE):
+            g = tl.load(g_vec + offset + lanes).to(STATE_DTYPE)
+            e = tl.load(e_vec + offset + lanes)
+            l1 += tl.abs(g)
+            dot += g * e
+            squares += g * g
+        e_ptr = e_address.to(tl.pointer_type(STATE_DTYPE))
+        g_ptr = g_address.to(tl.pointer_type(GRAD_DTYPE))
+        for offset in range(whole, length, BLOCK_SIZE):
+            mask = offset + lanes < length
+            g = tl.load(g_ptr + offset + lanes, mask=mask, other=0.0).to(STATE_DTYPE)
+            e = tl.load(e_ptr + offset + lanes, mask=mask, other=0.0)
+            l1 += tl.abs(g)
+            dot += g * e
+            squares += g * g
+
+    slot = partials_ptr + (first_partial + program) * COLUMNS.Sum.WIDTH
+    tl.store(slot + COLUMNS.Sum.GRAD_L1, tl.sum(l1.to(tl.float64)))
+    tl.store(slot + COLUMNS.Sum.GRAD_DOT_E, tl.sum(dot.to(tl.float64)))
+    tl.store(slot + COLUMNS.Sum.GRAD_SQ, tl.sum(squares.to(tl.float64)))

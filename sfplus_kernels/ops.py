@@ -1,0 +1,197 @@
+"""The functional form of a step, and the only place where tensors are checked.
+
+``Engine`` holds what one optimizer needs beside its per-tensor state: the fp64 run state, the chosen
+backend and its plan. It turns (entries, hyperparameters, loss) into ``reduce``, ``finalize``, ``update``.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.backends.contract import Entry, RunState
+from sfplus_kernels.backends.layout import Global, Hyper
+from sfplus_kernels.backends.registry import select
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
+
+__all__ = [
+    "Engine",
+    "Entry",
+    "check_gradient",
+    "check_loss",
+    "check_parameters",
+    "needs_master",
+    "state_dtype",
+]
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """dtype of a parameter's state and of the arithmetic on it: float64 for float64, else float32."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def needs_master(param: Tensor) -> bool:
+    """Whether y is kept in a float32 ``master_param`` because the parameter itself is too coarse."""
+    return param.dtype != state_dtype(param)
+
+
+def check_parameters(params: Sequence[Tensor]) -> torch.device:
+    """The one device of ``params``.
+
+    Raises:
+        TypeError: a dtype other than float64, float32, bfloat16, float16, or a DTensor.
+        ValueError: several devices, or one piece of memory under two parameters.
+    """
+    seen: dict[int, int] = {}
+    for index, param in enumerate(params):
+        if param.dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"parameter {index} has dtype {param.dtype}; expected one of {_names()}. "
+                "Leave it out of the optimizer, or convert the model with model.to(dtype)"
+            )
+        if hasattr(param, "device_mesh"):
+            raise TypeError(
+                f"parameter {index} is a DTensor, which this version does not support; "
+                "use an optimizer on plain tensors (single process, or DDP with an averaged loss)"
+            )
+        if param.layout is not torch.strided:
+            raise TypeError(f"parameter {index} has layout {param.layout}; expected a dense tensor")
+        if param.device != params[0].device:
+            raise ValueError(
+                f"parameters are on several devices: {params[0].device} and {param.device} "
+                f"(parameter {index}). The step size is one number for all of them, formed on one "
+                "device: move the model to one device"
+            )
+        if param.numel() > 0:
+            other = seen.setdefault(param.data_ptr(), index)
+            if other != index:
+                raise ValueError(
+                    f"parameters {other} and {index} share their memory, so a step would move it "
+                    "twice; pass a tied parameter once, as model.parameters() does"
+                )
+    return params[0].device
+
+
+def check_gradient(param: Tensor, grad: Tensor, index: int) -> None:
+    """Raise TypeError or ValueError if ``grad`` cannot be used; ``index`` names the parameter."""
+    if grad.layout is not torch.strided:
+        raise TypeError(
+            f"the gradient of parameter {index} is sparse (layout {grad.layout}); expected a dense "
+            "one. Use sparse=False in the embedding, or param.grad = param.grad.to_dense()"
+        )
+    if grad.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"the gradient of parameter {index} has dtype {grad.dtype}; expected one of {_names()}"
+        )
+    if hasattr(grad, "device_mesh"):
+        raise TypeError(
+            f"the gradient of parameter {index} is a DTensor; this version takes plain tensors"
+        )
+    if grad.shape != param.shape or grad.device != param.device:
+        raise ValueError(
+            f"the gradient of parameter {index} has shape {tuple(grad.shape)} on {grad.device}; "
+            f"expected {tuple(param.shape)} on {param.device}, as the parameter. Was the parameter "
+            "replaced after backward()? Call zero_grad() and run backward() again"
+        )
+
+
+def check_loss(loss: object) -> float | Tensor:
+    """``loss`` as a float or a 0-dim real tensor; never waits for the device.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: a tensor with dimensions.
+    """
+    if isinstance(loss, Tensor):
+        if loss.dim() != 0:
+            raise ValueError(
+                f"the loss has shape {tuple(loss.shape)}; expected a scalar (0-dim tensor or float): "
+                "pass loss.mean(), or loss.squeeze() if it holds one element"
+            )
+        if loss.dtype.is_complex or loss.dtype == torch.bool:
+            raise TypeError(f"the loss has dtype {loss.dtype}; expected a real number")
+        return loss.detach()
+    if isinstance(loss, numbers.Real) and not isinstance(loss, bool):
+        return float(loss)
+    raise TypeError(
+        f"the loss is a {type(loss).__name__}; expected a float or a 0-dim tensor, the value that "
+        "backward() was called on"
+    )
+
+
+class Engine:
+    """Run state, backend and plan of one optimizer on one device.
+
+    Args:
+        backend: name of a backend, or None for the best one.
+        device: where all parameters are.
+        n_groups, n_params: sizes of the run state.
+    """
+
+    def __init__(
+        self, backend: str | None, device: torch.device, n_groups: int, n_params: int
+    ) -> None:
+        self.backend_name, self._backend = select(backend, device)
+        self.device = device
+        self.run = RunState.zeros(n_groups, n_params, device)
+        self._hyper: list[tuple[float, ...]] | None = None
+        self._settings: tuple[float, ...] | None = None
+        self._lr_tensors: list[tuple[int, Tensor]] = []
+
+    def set_hyperparameters(
+        self,
+        hyper: Sequence[Sequence[float]],
+        settings: Sequence[float],
+        lr_tensors: Sequence[tuple[int, Tensor]],
+    ) -> None:
+        """Rows as in ``layout.Hyper`` and ``layout.Setting``; sent only when they changed.
+
+        ``lr_tensors`` are (group, learning rate) for those that live on the device: copied there.
+        """
+        rows = [tuple(row) for row in hyper]
+        if rows != self._hyper:
+            self._write(self.run.hyper, rows)
+            self._hyper = rows
+        if tuple(settings) != self._settings:
+            self._write(self.run.settings, settings)
+            self._settings = tuple(settings)
+        for group, lr in lr_tensors:
+            self.run.hyper[group, Hyper.LR].copy_(lr)
+
+    def plan(self, entries: Sequence[Entry]) -> object:
+        """The backend's plan for ``entries``, to be kept while their addresses stay."""
+        return self._backend.plan(entries, self.device)
+
+    def set_gradients(self, plan: object, gradients: Sequence[Tensor]) -> None:
+        """Tell ``plan`` where this step's gradients are."""
+        self._backend.set_gradients(plan, gradients)
+
+    def step(self, plan: object, loss: float | Tensor) -> None:
+        """One step with the given loss, without waiting for the device."""
+        slot = self.run.globals[Global.FUNCTION_VALUE]
+        if isinstance(loss, Tensor) and (loss.device.type != "cpu" or self.device.type == "cpu"):
+            slot.copy_(loss)
+        else:
+            slot.fill_(float(loss))
+        self._backend.reduce(plan)
+        self._backend.finalize(plan, self.run)
+        self._backend.update(plan, self.run)
+
+    def interpolate(self, entries: Sequence[Entry], *, to_x: bool) -> None:
+        """Parameters from y to x or back; their state stays as it is."""
+        self._backend.interpolate(self.plan(entries), self.run, to_x)
+
+    def _write(self, buffer: Tensor, values: Iterable) -> None:
+        host = torch.tensor(values, dtype=torch.float64)
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        buffer.copy_(host, non_blocking=True)
+
+
+def _names() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)

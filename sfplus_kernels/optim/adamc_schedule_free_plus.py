@@ -1,0 +1,171 @@
+"""ScheduleFree+: AdamC with Schedule-Free averaging and a Polyak step size (arXiv 2605.19095)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels import ops
+from sfplus_kernels.optim.base import ScheduleFreeOptimizer
+from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
+
+
+class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
+    r"""ScheduleFree+ (arXiv 2605.19095; upstream class ``AdamCScheduleFreePlusPaper``).
+
+    Trains without a learning-rate schedule: the step size ``gamma = lr * polyak_lr`` comes from the loss
+    and the gradients (a Polyak step), and the average x of the iterates is what is evaluated and saved.
+    The equations are in docs/algorithm.md.
+
+    Call ``train()`` before training, ``step(loss=loss)`` after ``backward()``, ``eval()`` before
+    evaluating or saving. A step with a NaN or an Inf in the loss or in any gradient changes nothing but
+    ``metrics()["skipped_steps"]``; so does one with a gradient so large that the sum of squares
+    overflows.
+
+    Args:
+        params: parameters or groups; float64, float32, bfloat16 or float16, all on one device. bfloat16
+            and float16 ones get a float32 ``master_param`` that holds y.
+        lr: factor on the Polyak step (default 1.0; models of about 1M parameters need well under 1,
+            because the Polyak step grows like one over the square root of the number of parameters).
+            May be a 0-dim tensor. Floored at ``eps``.
+        betas: decay of Adam's first and second moment, in [0, 1). 0.75-0.9 for the first is what large
+            batches need.
+        sf_beta1: Schedule-Free momentum beta, in [0, 1] (below 1 when annealed).
+        eps: added to the denominator of Adam; also the floor of ``lr``. Above 0.
+        weight_decay: decoupled coefficient, applied at y and multiplied by gamma^2 (AdamC): useful
+            values are 5 to 50, not 0.01.
+        r: power of the step in the averaging weights; 1 or 2 for long runs.
+        polyak_beta: decay of the EMA of the gradient's L1 norm, in [0, 1); 0 is no averaging.
+        c_warmup: steps in which x simply follows z; about twice the learning-rate warmup.
+        sf_beta1_anneal_steps: steps over which beta goes from ``sf_beta1`` to ``sf_beta1_max``; 0 is off.
+        sf_beta1_max: beta at the end of the annealing, in [0, 1] (below 1 when annealed).
+        weight_lr_power: power of the largest gamma so far in the averaging weights.
+        warmup_steps: gamma is multiplied by min(1, (k + 1) / warmup_steps); 0 is off.
+        f_star: the loss that cannot be beaten; the Polyak step aims at it.
+        maximize: ascend, towards an ``f_star`` above the objective.
+        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter out of range, unusable parameters, an unknown backend.
+        RuntimeError: the named backend is unavailable; the message says why.
+
+    A parameter whose first gradient comes late has its own bias correction, but is averaged with its
+    group's weight: give layers that are unfrozen later a group of their own.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        sf_beta1: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        r: float = 0,
+        polyak_beta: float = 0,
+        c_warmup: int = 0,
+        sf_beta1_anneal_steps: int = 0,
+        sf_beta1_max: float = 0.965,
+        weight_lr_power: float = 2,
+        *,
+        warmup_steps: int = 0,
+        f_star: float = 0.0,
+        maximize: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "sf_beta1": sf_beta1,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "r": r,
+            "polyak_beta": polyak_beta,
+            "c_warmup": c_warmup,
+            "sf_beta1_anneal_steps": sf_beta1_anneal_steps,
+            "sf_beta1_max": sf_beta1_max,
+            "weight_lr_power": weight_lr_power,
+            "warmup_steps": warmup_steps,
+            "f_star": f_star,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, backend)
+
+    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """A row of ``layout.Hyper``."""
+        beta1, beta2 = check_betas(group["betas"])
+        return (
+            check_lr(group["lr"]),
+            beta1,
+            beta2,
+            check_number("eps", group["eps"], 0, open_low=True),
+            check_number("weight_decay", group["weight_decay"], 0),
+            check_number("r", group["r"]),
+            check_number("c_warmup", group["c_warmup"], 0),
+            check_number("warmup_steps", group["warmup_steps"], 0),
+            check_number("weight_lr_power", group["weight_lr_power"]),
+        )
+
+    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """The values of ``layout.Setting``."""
+        anneal_steps = check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0)
+        annealed = anneal_steps > 0  # beta = 1 has no logarithm of 1 - beta
+        return (
+            check_number("sf_beta1", group["sf_beta1"], 0, 1, open_high=annealed),
+            check_number("sf_beta1_max", group["sf_beta1_max"], 0, 1, open_high=annealed),
+            anneal_steps,
+            check_number("polyak_beta", group["polyak_beta"], 0, 1, open_high=True),
+            check_number("f_star", group["f_star"]),
+            -1.0 if group["maximize"] else 1.0,
+        )
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], float | Tensor] | None = None,
+        *,
+        loss: float | Tensor | None = None,
+    ) -> float | Tensor | None:
+        """One step at the gradients in ``param.grad``.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
+            loss: the loss that ``backward()`` was called on: a 0-dim tensor on any device (never waited
+                for) or a float.
+
+        Returns:
+            The loss, as it came. Without a loss, and only when every ``lr`` is 0, state is allocated
+            and nothing else happens (checkpoint loaders do that).
+
+        Raises:
+            RuntimeError: in eval mode.
+            TypeError, ValueError: no loss, two losses, not a scalar, not a number; unusable gradients.
+                Nothing has changed then.
+        """
+        if closure is None and loss is None and self._all_lr_zero():
+            params = self._parameters()
+            self._create_state(params, [p.grad for p in params])
+            return None
+        self._check_train_mode()
+        if closure is not None:
+            if loss is not None:
+                raise ValueError("step() got a closure and a loss; pass one of them")
+            with torch.enable_grad():
+                loss = closure()
+        if loss is None:
+            raise ValueError(
+                "step() got no loss (or the closure returned None); the Polyak step size needs it: "
+                "call step(loss=loss), or step(closure) with a closure that returns the loss"
+            )
+        self._run_step(ops.check_loss(loss))
+        return loss
+
+    def step_func(self, function_value: float | Tensor | None = None) -> float | Tensor | None:
+        """Upstream's name for ``step(loss=function_value)``."""
+        return self.step(loss=function_value)
+
+    def _all_lr_zero(self) -> bool:
+        return all(float(group["lr"]) == 0 for group in self.param_groups)

@@ -1,0 +1,325 @@
+"""What all Schedule-Free optimizers share: state, modes, plans, checkpoints. No mathematics here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels import ops
+from sfplus_kernels.backends.layout import Global
+from sfplus_kernels.backends.registry import check_name
+from sfplus_kernels.ops import Engine
+from sfplus_kernels.optim import run_state
+from sfplus_kernels.optim.loading import checked_state
+from sfplus_kernels.optim.tensor_state import (
+    Iterates,
+    TensorState,
+    iterates,
+    make_entries,
+    new_state,
+)
+
+
+class _StepPlan(NamedTuple):
+    """The engine's plan for one set of tensors, and what it was made from."""
+
+    key: list[tuple]  # parameters, their addresses, the dtypes of their gradients
+    gradient_key: list[tuple]
+    watched: list[tuple[dict[str, Any], Tensor]]  # state of each parameter, its displacement
+    state: tuple[int, int]
+    plan: object
+
+
+class ScheduleFreeOptimizer(torch.optim.Optimizer):
+    """Base of the Schedule-Free optimizers in displacement form (y in the parameter, e = z - x).
+
+    Run state lives in fp64 buffers on the parameters' device. ``param_groups`` show it as of the last
+    ``state_dict()``, ``metrics()`` or pickle, whichever came last: reading it costs a synchronisation.
+    """
+
+    # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
+    _backend_name: str | None = None
+    _engine: Engine | None = None
+    _step_plan: _StepPlan | None = None
+    _no_gradients = False
+    _loading: Mapping[Tensor, TensorState] | None = None
+
+    def __init__(self, params: Any, defaults: dict[str, Any], backend: str | None) -> None:
+        check_name(backend)
+        self._backend_name = backend
+        params = [params] if isinstance(params, Tensor) else list(params)
+        if not any(p["params"] if isinstance(p, dict) else True for p in params):
+            raise ValueError(
+                "got an empty parameter list; expected at least one parameter: is it an iterator that "
+                "was used up, or a model without parameters?"
+            )
+        run = dict.fromkeys((*run_state.GLOBAL_KEYS, *run_state.GROUP_KEYS), 0)
+        mode = {"train_mode": False, "optimizer": type(self).__name__}
+        super().__init__(params, defaults | run | mode)
+        if backend is not None:
+            self._get_engine()  # a named backend that is unavailable raises here, not at step 1
+
+    # -- groups and their checks ------------------------------------------------------------------
+
+    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """The hyperparameters of a group as a row of ``layout.Hyper``; raises if out of range."""
+        raise NotImplementedError
+
+    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """The global settings as ``layout.Setting``; raises if out of range."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its ``k`` starts at 0, its mode is that of the optimizer.
+
+        Raises:
+            TypeError, ValueError: parameters or hyperparameters that cannot be used.
+        """
+        settled = list(self.param_groups)
+        self._save_run_state()
+        param_group.setdefault("lr_max", param_group.get("eps", self.defaults["eps"]))
+        if settled:
+            param_group.setdefault("train_mode", settled[0]["train_mode"])
+            for key in run_state.GLOBAL_KEYS:
+                param_group.setdefault(key, settled[0][key])
+        super().add_param_group(param_group)
+        try:
+            self._check_groups()
+            ops.check_parameters(self._parameters())
+        except Exception:
+            self.param_groups[:] = settled
+            raise
+        self._engine = self._step_plan = None
+
+    def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
+        hyper = [self.check_group(group) for group in self.param_groups]
+        settings = self.check_settings(self.param_groups[0])
+        for index, group in enumerate(self.param_groups[1:], start=1):
+            other = self.check_settings(group)
+            if other != settings:
+                raise ValueError(
+                    f"group {index} has global settings {other}, group 0 has {settings} (the order "
+                    "is that of layout.Setting); the step size is one number for all groups: set "
+                    "them once, as arguments of the optimizer"
+                )
+        return hyper, settings
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    # -- modes --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
+        self._set_mode(train=True)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
+        self._set_mode(train=False)
+
+    def _set_mode(self, *, train: bool) -> None:
+        if self.param_groups[0]["train_mode"] == train:
+            return
+        if any(self.state.values()):
+            entries = [e for e, _ in self._entries(self._parameters())]
+            self._get_engine().interpolate(entries, to_x=not train)
+            torch.autograd.graph.increment_version([e.param for e in entries])
+        for group in self.param_groups:
+            group["train_mode"] = train
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """``with optimizer.averaged():`` x is in the parameters, and after it y is, bit for bit.
+
+        In eval mode the parameters hold x already and nothing is done.
+        """
+        if not self.param_groups[0]["train_mode"]:
+            yield
+            return
+        # eval() then train() would round twice; a master_param is exact and needs no copy
+        params = [p for p in self._parameters() if "master_param" not in self.state.get(p, {})]
+        saved = [p.detach().clone() for p in params]
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
+            with torch.no_grad():
+                for param, y in zip(params, saved, strict=True):
+                    param.copy_(y)
+
+    @torch.no_grad()
+    def iterates(self, param: Tensor) -> Iterates:
+        """x, y and z of one parameter; three copies of it before its first step.
+
+        Raises:
+            ValueError: ``param`` is not a parameter of this optimizer.
+        """
+        if not any(param is p for p in self._parameters()):
+            raise ValueError(
+                f"a tensor of shape {tuple(param.shape)} that is not a parameter of this optimizer; "
+                "expected one of those in param_groups"
+            )
+        return iterates(param, self.state.get(param), self.param_groups[0]["train_mode"])
+
+    # -- the step -----------------------------------------------------------------------------------
+
+    def _check_train_mode(self) -> None:
+        if not self.param_groups[0]["train_mode"]:
+            raise RuntimeError(
+                "step() was called in eval mode, where the parameters hold x; gradients belong to y: "
+                "call optimizer.train() before the forward pass (and optimizer.eval() to evaluate)"
+            )
+
+    def _run_step(self, loss: float | Tensor) -> None:
+        """Check everything, then one step; raises before anything changed."""
+        hyper, settings = self._check_groups()
+        params = self._parameters()
+        gradients = [p.grad for p in params]
+        self._no_gradients = all(g is None for g in gradients)
+        if self._no_gradients:
+            return
+        plan = self._valid_plan(params, gradients)
+        engine = self._get_engine()
+        lr_tensors = [
+            (index, group["lr"])
+            for index, group in enumerate(self.param_groups)
+            if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu"
+        ]
+        engine.set_hyperparameters(hyper, settings, lr_tensors)
+        engine.step(plan, loss)
+        # The kernels write through addresses: without this, a backward() through a tensor that was
+        # saved before the step would use the new values and be wrong without a word.
+        torch.autograd.graph.increment_version(
+            [p for p, g in zip(params, gradients, strict=True) if g is not None]
+        )
+
+    def _valid_plan(self, params: list[Tensor], gradients: list[Tensor | None]) -> object:
+        """The plan for these tensors: the last one if nothing moved, else a new one."""
+        active = [(p, g) for p, g in zip(params, gradients, strict=True) if g is not None]
+        try:
+            key = [(id(p), p.data_ptr(), g.dtype) for p, g in active]
+            gradient_key = [(g.data_ptr(), g.stride()) for _, g in active]
+        except (RuntimeError, NotImplementedError):  # a sparse gradient has no address
+            key, gradient_key = [], []
+        last = self._step_plan
+        kept = (
+            last is not None
+            and key == last.key
+            and (id(self.state), len(self.state)) == last.state
+            and all(state.get("displacement") is e for state, e in last.watched)
+        )
+        if last is not None and kept and gradient_key == last.gradient_key:
+            return last.plan
+
+        ops.check_parameters(params)
+        for index, (param, grad) in enumerate(zip(params, gradients, strict=True)):
+            if grad is not None:
+                ops.check_gradient(param, grad, index)
+        if last is not None and kept:
+            plan, watched = last.plan, last.watched
+        else:
+            self._create_state(params, gradients)
+            entries = self._entries([p for p, _ in active], {id(p): g.dtype for p, g in active})
+            plan = self._get_engine().plan([e for e, _ in entries])
+            watched = [(state, e.displacement) for e, state in entries]
+        self._get_engine().set_gradients(plan, [g for _, g in active])
+        state_key = (id(self.state), len(self.state))
+        self._step_plan = _StepPlan(key, gradient_key, watched, state_key, plan)
+        return plan
+
+    def _entries(
+        self, params: list[Tensor], grad_dtypes: Mapping[int, torch.dtype] | None = None
+    ) -> list[tuple[ops.Entry, TensorState]]:
+        scalars = self._get_engine().run.tensors
+        return make_entries(params, self.param_groups, self.state, scalars, grad_dtypes)
+
+    def _create_state(self, params: list[Tensor], gradients: list[Tensor | None]) -> None:
+        for param, grad in zip(params, gradients, strict=True):
+            if grad is not None and not self.state.get(param):
+                self.state[param] = new_state(param)
+
+    # -- run state and checkpoints ------------------------------------------------------------------
+
+    def _get_engine(self) -> Engine:
+        """The engine, made from the groups' run state at first use or after the model moved."""
+        device = self._parameters()[0].device
+        if self._engine is not None and self._engine.device != device:
+            self._save_run_state()
+            self._engine = self._step_plan = None
+        if self._engine is None:
+            params = self._parameters()
+            ops.check_parameters(params)
+            engine = Engine(self._backend_name, device, len(self.param_groups), len(params))
+            run_state.into_engine(self.param_groups, engine)
+            self._engine = engine
+        return self._engine
+
+    def _save_run_state(self) -> None:
+        """Write the engine's run state into the groups (one synchronisation)."""
+        if self._engine is not None:
+            run_state.into_groups(self._engine, self.param_groups)
+
+    def metrics(self) -> dict[str, float | list[float]]:
+        """Figures of the last step under the glossary's names; waits for the device once.
+
+        Lists have one value per group. A skipped step shows in ``skipped_steps`` and
+        ``consecutive_skipped_steps``, with the loss and sums that caused it; a step without any gradient
+        shows in ``no_gradients`` (1.0 or 0.0).
+        """
+        figures = run_state.into_groups(self._get_engine(), self.param_groups)
+        values: dict[str, float | list[float]] = {
+            index.name.lower(): figures[index] for index in Global if index is not Global.SKIP
+        }
+        for key in run_state.GROUP_KEYS:
+            values[key] = [float(group[key]) for group in self.param_groups]
+        values["k"] = float(self.param_groups[0]["k"])
+        values["no_gradients"] = float(self._no_gradients)
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.Optimizer.state_dict``, with the run state in the groups."""
+        self._save_run_state()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from ``state_dict()`` of the same class; every buffer keeps its dtype and its bits.
+
+        Load the parameters in the mode (train or eval) in which both were saved.
+
+        Raises:
+            ValueError: a state of another class, other groups, shapes or dtypes; nothing has changed.
+        """
+
+        def check_last(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            # Runs after the user's own hooks. torch would cast the state to the parameter's dtype,
+            # so it gets none, and __setstate__ puts ours in its place.
+            self._loading = checked_state(self, loaded)
+            return {**loaded, "state": {}}
+
+        handle = self.register_load_state_dict_pre_hook(check_last)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._save_run_state()
+        return {**super().__getstate__(), "_backend_name": self._backend_name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if self._loading is not None:
+            state["state"].update(self._loading)
+        super().__setstate__(state)
+        self._engine = self._step_plan = None
+        for group in self.param_groups:  # keys that an older version did not save
+            for key, value in self.defaults.items():
+                if key != "differentiable":  # torch's own, which it does not put into groups either
+                    group.setdefault(key, value)

@@ -1,0 +1,55 @@
+"""Range checks of hyperparameters. Each raises ValueError (or TypeError) naming what came."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+from torch import Tensor
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """``value`` as a finite float between ``low`` and ``high`` (ends included unless ``open_``)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is a {type(value).__name__} ({value!r}); expected a number")
+    number = float(value)
+    inside = low <= number <= high and math.isfinite(number)
+    if not inside or (open_low and number == low) or (open_high and number == high):
+        left = "(" if open_low or low == -math.inf else "["
+        right = ")" if open_high or high == math.inf else "]"
+        raise ValueError(
+            f"{name} is {value!r}; expected a number in {left}{low:g}, {high:g}{right}"
+        )
+    return number
+
+
+def check_lr(lr: object) -> float:
+    """A learning rate as a float; a 0-dim tensor on a device is checked for shape only (returns 0)."""
+    if isinstance(lr, Tensor):
+        if lr.dim() != 0 or not lr.dtype.is_floating_point:
+            raise ValueError(
+                f"lr is a tensor of shape {tuple(lr.shape)} and dtype {lr.dtype}; "
+                "expected a 0-dim floating-point tensor"
+            )
+        if lr.device.type != "cpu":
+            return 0.0  # reading it would wait for the device; the engine copies it there
+        lr = lr.item()
+    return check_number("lr", lr, 0)
+
+
+def check_betas(betas: object) -> tuple[float, float]:
+    """``betas`` as two numbers in [0, 1)."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas is {betas!r}; expected two numbers, such as (0.9, 0.95)")
+    beta1, beta2 = (
+        check_number(f"betas[{i}]", beta, 0, 1, open_high=True) for i, beta in enumerate(betas)
+    )
+    return beta1, beta2

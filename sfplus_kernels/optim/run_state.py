@@ -1,0 +1,51 @@
+"""Run state between the engine's fp64 buffers and ``param_groups``, under upstream's names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sfplus_kernels.backends.layout import Global, Group
+from sfplus_kernels.ops import Engine
+
+# group key -> where the engine keeps it
+GLOBAL_KEYS = {
+    "grad_l1_ema": Global.GRAD_L1_EMA,
+    "skipped_steps": Global.SKIPPED_STEPS,
+    "consecutive_skipped_steps": Global.CONSECUTIVE_SKIPPED_STEPS,
+}
+GROUP_KEYS = {
+    "k": Group.K,
+    "lr_max": Group.LR_MAX,
+    "weight_sum": Group.WEIGHT_SUM,
+    "ckp1": Group.CKP1,
+    "scheduled_lr": Group.SCHEDULED_LR,
+}
+COUNTERS = ("k", "skipped_steps", "consecutive_skipped_steps")
+
+
+def into_engine(groups: list[dict[str, Any]], engine: Engine) -> None:
+    """Fill a fresh engine's buffers from the groups."""
+    for key, index in GLOBAL_KEYS.items():
+        engine.run.globals[index] = float(groups[0][key])
+    rows = [[float(group[key]) for key in GROUP_KEYS] for group in groups]
+    values = torch.tensor(rows, dtype=torch.float64)
+    engine.run.groups[:, list(GROUP_KEYS.values())] = values.to(engine.device)
+
+
+def into_groups(engine: Engine, groups: list[dict[str, Any]]) -> list[float]:
+    """Write the engine's run state into the groups: one synchronisation.
+
+    Returns:
+        The figures of ``layout.Global``.
+    """
+    buffers = engine.run.globals, engine.run.groups
+    figures = torch.cat([buffer.flatten() for buffer in buffers]).tolist()
+    n_globals, n_columns = len(Global), len(Group)
+    for number, group in enumerate(groups):
+        row = figures[n_globals + number * n_columns :]
+        values = {key: figures[index] for key, index in GLOBAL_KEYS.items()}
+        values |= {key: row[index] for key, index in GROUP_KEYS.items()}
+        group.update({k: int(v) if k in COUNTERS else v for k, v in values.items()})
+    return figures[:n_globals]

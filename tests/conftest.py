@@ -1,0 +1,28 @@
+"""Settings that must be in place before torch and triton are imported by any test."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels then run on CPU tensors
+os.environ.pop("SFPLUS_BACKEND", None)
+
+import pytest
+
+collect_ignore_glob: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, torch finds none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["eager", "cpu", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn; one that cannot run fails its tests."""
+    return str(request.param)

@@ -1,0 +1,185 @@
+"""Saving and resuming: bit for bit, in either mode, across backends, every dtype kept."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from support import (
+    EVERYTHING,
+    assert_same_bits,
+    device_of,
+    make_params,
+    run,
+    snapshot,
+    two_groups,
+)
+from torch import nn
+
+from sfplus_kernels import AdamCScheduleFreePlus
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def through_a_file(value: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def make(backend: str, dtype: torch.dtype) -> tuple[AdamCScheduleFreePlus, list[nn.Parameter]]:
+    params = make_params(dtype=dtype, device=device_of(backend))
+    return AdamCScheduleFreePlus(two_groups(params), backend=backend, **EVERYTHING), params
+
+
+def resume(
+    saved: tuple[Any, list[torch.Tensor]], backend: str, dtype: torch.dtype
+) -> tuple[AdamCScheduleFreePlus, list[nn.Parameter]]:
+    optimizer, params = make(backend, dtype)
+    with torch.no_grad():
+        for p, value in zip(params, saved[1], strict=True):
+            p.copy_(value)
+    optimizer.load_state_dict(saved[0])
+    return optimizer, params
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_runs_give_the_same_bits(backend: str, dtype: torch.dtype) -> None:
+    results = []
+    for _ in range(2):
+        optimizer, params = make(backend, dtype)
+        run(optimizer, params, 12, missing=0.3)
+        results.append(snapshot(optimizer, params))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_resumed_run_is_the_uninterrupted_one(backend: str, dtype: torch.dtype, mode: str) -> None:
+    """Also after a save in eval mode: the run beside it evaluated at that step too."""
+    optimizer, params = make(backend, dtype)
+    run(optimizer, params, 7, missing=0.3)
+    getattr(optimizer, mode)()
+    saved = through_a_file((optimizer.state_dict(), [p.detach() for p in params]))
+    run(optimizer, params, 14, missing=0.3, skip=7)
+
+    other, others = resume(saved, backend, dtype)
+    assert other.param_groups[0]["train_mode"] == (mode == "train")
+    assert_same_bits(through_a_file(other.state_dict()), saved[0])
+    run(other, others, 14, missing=0.3, skip=7)
+    assert_same_bits(snapshot(other, others), snapshot(optimizer, params))
+
+
+@pytest.mark.parametrize("target", ["eager", "cpu", "triton"])
+def test_checkpoints_move_between_backends(backend: str, target: str) -> None:
+    if device_of(backend) != device_of(target):
+        pytest.skip("the two backends work on different devices here")
+    optimizer, params = make(backend, torch.float64)
+    run(optimizer, params, 5, missing=0.3)
+    saved = through_a_file((optimizer.state_dict(), [p.detach() for p in params]))
+    other, others = resume(saved, target, torch.float64)
+    run(optimizer, params, 10, missing=0.3, skip=5)
+    run(other, others, 10, missing=0.3, skip=5)
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-11, atol=1e-13)
+
+
+def test_loaded_state_is_a_copy_in_the_parameters_layout(backend: str) -> None:
+    device = device_of(backend)
+
+    def channels_last() -> tuple[AdamCScheduleFreePlus, list[nn.Parameter]]:
+        p = make_params([(2, 3, 4, 5)], torch.float32, device)[0]
+        params = [nn.Parameter(p.detach().to(memory_format=torch.channels_last))]
+        return AdamCScheduleFreePlus(params, backend=backend, **EVERYTHING), params
+
+    optimizer, params = channels_last()
+    run(optimizer, params, 3)
+    saved = optimizer.state_dict()
+    saved["state"][0] = {k: v.contiguous().clone() for k, v in saved["state"][0].items()}
+    other, others = channels_last()
+    with torch.no_grad():
+        others[0].copy_(params[0])
+    other.load_state_dict(saved)
+    assert other.state[others[0]]["exp_avg"].stride() == others[0].stride()
+    expected = {k: v.clone() for k, v in saved["state"][0].items()}
+    run(other, others, 6, skip=3)
+    assert_same_bits(saved["state"][0], expected)
+    run(optimizer, params, 6, skip=3)
+    assert_same_bits(others[0].detach(), params[0].detach())
+
+
+def test_hooks_see_the_state(backend: str) -> None:
+    optimizer, params = make(backend, torch.float32)
+    run(optimizer, params, 2)
+    saved = optimizer.state_dict()
+    other, others = make(backend, torch.float32)
+    seen = []
+
+    def rename(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        groups = [{**group, "k": 5} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+
+    other.register_load_state_dict_pre_hook(rename)
+    other.register_load_state_dict_post_hook(lambda o: seen.append(len(o.state)))
+    other.load_state_dict(saved)
+    assert seen == [len(params)]
+    assert other.metrics()["k"] == 5
+    other.register_state_dict_pre_hook(lambda o: seen.append(o.param_groups[0]["k"]))
+    run(other, others, 1)
+    other.state_dict()
+    assert seen[-1] == 6
+
+
+def test_run_state_is_in_the_groups_from_construction() -> None:
+    optimizer = AdamCScheduleFreePlus(make_params([(3,)]))
+    fresh = set(optimizer.state_dict()["param_groups"][0])
+    run(optimizer, optimizer.param_groups[0]["params"], 2)
+    assert set(optimizer.state_dict()["param_groups"][0]) == fresh
+    assert {
+        "k",
+        "weight_sum",
+        "lr_max",
+        "grad_l1_ema",
+        "scheduled_lr",
+        "ckp1",
+        "train_mode",
+        "skipped_steps",
+        "consecutive_skipped_steps",
+        "optimizer",
+    } <= fresh
+
+
+def test_older_state_without_a_key_loads() -> None:
+    optimizer = AdamCScheduleFreePlus(make_params([(3,)]))
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["f_star"]
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["f_star"] == 0.0
+
+
+def test_torch_distributed_checkpoint_round_trip() -> None:
+    """Its loaders initialise state with a step at lr 0, and restore only keys that exist."""
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    def make_model() -> tuple[nn.Module, AdamCScheduleFreePlus]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).bfloat16()
+        return model, AdamCScheduleFreePlus(model.parameters(), **EVERYTHING)
+
+    model, optimizer = make_model()
+    run(optimizer, list(model.parameters()), 4)
+    saved = get_optimizer_state_dict(model, optimizer)
+    other_model, other = make_model()
+    other.train()
+    other_model.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(other_model, other, saved)
+    for o, m in ((optimizer, model), (other, other_model)):
+        run(o, list(m.parameters()), 8, skip=4)
+    a = snapshot(optimizer, list(model.parameters()))
+    b = snapshot(other, list(other_model.parameters()))
+    assert_same_bits(a["params"], b["params"])
+    assert_same_bits(a["state"]["state"], b["state"]["state"])
