@@ -22,8 +22,8 @@ lint: .venv/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: .venv/.installed ## time one optimizer step against its peers
-	$(PY) -m pytest bench -p no:xdist -q $(ARGS)
+bench: .venv/.installed ## time one optimizer step against its peers; ARGS="--size quick" is a rehearsal
+	$(PY) -m pytest bench -p no:xdist -q --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
 
 clean: ## remove the environment and everything built
 	rm -rf .venv build *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -40,15 +40,17 @@ Piece piece_of(const Table& table, std::int64_t index) {
 }
 
 // A task is a run of chunks: of many small tensors, many; of large ones, a few for each thread, so that none
-// waits long for the slowest.
+// waits long for the slowest. They are taken from the last to the first: reduce, which goes the other way,
+// has just left the last ones in the cache, and the next forward pass begins with the first ones.
 template <class Function>
 void for_each_chunk(const Table& table, int n_threads, const Function& function) {
   n_threads = useful_threads(table.n_elements, n_threads);
   const std::int64_t per_task = 1 + table.n_chunks / (64 * n_threads);
   const std::int64_t n_tasks = (table.n_chunks + per_task - 1) / per_task;
   parallel_for(n_tasks, n_threads, [&](std::int64_t task) {
-    const std::int64_t end = std::min((task + 1) * per_task, table.n_chunks);
-    for (std::int64_t index = task * per_task; index < end; ++index) function(piece_of(table, index));
+    const std::int64_t last = table.n_chunks - 1 - task * per_task;
+    const std::int64_t first = std::max<std::int64_t>(0, last - per_task + 1);
+    for (std::int64_t index = last; index >= first; --index) function(piece_of(table, index));
   });
 }
 

@@ -1,0 +1,182 @@
+"""The compiled extension by itself: its layout, storage conversions, instruction sets, sums."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support import EVERYTHING, assert_same_bits, make_params, run, snapshot
+from torch import Tensor
+
+from sfplus_kernels import _C, AdamCScheduleFreePlus
+from sfplus_kernels.backends import layout
+from sfplus_kernels.backends.contract import Entry, RunState
+from sfplus_kernels.backends.cpu import CHUNK_SIZE, DTYPES, CpuBackend
+from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, GroupCoef, Sum
+
+CPU = torch.device("cpu")
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _C.isa()
+    _C.set_isa(request.param)
+    yield str(request.param)
+    _C.set_isa(before)
+
+
+def make_entry(
+    param: Tensor, displacement: Tensor, master: Tensor | None = None, grad: Tensor | None = None
+) -> Entry:
+    return Entry(
+        param=param,
+        exp_avg=torch.zeros_like(displacement),
+        exp_avg_sq=torch.zeros_like(displacement),
+        displacement=displacement,
+        master_param=master,
+        group=0,
+        slot=0,
+        grad_dtype=None if grad is None else grad.dtype,
+    )
+
+
+def same_numbers(actual: Tensor, expected: Tensor) -> bool:
+    """Equal bits, any NaN being as good as another."""
+    nan = expected.isnan()
+    as_bits = {2: torch.int16, 4: torch.int32}[expected.element_size()]
+    equal = actual.view(as_bits) == expected.view(as_bits)
+    return bool((equal | (nan & actual.isnan())).all())
+
+
+def test_layout_is_that_of_python() -> None:
+    exported = _C.layout()
+    dtypes = exported.pop("DType")
+    assert {str(d).removeprefix("torch.").upper(): i for d, i in DTYPES.items()} == dtypes
+    for name, columns in exported.items():
+        assert {c.name: int(c) for c in getattr(layout, name)} == columns, name
+    in_python = {n for n, e in vars(layout).items() if isinstance(e, type) and n != "IntEnum"}
+    assert exported.keys() == in_python
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_half_precision_value_is_read_exactly(dtype: torch.dtype) -> None:
+    """Through ``update``, with coefficients that copy the gradient into exp_avg."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    backend, run_state = CpuBackend(), RunState.zeros(1, 1, CPU)
+    run_state.group_coefs[0, GroupCoef.GRAD_TO_M] = 1
+    entry = make_entry(torch.zeros(2**16), torch.zeros(2**16), grad=every)
+    plan = backend.plan([entry], CPU)
+    backend.set_gradients(plan, [every])
+    backend.update(plan, run_state)
+    # the product with 0 and 1 turns -0 into 0 and keeps NaN
+    assert same_numbers(entry.exp_avg, every.to(torch.float32) + 0.0)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rounding_to_half_precision_is_that_of_torch(dtype: torch.dtype) -> None:
+    """Through ``interpolate``: every value, the middles between neighbours and what lies around them,
+    and random bit patterns, among them subnormals, infinities and NaN."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    values = every.to(torch.float32)
+    middles = (values[:-1].double() / 2 + values[1:].double() / 2).float()
+    around = [torch.nextafter(middles, torch.full_like(middles, s)) for s in (-1e38, 1e38)]
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randint(-(2**31), 2**31, (10**6,), generator=generator).to(torch.int32)
+    y = torch.cat([values, middles, *around, patterns.view(torch.float32)])
+    param = torch.zeros(len(y), dtype=dtype)
+    plan = CpuBackend().plan([make_entry(param, torch.zeros_like(y), master=y)], CPU)
+    CpuBackend().interpolate(plan, RunState.zeros(1, 1, CPU), to_x=False)
+    assert same_numbers(param, y.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
+def test_instruction_sets_give_the_same_bits(dtype: torch.dtype) -> None:
+    before, results = _C.isa(), {}
+    try:
+        for name in _C.available_isas():
+            _C.set_isa(name)
+            assert _C.isa() == name
+            params = make_params([(1001,), (0,), (33, 7), ()], dtype)
+            optimizer = AdamCScheduleFreePlus(params, backend="cpu", **EVERYTHING)
+            run(optimizer, params, 8)
+            optimizer.eval()
+            results[name] = snapshot(optimizer, params)
+    finally:
+        _C.set_isa(before)
+    assert "portable" in results
+    for other in results.values():
+        assert_same_bits(results["portable"], other)
+
+
+def test_unknown_instruction_set_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'abacus' cannot be had.*portable.*SFPLUS_CPU_ISA"):
+        _C.set_isa("abacus")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("portable", "portable"), ("abacus", "ValueError")])
+def test_environment_variable_chooses_the_instruction_set(name: str, expected: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from sfplus_kernels import _C; print(_C.isa())"],
+        env={**os.environ, "SFPLUS_CPU_ISA": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in (result.stdout if expected == "portable" else result.stderr)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("numel", [1, 31, 32, 33, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE - 1])
+def test_sums(dtype: torch.dtype, numel: int) -> None:
+    """On small integers, whose sums are exact in any order."""
+    generator = torch.Generator().manual_seed(numel)
+    grad = torch.randint(-3, 4, (numel,), generator=generator).to(dtype)
+    e = torch.randint(-3, 4, (numel,), generator=generator).to(dtype)
+    backend = CpuBackend()
+    plan = backend.plan([make_entry(torch.zeros(numel, dtype=dtype), e, grad=grad)], CPU)
+    backend.set_gradients(plan, [grad])
+    backend.reduce(plan)
+    assert len(plan.table.partials) == -(-numel // CHUNK_SIZE)
+    sums = plan.table.partials.sum(0)
+    assert float(sums[Sum.GRAD_L1]) == float(grad.abs().sum())
+    assert float(sums[Sum.GRAD_DOT_E]) == float((grad * e).sum())
+    assert float(sums[Sum.GRAD_SQ]) == float((grad * grad).sum())
+
+
+def test_a_slot_sums_every_nth_chunk() -> None:
+    """With more chunks than slots, slot i has the chunks i, i + 2048, ..."""
+    count = VIRTUAL_BLOCKS + 3
+    grads = [torch.tensor([float(i)]) for i in range(count)]
+    entries = [make_entry(torch.zeros(1), torch.zeros(1), grad=g) for g in grads]
+    backend = CpuBackend()
+    plan = backend.plan(entries, CPU)
+    backend.set_gradients(plan, grads)
+    backend.reduce(plan)
+    expected = torch.arange(VIRTUAL_BLOCKS, dtype=torch.float64)
+    expected[:3] += torch.arange(VIRTUAL_BLOCKS, count)
+    assert torch.equal(plan.table.partials[:, Sum.GRAD_L1], expected)
+
+
+def test_nothing_but_empty_tensors() -> None:
+    params = make_params([(0,), (3, 0)], torch.float32)
+    optimizer = AdamCScheduleFreePlus(params, backend="cpu")
+    run(optimizer, params, 2)
+    optimizer.eval()
+    figures = optimizer.metrics()
+    assert (figures["k"], figures["grad_l1"], figures["scheduled_lr"]) == (2, 0.0, [0.0])
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_negate(n_threads: int) -> None:
+    x = torch.arange(200_001, dtype=torch.float32)
+    _C.negate(x[1:].data_ptr(), 199_999, n_threads)
+    expected = -torch.arange(200_001, dtype=torch.float32)
+    expected[0], expected[-1] = 0, 200_000
+    assert torch.equal(x, expected)
