@@ -258,6 +258,23 @@ def test_state_bytes(backend: str) -> None:
         assert sum(v.numel() * v.element_size() for v in buffers) == expected * 1000
 
 
+def test_a_step_allocates_nothing_that_grows_with_the_model() -> None:
+    """eager does, so the measurement sees what it is to see."""
+    allocated = {}
+    for name in ("cpu", "triton", "eager"):
+        params = make_params([(500, 100), (3,)], torch.float32)
+        optimizer = AdamCScheduleFreePlus(params, backend=name)
+        run(optimizer, params, 2)
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            optimizer.step(loss=1.0)
+        allocated[name] = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    assert allocated["eager"] > 4 * 50_000
+    assert allocated["cpu"] < 1000
+    assert allocated["triton"] < 1000
+
+
 def test_parameters_replaced_and_moved_in_memory(backend: str) -> None:
     """Wrappers swap .data and even the Parameter objects after construction."""
     device = device_of(backend)

@@ -80,8 +80,12 @@ def interpolate_kernel(
             y_vec, param_vec, e_vec, offset + lanes, None,
             e_share, PARAM_DTYPE, STATE_DTYPE, TO_X,
         )  # fmt: skip
-    for offset in range(whole, length, BLOCK_SIZE):
+    # half blocks, for the reason given in update
+    TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
+    tail_lanes = tl.arange(0, TAIL_SIZE)
+    for offset in range(whole, length, TAIL_SIZE):
+        tail = offset + tail_lanes
         _interpolate_block(
-            y_ptr, param_ptr, e_ptr, offset + lanes, offset + lanes < length,
+            y_ptr, param_ptr, e_ptr, tail, tail < length,
             e_share, PARAM_DTYPE, STATE_DTYPE, TO_X,
         )  # fmt: skip

@@ -143,9 +143,15 @@ def update_kernel(
                 beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
                 step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE,
             )  # fmt: skip
-        for offset in range(whole, length, BLOCK_SIZE):
+        # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
+        # lays out for vectors, so that the second would load with gaps and exchange what it stores
+        # between threads, through shared memory
+        TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
+        tail_lanes = tl.arange(0, TAIL_SIZE)
+        for offset in range(whole, length, TAIL_SIZE):
+            tail = offset + tail_lanes
             _update_block(
-                y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, offset + lanes, offset + lanes < length,
+                y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
                 beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
                 step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE,
             )  # fmt: skip

@@ -1,0 +1,154 @@
+"""Compiles the Triton kernels without a GPU: the program that ``test_triton_compile`` runs.
+
+The backend itself makes the launches; they are recorded instead of run, so that what is compiled has
+the arguments, the compile-time constants and the options of a real step. It is a program of its own
+because kernels are imported either for the interpreter or for the compiler, and the process of the
+tests has chosen the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sfplus_kernels import ops
+from sfplus_kernels.backends import table
+from sfplus_kernels.backends import triton as triton_backend
+from sfplus_kernels.backends.contract import Entry, RunState
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TYPES = {torch.float64: "*fp64", torch.int64: "*i64", int: "i32"}
+
+
+def main(arch: int, every_pair: bool) -> None:
+    """Print, as JSON, what becomes of every kernel on ``sm_{arch}``, by its name.
+
+    ``every_pair``: for gradients of every dtype, else for those of the parameter's.
+    """
+    compiled: dict[str, dict[str, Any]] = {}
+    for param_dtype in ops.FLOAT_DTYPES:
+        for grad_dtype in ops.FLOAT_DTYPES if every_pair else [param_dtype]:
+            small = record_launches(param_dtype, grad_dtype, [99])
+            # nothing of this one but its dtypes is the same
+            large = record_launches(param_dtype, grad_dtype, [40_000, 8_192, 5])
+            for launch, other in zip(small, large, strict=True):
+                if launch.name not in compiled:
+                    figures = launch.compile(arch)
+                    figures["same_for_any_model"] = str(launch) == str(other)
+                    compiled[launch.name] = figures
+    json.dump(compiled, sys.stdout)
+
+
+def record_launches(
+    param_dtype: torch.dtype, grad_dtype: torch.dtype, numels: list[int]
+) -> list[RecordedLaunch]:
+    """The launches of one step and of both interpolations, one parameter in each group."""
+    launches: list[RecordedLaunch] = []
+
+    def recorder(kernel: Any, n_programs: int) -> Callable[..., None]:
+        return lambda *args, **kwargs: launches.append(RecordedLaunch(kernel, args, kwargs))
+
+    triton_backend._grid = recorder
+    entries = []
+    for i, numel in enumerate(numels):
+        param = torch.zeros(numel, dtype=param_dtype)
+        state = [torch.zeros(numel, dtype=ops.state_dtype(param)) for _ in range(4)]
+        master = state[3] if ops.needs_master(param) else None
+        entries.append(Entry(param, *state[:3], master, i, i, grad_dtype))
+    run = RunState.zeros(len(numels), len(numels), torch.device("cpu"))
+    plan = table.build_table(entries, torch.device("cpu"), triton_backend.chunk_size(False))
+    backend = triton_backend.TritonBackend()
+    backend.reduce(plan)
+    backend.finalize(plan, run)
+    backend.update(plan, run)
+    backend.interpolate(plan, run, True)
+    backend.interpolate(plan, run, False)
+    return launches
+
+
+class RecordedLaunch:
+    """What Triton compiles for one launch."""
+
+    def __init__(self, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.kernel = kernel
+        self.constants = {k: v for k, v in kwargs.items() if k in kernel.arg_names}
+        self.options = {k: v for k, v in kwargs.items() if k not in kernel.arg_names}
+        # as Triton specializes them: addresses that are multiples of 16 are known to be, and
+        # integers too, and ones, unless the kernel declares that it does not want that
+        self.signature: dict[str, str] = {}
+        self.attributes: dict[tuple[int], list[tuple[str, int]]] = {}
+        self.specialized_integers: list[str] = []
+        for position, (param, arg) in enumerate(zip(kernel.params, args, strict=False)):
+            if isinstance(arg, torch.Tensor):
+                self.signature[param.name] = TYPES[arg.dtype]
+                if arg.data_ptr() % 16 == 0:
+                    self.attributes[(position,)] = [("tt.divisibility", 16)]
+            else:
+                self.signature[param.name] = TYPES[type(arg)]
+                if not param.do_not_specialize:
+                    self.specialized_integers.append(param.name)
+        self.signature |= dict.fromkeys(self.constants, "constexpr")
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.signature} {self.attributes} {self.constants} {self.options}"
+
+    @property
+    def name(self) -> str:
+        """The pass and what it is compiled for: ``update bf16 fp32``, ``interpolate fp16 to_x``."""
+        words = [self.kernel.__name__.removesuffix("_kernel")]
+        keys = {
+            "reduce": ("STATE_DTYPE", "GRAD_DTYPE"),
+            "update": ("PARAM_DTYPE", "GRAD_DTYPE"),
+            "interpolate": ("PARAM_DTYPE",),
+        }.get(words[0], ())
+        words += [str(self.constants[key]) for key in keys]
+        if "TO_X" in self.constants:
+            words.append("to_x" if self.constants["TO_X"] else "to_y")
+        return " ".join(words)
+
+    def compile(self, arch: int) -> dict[str, Any]:
+        """Its PTX and what it needs of a multiprocessor."""
+        source = ASTSource(self.kernel, self.signature, self.constants, self.attributes)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            binary = triton.compile(
+                source, target=GPUTarget("cuda", arch, 32), options=dict(self.options)
+            )
+        usage = resource_usage(binary.asm["cubin"])
+        return {
+            "ptx": binary.asm["ptx"],
+            "registers": usage["REG"],
+            "stack": usage["STACK"] + usage["LOCAL"],
+            "shared": binary.metadata.shared,
+            "num_warps": binary.metadata.num_warps,
+            "block_size": self.constants["BLOCK_SIZE"],
+            "constants": sorted(self.constants),
+            "specialized_integers": self.specialized_integers,
+            "warnings": [str(warning.message) for warning in caught],
+        }
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """Registers per thread, and bytes of stack and local memory, which is where spills go."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", listing)}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), every_pair="--every-pair" in sys.argv)
