@@ -1,0 +1,123 @@
+"""The two optimizers that are compared, each with its learning rate, behind the same few methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lm.settings import OptimizerName, Settings
+from sfplus_kernels import AdamCScheduleFreePlus
+
+WARMUP_SHARE = 0.1  # of the run, for both
+
+
+class Method(ABC):
+    """An optimizer and the way it is used."""
+
+    optimizer: torch.optim.Optimizer
+    rate_name: str
+
+    @abstractmethod
+    def step(self, step: int, loss: Tensor) -> None:
+        """Step number ``step``, counted from 0, at the gradients of ``loss``."""
+
+    @abstractmethod
+    def rate(self) -> float:
+        """The step size of the last step; waits for the device."""
+
+    def validate(self, evaluate: Callable[[], float]) -> dict[str, float]:
+        """Validation losses by the name of the point at which they were taken."""
+        return {"validation_loss_y": evaluate()}
+
+    def state_bytes(self) -> int:
+        """Bytes in the tensors of the optimizer's state."""
+        return sum(
+            value.numel() * value.element_size()
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        )
+
+
+class ScheduleFreePlus(Method):
+    """AdamCScheduleFreePlus: no schedule, and two points to look at, x and y."""
+
+    rate_name = "gamma"
+    optimizer: AdamCScheduleFreePlus
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: Settings) -> None:
+        warmup = warmup_steps(settings)
+        self.optimizer = AdamCScheduleFreePlus(
+            parameters,
+            lr=0.1 * settings.lr_factor,  # at 1.0 models of this size run away
+            sf_beta1=0.5,
+            sf_beta1_anneal_steps=settings.steps,
+            sf_beta1_max=0.965,
+            weight_decay=100,  # multiplied by gamma squared, about 1e-5
+            r=2,
+            warmup_steps=warmup,
+            c_warmup=2 * warmup,
+            backend=settings.backend,
+        )
+        self.optimizer.train()
+
+    def step(self, step: int, loss: Tensor) -> None:
+        """The optimizer counts its steps itself; it needs the loss."""
+        self.optimizer.step(loss=loss)
+
+    def rate(self) -> float:
+        """Gamma, the Polyak step times ``lr``."""
+        rates = self.optimizer.metrics()["scheduled_lr"]
+        assert isinstance(rates, list)
+        return rates[0]
+
+    def validate(self, evaluate: Callable[[], float]) -> dict[str, float]:
+        """At y, which is trained, and at x, the average, which is what one keeps."""
+        at_y = super().validate(evaluate)
+        with self.optimizer.averaged():
+            return {"validation_loss_x": evaluate(), **at_y}
+
+
+class AdamW(Method):
+    """torch's fused AdamW with linear warmup and linear decay to 0, a baseline that is hard to beat."""
+
+    rate_name = "lr"
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: Settings) -> None:
+        self.peak = 3e-3 * settings.lr_factor
+        self.steps = settings.steps
+        self.warmup = warmup_steps(settings)
+        self.optimizer = torch.optim.AdamW(parameters, lr=self.peak, fused=True)
+
+    def step(self, step: int, loss: Tensor) -> None:
+        """Set the learning rate of this step and take it."""
+        rising = (step + 1) / self.warmup
+        falling = (self.steps - step) / max(1, self.steps - self.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak * min(1.0, rising, falling)
+        self.optimizer.step()
+
+    def rate(self) -> float:
+        """The learning rate, as the schedule has it."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def warmup_steps(settings: Settings) -> int:
+    """Steps of rising step size at the beginning."""
+    return max(1, round(WARMUP_SHARE * settings.steps))
+
+
+def make_method(
+    name: OptimizerName, parameters: Iterable[nn.Parameter], settings: Settings
+) -> Method:
+    """The optimizer of that name.
+
+    Raises:
+        RuntimeError: the backend in the settings cannot run here.
+    """
+    if name is OptimizerName.ADAMW:
+        return AdamW(parameters, settings)
+    return ScheduleFreePlus(parameters, settings)
