@@ -21,7 +21,7 @@ from workloads import LOSS, PEERS, SIZES, Step, make_params, state_bytes
 from sfplus_kernels import _C, AdamCScheduleFreePlus
 from sfplus_kernels.reference import AdamCScheduleFreePlusReference
 
-TURNS = range(10)
+TURNS = range(15)
 ROUNDS = 3
 
 
