@@ -65,6 +65,15 @@ def test_metadata() -> None:
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_performance_table_is_the_saved_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import summary
+
+    section = README.split("## What a step costs")[1]
+    (result,) = re.findall(r"\]\((bench/results/[^)]+)\)", section.split("\n## ")[0])
+    assert summary.markdown(ROOT / result) in section
+
+
 def test_quick_start_runs() -> None:
     """The README's first code block, on a model and data of our own."""
     import torch
