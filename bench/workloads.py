@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfplus_kernels import AdamCScheduleFreePlus
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
 from sfplus_kernels.reference import AdamCScheduleFreePlusReference
 
 LOSS = 2.0
@@ -53,7 +53,7 @@ class Peer:
     make: Callable[[list[nn.Parameter]], tuple[torch.optim.Optimizer, Step]]
 
 
-def _schedule_free(cls: type, **kwargs: Any) -> Callable:
+def _plus(cls: type, **kwargs: Any) -> Callable:
     def make(params: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Step]:
         optimizer = cls(params, lr=0.1, weight_decay=1.0, **kwargs)
         optimizer.train()
@@ -62,10 +62,21 @@ def _schedule_free(cls: type, **kwargs: Any) -> Callable:
     return make
 
 
-def _adamw(**kwargs: Any) -> Callable:
+def _plain(cls: type, **kwargs: Any) -> Callable:
     def make(params: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Step]:
-        optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.1, **kwargs)
+        optimizer = cls(params, lr=1e-3, weight_decay=0.1, **kwargs)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
         return optimizer, optimizer.step
+
+    return make
+
+
+def _upstream(name: str) -> Callable:
+    def make(params: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Step]:
+        import schedulefree
+
+        return _plain(getattr(schedulefree, name), foreach=True)(params)
 
     return make
 
@@ -77,25 +88,55 @@ PEERS = {
             "ScheduleFree+ cpu",
             44,
             "reduce reads g, e; update reads g, y, e, m, v and writes y, e, m, v",
-            _schedule_free(AdamCScheduleFreePlus, backend="cpu"),
+            _plus(AdamCScheduleFreePlus, backend="cpu"),
+        ),
+        Peer(
+            "AdamWScheduleFree cpu",
+            28,
+            "reads g, y, e, v and writes y, e, v",
+            _plain(AdamWScheduleFree, backend="cpu"),
+        ),
+        Peer(
+            "SGDScheduleFree cpu",
+            20,
+            "reads g, y, e and writes y, e",
+            _plain(SGDScheduleFree, backend="cpu"),
         ),
         Peer(
             "AdamW fused",
             28,
             "reads g, p, m, v and writes p, m, v",
-            _adamw(fused=True),
+            _plain(torch.optim.AdamW, fused=True),
         ),
         Peer(
             "AdamW foreach",
             80,
             "8 passes: p*, lerp m, v*, addcmul v, sqrt, /, +, addcdiv p",
-            _adamw(foreach=True),
+            _plain(torch.optim.AdamW, foreach=True),
+        ),
+        Peer(
+            "SGD fused, momentum",
+            20,
+            "reads g, p, m and writes p, m",
+            _plain(torch.optim.SGD, momentum=0.9, fused=True),
+        ),
+        Peer(
+            "schedulefree AdamW foreach",
+            104,
+            "10 passes: v *, addcmul v, v /, sqrt, + eps, g /, g + y, lerp y, y + g, z - g",
+            _upstream("AdamWScheduleFree"),
+        ),
+        Peer(
+            "schedulefree SGD foreach",
+            48,
+            "4 passes: g + y, lerp y, y + g, z - g",
+            _upstream("SGDScheduleFree"),
         ),
         Peer(
             "ScheduleFree+ reference",
             240,
             "27 operations of the reference class",
-            _schedule_free(AdamCScheduleFreePlusReference),
+            _plus(AdamCScheduleFreePlusReference),
         ),
     )
 }

@@ -8,8 +8,21 @@ plain transcriptions of the papers.
 
 from sfplus_kernels import backends
 from sfplus_kernels._version import __version__
-from sfplus_kernels.optim import AdamCScheduleFreePlus, Iterates
+from sfplus_kernels.optim import (
+    AdamCScheduleFreePlus,
+    AdamWScheduleFree,
+    Iterates,
+    SGDScheduleFree,
+)
 
 ScheduleFreePlus = AdamCScheduleFreePlus
 
-__all__ = ["AdamCScheduleFreePlus", "Iterates", "ScheduleFreePlus", "__version__", "backends"]
+__all__ = [
+    "AdamCScheduleFreePlus",
+    "AdamWScheduleFree",
+    "Iterates",
+    "SGDScheduleFree",
+    "ScheduleFreePlus",
+    "__version__",
+    "backends",
+]

@@ -171,15 +171,18 @@ class Engine:
         """Tell ``plan`` where this step's gradients are."""
         self._backend.set_gradients(plan, gradients)
 
-    def step(self, plan: object, loss: float | Tensor) -> None:
-        """One step with the given loss, without waiting for the device."""
-        slot = self.run.globals[Global.FUNCTION_VALUE]
-        if isinstance(loss, Tensor) and (loss.device.type != "cpu" or self.device.type == "cpu"):
-            slot.copy_(loss)
-        else:
-            slot.fill_(float(loss))
-        self._backend.reduce(plan)
-        self._backend.finalize(plan, self.run)
+    def step(self, plan: object, loss: float | Tensor | None) -> None:
+        """One step, without waiting for the device; with a loss if the algorithm needs it and sums."""
+        if loss is not None:
+            slot = self.run.globals[Global.FUNCTION_VALUE]
+            if isinstance(loss, Tensor) and (
+                loss.device.type != "cpu" or self.device.type == "cpu"
+            ):
+                slot.copy_(loss)
+            else:
+                slot.fill_(float(loss))
+            self._backend.reduce(plan)
+        self._backend.finalize(plan, self.run, reduced=loss is not None)
         self._backend.update(plan, self.run)
 
     def interpolate(self, entries: Sequence[Entry], *, to_x: bool) -> None:

@@ -10,8 +10,6 @@ os.environ.pop("SFPLUS_BACKEND", None)
 
 import pytest
 
-collect_ignore_glob: list[str] = []
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():

@@ -82,7 +82,16 @@ def test_one_launch_per_dtype_pair_and_no_empty_tensor() -> None:
 
 def test_virtual_blocks_are_bounded() -> None:
     few, many = (
-        Launch(torch.float32, None, first_chunk=0, n_chunks=n, n_elements=n, first_partial=0)
+        Launch(
+            torch.float32,
+            None,
+            True,
+            True,
+            first_chunk=0,
+            n_chunks=n,
+            n_elements=n,
+            first_partial=0,
+        )
         for n in (5, 10**6)
     )
     assert few.n_partials == 5

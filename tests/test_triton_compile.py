@@ -129,7 +129,7 @@ def kernels(compiled: dict[int, Kernels], arch: int) -> Kernels:
 
 
 def named(kernels: Kernels, *passes: str) -> list[str]:
-    """Names of the kernels of some passes: ``update bf16 fp32``."""
+    """Names of the kernels of some passes: ``update bf16 fp32``, ``update fp32 fp32 sgd``."""
     return [name for name in kernels if name.split()[0] in passes]
 
 
@@ -139,13 +139,15 @@ def state_bits(param: str) -> int:
 
 def tensor_bits(name: str) -> tuple[list[int], list[int]]:
     """Bits of an element of each tensor that the kernel reads, and of each that it writes."""
-    kernel, param, other = name.split()
+    kernel, param, other, *direction = name.split()
     state = state_bits(param)
     own = [BITS[param]] if param in HALVES else []  # a parameter that is not y itself
     if kernel == "reduce":
         return [state, BITS[other]], []  # e, g; the sums are no tensors
     if kernel == "update":
-        return [state] * 4 + [BITS[other]], [state] * 4 + own  # y, e, m, v, and g; the parameter
+        # y, e, m, v (without momentum no m, with SGD neither m nor v), and g; the parameter
+        n_state = {"": 4, "no_momentum": 3, "sgd": 2}["".join(direction)]
+        return [state] * n_state + [BITS[other]], [state] * n_state + own
     if own:
         return [state] * (2 if other == "to_x" else 1), own  # a parameter at y is a copy of it
     return [state] * 2, [state]
@@ -167,6 +169,7 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
         state = "fp64" if param == "fp64" else "fp32"
         for grad in BITS if arch == EVERY_PAIR else [param]:
             expected |= {f"reduce {state} {grad}", f"update {param} {grad}"}
+        expected |= {f"update {param} {param} no_momentum", f"update {param} {param} sgd"}
         expected |= {f"interpolate {param} to_x", f"interpolate {param} to_y"}
     assert set(kernels) == expected
     targets = {re.findall(r"^\.target sm_(\d+)", k.ptx, re.MULTILINE)[0] for k in kernels.values()}
@@ -191,6 +194,11 @@ def test_the_usual_update_is_nine_vectors_per_turn(kernels: Kernels) -> None:
         assert kernels[name].unmasked("st") == {128: 4}
     assert kernels["update bf16 bf16"].unmasked("ld") == {128: 4, 64: 1}
     assert kernels["update bf16 bf16"].unmasked("st") == {128: 4, 64: 1}
+    # 28 bytes per parameter, and 20
+    assert kernels["update fp32 fp32 no_momentum"].unmasked("ld") == {128: 4}
+    assert kernels["update fp32 fp32 no_momentum"].unmasked("st") == {128: 3}
+    assert kernels["update fp32 fp32 sgd"].unmasked("ld") == {128: 3}
+    assert kernels["update fp32 fp32 sgd"].unmasked("st") == {128: 2}
 
 
 @pytest.mark.parametrize("name", ["reduce {0} {0}", "update {0} {0}", "interpolate {0} to_x"])
@@ -226,7 +234,8 @@ def test_roots_and_quotients_of_update_are_correctly_rounded(kernels: Kernels) -
     for name in named(kernels, "update"):
         bits = state_bits(name.split()[1])
         operations = set(re.findall(r"\b(?:r?sqrt|div|rcp)\.[\w.]*f(?:32|64)\b", kernels[name].ptx))
-        assert operations == {f"sqrt.rn.f{bits}", f"div.rn.f{bits}"}, name
+        expected = set() if name.endswith("sgd") else {f"sqrt.rn.f{bits}", f"div.rn.f{bits}"}
+        assert operations == expected, name
 
 
 def test_update_of_fp32_computes_in_fp32(kernels: Kernels) -> None:
@@ -301,7 +310,8 @@ def test_nothing_that_changes_is_compiled_in(kernels: Kernels) -> None:
     shape = {"COLUMNS", "VECTOR", "CHUNK_SIZE", "BLOCK_SIZE"}
     allowed = {
         "reduce": shape | {"STATE_DTYPE", "GRAD_DTYPE"},
-        "update": shape | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE"},
+        "update": shape
+        | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "HAS_EXP_AVG", "HAS_EXP_AVG_SQ"},
         "interpolate": shape | {"PARAM_DTYPE", "STATE_DTYPE", "TO_X"},
         "finalize": {"COLUMNS", "MAX_COEFFICIENT", "GROUP_BLOCK", "BLOCK_SIZE"},
         "finalize_tensors": {"COLUMNS", "BLOCK_SIZE"},

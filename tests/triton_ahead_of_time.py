@@ -40,19 +40,20 @@ def main(arch: int, every_pair: bool) -> None:
     compiled: dict[str, dict[str, Any]] = {}
     for param_dtype in ops.FLOAT_DTYPES:
         for grad_dtype in ops.FLOAT_DTYPES if every_pair else [param_dtype]:
-            small = record_launches(param_dtype, grad_dtype, [99])
-            # nothing of this one but its dtypes is the same
-            large = record_launches(param_dtype, grad_dtype, [40_000, 8_192, 5])
-            for launch, other in zip(small, large, strict=True):
-                if launch.name not in compiled:
-                    figures = launch.compile(arch)
-                    figures["same_for_any_model"] = str(launch) == str(other)
-                    compiled[launch.name] = figures
+            for n_moments in (2, 1, 0) if grad_dtype == param_dtype else (2,):
+                small = record_launches(param_dtype, grad_dtype, n_moments, [99])
+                # nothing of this one but its dtypes is the same
+                large = record_launches(param_dtype, grad_dtype, n_moments, [40_000, 8_192, 5])
+                for launch, other in zip(small, large, strict=True):
+                    if launch.name not in compiled:
+                        figures = launch.compile(arch)
+                        figures["same_for_any_model"] = str(launch) == str(other)
+                        compiled[launch.name] = figures
     json.dump(compiled, sys.stdout)
 
 
 def record_launches(
-    param_dtype: torch.dtype, grad_dtype: torch.dtype, numels: list[int]
+    param_dtype: torch.dtype, grad_dtype: torch.dtype, n_moments: int, numels: list[int]
 ) -> list[RecordedLaunch]:
     """The launches of one step and of both interpolations, one parameter in each group."""
     launches: list[RecordedLaunch] = []
@@ -66,12 +67,14 @@ def record_launches(
         param = torch.zeros(numel, dtype=param_dtype)
         state = [torch.zeros(numel, dtype=ops.state_dtype(param)) for _ in range(4)]
         master = state[3] if ops.needs_master(param) else None
-        entries.append(Entry(param, *state[:3], master, i, i, grad_dtype))
+        exp_avg = state[1] if n_moments == 2 else None
+        exp_avg_sq = state[2] if n_moments >= 1 else None
+        entries.append(Entry(param, exp_avg, exp_avg_sq, state[0], master, i, i, grad_dtype))
     run = RunState.zeros(len(numels), len(numels), torch.device("cpu"))
     plan = table.build_table(entries, torch.device("cpu"), triton_backend.chunk_size(False))
     backend = triton_backend.TritonBackend()
     backend.reduce(plan)
-    backend.finalize(plan, run)
+    backend.finalize(plan, run, reduced=True)
     backend.update(plan, run)
     backend.interpolate(plan, run, True)
     backend.interpolate(plan, run, False)
@@ -116,6 +119,8 @@ class RecordedLaunch:
         words += [str(self.constants[key]) for key in keys]
         if "TO_X" in self.constants:
             words.append("to_x" if self.constants["TO_X"] else "to_y")
+        if not self.constants.get("HAS_EXP_AVG", True):
+            words.append("no_momentum" if self.constants["HAS_EXP_AVG_SQ"] else "sgd")
         return " ".join(words)
 
     def compile(self, arch: int) -> dict[str, Any]:

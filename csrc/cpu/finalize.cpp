@@ -14,13 +14,15 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
     }
   }
   double* globals = run.globals;
-  const PolyakStep polyak = polyak_step(sums, run.settings, globals, run.groups[Group::K]);
+  const double k = run.groups[Group::K];  // of the first group, as in the paper's one group
+  const double beta = momentum(run.settings, run.hyper[Hyper::SF_BETA1], k);
+  const PolyakStep polyak = polyak_step(sums, run.settings, globals, beta, k);
 
   bool skip = !std::isfinite(globals[Global::FUNCTION_VALUE]);
   for (const double sum : sums) skip = skip || !std::isfinite(sum);
   for (std::int64_t i = 0; i < run.n_groups; ++i) {
-    const GroupStep step = group_step(run.hyper + i * Hyper::WIDTH, run.groups + i * Group::WIDTH,
-                                      polyak.polyak_lr);
+    const GroupStep step = group_step(run.hyper + i * Hyper::WIDTH, run.settings,
+                                      run.groups + i * Group::WIDTH, polyak.polyak_lr);
     // written so that NaN is out of range
     skip = skip || !(step.gamma <= max_coefficient && step.omega <= max_coefficient &&
                      std::isfinite(step.weight_sum));
@@ -38,25 +40,27 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
   globals[Global::CONSECUTIVE_SKIPPED_STEPS] = 0;
   globals[Global::GRAD_L1_EMA] = polyak.ema;
   globals[Global::POLYAK_LR] = polyak.polyak_lr;
-  globals[Global::SF_BETA1] = polyak.beta;
+  globals[Global::SF_BETA1] = beta;
 
   for (std::int64_t i = 0; i < run.n_groups; ++i) {
     const double* hyper = run.hyper + i * Hyper::WIDTH;
     double* group = run.groups + i * Group::WIDTH;
-    const GroupStep step = group_step(hyper, group, polyak.polyak_lr);
-    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], polyak.beta,
+    const GroupStep step = group_step(hyper, run.settings, group, polyak.polyak_lr);
+    const double group_beta = momentum(run.settings, hyper[Hyper::SF_BETA1], k);
+    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], group_beta,
                       run.group_coefs + i * GroupCoef::WIDTH);
     group[Group::K] += 1;
     group[Group::LR_MAX] = step.lr_max;
     group[Group::WEIGHT_SUM] = step.weight_sum;
     group[Group::CKP1] = step.c;
     group[Group::SCHEDULED_LR] = step.gamma;
+    group[Group::Y_BETA] = group_beta;
   }
   for (std::int64_t i = 0; i < n_rows; ++i) {
     const std::int64_t* row = rows + i * Row::WIDTH;
     const double* group = run.groups + row[Row::GROUP] * Group::WIDTH;
     advance_tensor(run.hyper + row[Row::GROUP] * Hyper::WIDTH, group[Group::SCHEDULED_LR],
-                   group[Group::CKP1], polyak.beta, run.tensors + row[Row::SLOT] * Scalar::WIDTH,
+                   group[Group::CKP1], group[Group::Y_BETA], run.tensors + row[Row::SLOT] * Scalar::WIDTH,
                    run.tensor_coefs + row[Row::SLOT] * TensorCoef::WIDTH);
   }
 }

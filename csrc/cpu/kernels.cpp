@@ -52,7 +52,7 @@ UpdateCoefs<T> update_coefs(const double* group, const double* tensor) {
           static_cast<T>(tensor[TensorCoef::E_TO_Y])};
 }
 
-template <class State, class Param, class Grad>
+template <Direction direction, class State, class Param, class Grad>
 void update_chunk(const UpdateChunk& chunk) {
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
   const UpdateCoefs<State> coefs = update_coefs<State>(chunk.group_coefs, chunk.tensor_coefs);
@@ -64,10 +64,12 @@ void update_chunk(const UpdateChunk& chunk) {
   Param* __restrict param = static_cast<Param*>(chunk.param);
   const std::int64_t numel = chunk.numel;  // stores could alias it
   for (std::int64_t i = 0; i < numel; ++i) {
-    State m_i = load(m + i), v_i = load(v + i), y_i = load(y + i), e_i = load(e + i);
-    update_element(widen<State>(load(grad + i)), m_i, v_i, y_i, e_i, coefs);
-    store(m + i, m_i);
-    store(v + i, v_i);
+    State m_i = 0, v_i = 0, y_i = load(y + i), e_i = load(e + i);
+    if constexpr (direction == Direction::ADAM) m_i = load(m + i);
+    if constexpr (direction != Direction::SGD) v_i = load(v + i);
+    update_element<direction>(widen<State>(load(grad + i)), m_i, v_i, y_i, e_i, coefs);
+    if constexpr (direction == Direction::ADAM) store(m + i, m_i);
+    if constexpr (direction != Direction::SGD) store(v + i, v_i);
     store(y + i, y_i);
     store(e + i, e_i);
     if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
@@ -105,20 +107,28 @@ void negate(float* x, std::int64_t numel) {
     reduce_chunk<State, double>, reduce_chunk<State, float>,                     \
         reduce_chunk<State, bfloat16>, reduce_chunk<State, float16>              \
   }
-#define SFPLUS_UPDATES(State, Param)                                             \
-  {                                                                              \
-    update_chunk<State, Param, double>, update_chunk<State, Param, float>,       \
-        update_chunk<State, Param, bfloat16>, update_chunk<State, Param, float16> \
+#define SFPLUS_UPDATES_BY_GRAD(direction, State, Param)                                  \
+  {                                                                                      \
+    update_chunk<direction, State, Param, double>, update_chunk<direction, State, Param, float>, \
+        update_chunk<direction, State, Param, bfloat16>,                                 \
+        update_chunk<direction, State, Param, float16>                                   \
+  }
+#define SFPLUS_UPDATES(direction)                                                        \
+  {                                                                                      \
+    SFPLUS_UPDATES_BY_GRAD(direction, double, double),                                   \
+        SFPLUS_UPDATES_BY_GRAD(direction, float, float),                                 \
+        SFPLUS_UPDATES_BY_GRAD(direction, float, bfloat16),                              \
+        SFPLUS_UPDATES_BY_GRAD(direction, float, float16)                                \
   }
 
 }  // namespace
 
-// in the order of DType
+// in the order of Direction and of DType
 extern const Kernels table;
 const Kernels table = {
     {SFPLUS_REDUCES(double), SFPLUS_REDUCES(float)},
-    {SFPLUS_UPDATES(double, double), SFPLUS_UPDATES(float, float), SFPLUS_UPDATES(float, bfloat16),
-     SFPLUS_UPDATES(float, float16)},
+    {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM),
+     SFPLUS_UPDATES(Direction::SGD)},
     {interpolate_chunk<double, double>, interpolate_chunk<float, float>,
      interpolate_chunk<float, bfloat16>, interpolate_chunk<float, float16>},
     negate,

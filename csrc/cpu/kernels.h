@@ -14,7 +14,9 @@ struct ReduceChunk {
 
 struct UpdateChunk {
   const void* grad;
-  void *y, *exp_avg, *exp_avg_sq, *displacement;
+  void* y;
+  void *exp_avg, *exp_avg_sq;  // unused where the direction keeps none
+  void* displacement;
   void* param;  // null where the parameter is y itself
   std::int64_t numel;
   const double *group_coefs, *tensor_coefs;
@@ -31,8 +33,8 @@ struct InterpolateChunk {
 struct Kernels {
   // adds the chunk's sums to sums[Sum::WIDTH]; by [state dtype][gradient dtype]
   void (*reduce[2][DType::WIDTH])(const ReduceChunk&, double* sums);
-  // by [parameter dtype][gradient dtype]
-  void (*update[DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
+  // by [Direction][parameter dtype][gradient dtype]
+  void (*update[3][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
   // by [parameter dtype]
   void (*interpolate[DType::WIDTH])(const InterpolateChunk&);
   // x <- -x: one read and one write of memory and nothing else, to measure bandwidth with

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../math/update_rule.h"
 #include "dispatch.h"
 #include "thread_pool.h"
 
@@ -76,7 +77,12 @@ void update(const Table& table, int param_dtype, int grad_dtype, const Run& run,
   if (run.globals[Global::SKIP] != 0) return;
   const std::int64_t state = state_width(param_dtype);
   const std::int64_t param = width_of(param_dtype), grad = width_of(grad_dtype);
-  const auto kernel = kernels().update[param_dtype][grad_dtype];
+  if (table.n_chunks == 0) return;
+  const std::int64_t* first = piece_of(table, 0).columns;
+  const Direction direction = first[Row::EXP_AVG] != 0      ? Direction::ADAM
+                              : first[Row::EXP_AVG_SQ] != 0 ? Direction::ADAM_NO_MOMENTUM
+                                                            : Direction::SGD;
+  const auto kernel = kernels().update[static_cast<int>(direction)][param_dtype][grad_dtype];
   for_each_chunk(table, n_threads, [&](const Piece& piece) {
     const auto buffer = [&](int column) {
       return at<void>(piece.columns[column], piece.start * state);

@@ -37,7 +37,8 @@ struct Run {
 void finalize(const double* partials, std::int64_t n_partials, const std::int64_t* rows,
               std::int64_t n_rows, const Run& run, double max_coefficient);
 
-// Nothing is written on a skipped step.
+// Nothing is written on a skipped step. The direction follows from the moments that the rows have: all rows of
+// a table have the same.
 void update(const Table& table, int param_dtype, int grad_dtype, const Run& run, int n_threads);
 
 void interpolate(const Table& table, int param_dtype, const double* tensors, bool to_x, int n_threads);

@@ -11,9 +11,8 @@ namespace sfplus {
 inline namespace SFPLUS_ISA {
 
 // beta_k: annealed so that ln(1 - beta) is linear in the step; exactly sf_beta1 without annealing
-SFPLUS_INLINE double momentum(const double* settings, double k) {
+SFPLUS_INLINE double momentum(const double* settings, double sf_beta1, double k) {
   const double anneal_steps = settings[Setting::SF_BETA1_ANNEAL_STEPS];
-  const double sf_beta1 = settings[Setting::SF_BETA1];
   if (!(anneal_steps > 0)) return sf_beta1;
   const double s = k < anneal_steps ? k / anneal_steps : 1.0;
   return 1 - std::exp((1 - s) * std::log1p(-sf_beta1) +
@@ -21,18 +20,18 @@ SFPLUS_INLINE double momentum(const double* settings, double k) {
 }
 
 struct PolyakStep {
-  double beta, ip_term, ema, polyak_lr;
+  double ip_term, ema, polyak_lr;
 };
 
-// Comparisons are written so that a NaN goes through them and is found by the caller.
+// beta and k are those of the first group. Comparisons are written so that a NaN goes through them and is
+// found by the caller.
 SFPLUS_INLINE PolyakStep polyak_step(const double* sums, const double* settings,
-                                     const double* globals, double k) {
+                                     const double* globals, double beta, double k) {
   const double sqrt_half_pi = 1.2533141373155002512;
   const double sign = settings[Setting::GRAD_SIGN];
   const double polyak_beta = settings[Setting::POLYAK_BETA];
   PolyakStep step;
-  step.beta = momentum(settings, k);
-  step.ip_term = sign * step.beta * sums[Sum::GRAD_DOT_E];
+  step.ip_term = sign * beta * sums[Sum::GRAD_DOT_E];
   step.ema = polyak_beta * globals[Global::GRAD_L1_EMA] +
              (1 - polyak_beta) * sqrt_half_pi * sums[Sum::GRAD_L1];
   const double denominator = step.ema / (1 - std::pow(polyak_beta, k + 1));
@@ -40,6 +39,7 @@ SFPLUS_INLINE PolyakStep polyak_step(const double* sums, const double* settings,
       sign * (globals[Global::FUNCTION_VALUE] - settings[Setting::F_STAR]) + step.ip_term;
   const double numerator = gap < 0 ? 0.0 : gap;
   step.polyak_lr = denominator > 0 ? numerator / denominator : 0.0;  // every gradient is zero
+  if (settings[Setting::RULE] != Rule::POLYAK) step.polyak_lr = 1;
   return step;
 }
 
@@ -47,13 +47,15 @@ struct GroupStep {
   double gamma, lr_max, weight_sum, c, omega;
 };
 
-SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* group, double polyak_lr) {
+SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* settings, const double* group,
+                                   double polyak_lr) {
+  const bool polyak = settings[Setting::RULE] == Rule::POLYAK;
   const double k = group[Group::K];
   const double lr = hyper[Hyper::LR], eps = hyper[Hyper::EPS];
   const double warmup_steps = hyper[Hyper::WARMUP_STEPS];
   const double warmup = k + 1 < warmup_steps ? (k + 1) / warmup_steps : 1.0;
   GroupStep step;
-  step.gamma = (lr < eps ? eps : lr) * warmup * polyak_lr;
+  step.gamma = (polyak && lr < eps ? eps : lr) * warmup * polyak_lr;
   step.lr_max = step.gamma > group[Group::LR_MAX] ? step.gamma : group[Group::LR_MAX];
   step.weight_sum = group[Group::WEIGHT_SUM];
   step.c = 1;
@@ -63,7 +65,7 @@ SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* group, dou
     step.weight_sum += weight;
     step.c = step.weight_sum > 0 ? weight / step.weight_sum : 0.0;
   }
-  step.omega = step.gamma * step.gamma * hyper[Hyper::WEIGHT_DECAY];
+  step.omega = (polyak ? step.gamma * step.gamma : step.gamma) * hyper[Hyper::WEIGHT_DECAY];
   return step;
 }
 

@@ -15,13 +15,18 @@ struct UpdateCoefs {
   T step_size, inv_sqrt_bc2, e_to_y;                                     // of the tensor
 };
 
-template <class T>
+// The direction u: ADAM keeps both moments, ADAM_NO_MOMENTUM the second only, SGD none.
+enum class Direction { ADAM, ADAM_NO_MOMENTUM, SGD };
+
+template <Direction direction, class T>
 SFPLUS_INLINE void update_element(T g, T& m, T& v, T& y, T& e, const UpdateCoefs<T>& c) {
-  // Adam moments
-  m = c.beta1 * m + c.grad_to_m * g;
-  v = c.beta2 * v + c.grad_to_v * g * g;
-  // delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps)
-  const T delta = c.step_size * m / (std::sqrt(v) * c.inv_sqrt_bc2 + c.eps) + c.omega * y;
+  // moments
+  m = direction == Direction::ADAM ? c.beta1 * m + c.grad_to_m * g : c.grad_to_m * g;
+  if (direction != Direction::SGD) v = c.beta2 * v + c.grad_to_v * g * g;
+  // delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps), or the gradient
+  T delta = c.step_size * m;
+  if (direction != Direction::SGD) delta = delta / (std::sqrt(v) * c.inv_sqrt_bc2 + c.eps);
+  delta = delta + c.omega * y;
   // one increment of y, its two parts summed first
   y = y + (c.e_to_y * e + c.delta_to_y * delta);
   // z moves by -delta, then x follows it by c_k

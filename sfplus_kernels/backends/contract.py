@@ -1,7 +1,8 @@
 """The contract between ``ops`` and the backends: what goes in, and the four operations.
 
-A step is ``reduce`` -> ``finalize`` -> ``update``; ``interpolate`` moves the parameters between y and x.
-No operation allocates memory that grows with the model or waits for the device.
+A step is ``reduce`` (where the algorithm needs sums) -> ``finalize`` -> ``update``; ``interpolate`` moves
+the parameters between y and x. No operation allocates memory that grows with the model or waits for the
+device.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ class Entry(NamedTuple):
     """The tensors of one parameter, all of one shape, the state tensors of one layout in memory.
 
     ``exp_avg``, ``exp_avg_sq``, ``displacement`` and ``master_param`` have the state's dtype: float64 for
-    a float64 parameter, else float32. ``master_param`` is None where the parameter itself holds y.
+    a float64 parameter, else float32. A moment is None where the algorithm keeps none, ``exp_avg`` also
+    where it keeps only the other; ``master_param`` is None where the parameter itself holds y.
     """
 
     param: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    exp_avg: Tensor | None
+    exp_avg_sq: Tensor | None
     displacement: Tensor
     master_param: Tensor | None
     group: int
@@ -92,8 +94,11 @@ class Backend(Protocol):
     def reduce(self, plan: Any) -> None:
         """sum |g|, sum g e and sum g^2 of all tensors, as partial sums inside the plan."""
 
-    def finalize(self, plan: Any, run: RunState) -> None:
-        """Sums, loss and run state -> coefficients; advances the run state, or marks a skip."""
+    def finalize(self, plan: Any, run: RunState, reduced: bool) -> None:
+        """Sums, loss and run state -> coefficients; advances the run state, or marks a skip.
+
+        ``reduced`` is False where this step has no ``reduce``: the sums then count as zero.
+        """
 
     def update(self, plan: Any, run: RunState) -> None:
         """One read and one write of every tensor; nothing is written on a skipped step."""

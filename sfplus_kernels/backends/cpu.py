@@ -58,11 +58,11 @@ class CpuBackend:
                 torch.get_num_threads(),
             )
 
-    def finalize(self, plan: CpuPlan, run: RunState) -> None:
+    def finalize(self, plan: CpuPlan, run: RunState, reduced: bool) -> None:
         table = plan.table
         _C.finalize(
             table.partials.data_ptr(),
-            len(table.partials),
+            len(table.partials) if reduced else 0,
             table.rows.data_ptr(),
             table.n_rows,
             _native_run(run),

@@ -19,6 +19,7 @@ from sfplus_kernels.backends.layout import (
     Group,
     GroupCoef,
     Hyper,
+    Rule,
     Scalar,
     TensorCoef,
 )
@@ -58,37 +59,41 @@ class EagerBackend:
             parts = (g.abs().sum(), (g * entry.displacement).sum(), g.square().sum())
             plan.sums += torch.stack(parts).to(torch.float64)
 
-    def finalize(self, plan: EagerPlan, run: RunState) -> None:
-        lr, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power = _columns(
+    def finalize(self, plan: EagerPlan, run: RunState, reduced: bool) -> None:
+        if not reduced:
+            plan.sums.zero_()
+        lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power = _columns(
             run.hyper, Hyper
         )
-        sf_beta1, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign = run.settings.unbind()
+        rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign = run.settings.unbind()
+        polyak = rule == Rule.POLYAK
         l1, dot, squares = plan.sums.unbind()
         f = run.globals[Global.FUNCTION_VALUE]
         k = run.groups[:, Group.K]
 
-        # beta_k: annealed so that ln(1 - beta) is linear in the step
+        # beta_k of each group: annealed so that ln(1 - beta) is linear in the step
         s = (k[0] / anneal_steps.clamp(min=1)).clamp(max=1)
         annealed = 1 - torch.exp((1 - s) * torch.log1p(-sf_beta1) + s * torch.log1p(-sf_beta1_max))
         beta = torch.where(anneal_steps > 0, annealed, sf_beta1)
 
         # Polyak step; 0 when every gradient is zero
-        ip_term = sign * beta * dot
+        ip_term = sign * beta[0] * dot
         ema = run.globals[Global.GRAD_L1_EMA]
         ema = polyak_beta * ema + (1 - polyak_beta) * math.sqrt(math.pi / 2) * l1
         denominator = ema / (1 - polyak_beta ** (k[0] + 1))
         numerator = (sign * (f - f_star) + ip_term).clamp(min=0)
         polyak_lr = torch.where(denominator > 0, numerator / denominator, 0)
+        polyak_lr = torch.where(polyak, polyak_lr, 1)
 
         # averaging weight c_k
         warmup = torch.where(warmup_steps > 0, ((k + 1) / warmup_steps).clamp(max=1), 1)
-        gamma = torch.maximum(lr, eps) * warmup * polyak_lr
+        gamma = torch.where(polyak, torch.maximum(lr, eps), lr) * warmup * polyak_lr
         lr_max = torch.maximum(run.groups[:, Group.LR_MAX], gamma)
         weight = torch.where(k < c_warmup, 0, (k + 1) ** r * lr_max**power)
         weight_sum = run.groups[:, Group.WEIGHT_SUM] + weight
         c = torch.where(weight_sum > 0, weight / weight_sum, 0)
         c = torch.where(k < c_warmup, 1, c)
-        omega = gamma**2 * weight_decay
+        omega = torch.where(polyak, gamma**2, gamma) * weight_decay
 
         in_range = (gamma <= MAX_COEFFICIENT) & (omega <= MAX_COEFFICIENT) & weight_sum.isfinite()
         skip = ~(plan.sums.isfinite().all() & f.isfinite() & in_range.all())
@@ -106,8 +111,8 @@ class EagerBackend:
         figures[Global.CONSECUTIVE_SKIPPED_STEPS] *= skip
         keep_or(figures[Global.GRAD_L1_EMA], ema)
         keep_or(figures[Global.POLYAK_LR], polyak_lr)
-        keep_or(figures[Global.SF_BETA1], beta)
-        keep_or(run.groups, torch.stack((k + 1, lr_max, weight_sum, c, gamma), dim=1))
+        keep_or(figures[Global.SF_BETA1], beta[0])
+        keep_or(run.groups, torch.stack((k + 1, lr_max, weight_sum, c, gamma, beta), dim=1))
         delta_to_y = -(1 - beta * (1 - c))
         coefs = (beta1, sign * (1 - beta1), beta2, 1 - beta2, eps, omega, 1 - c, delta_to_y)
         keep_or(run.group_coefs, torch.stack(coefs, dim=1))
@@ -118,10 +123,10 @@ class EagerBackend:
         b = run.tensors[plan.slots, Scalar.Y_BETA]
         step_size = gamma[group] / (1 - beta1[group] ** step)
         inv_sqrt_bc2 = (1 - beta2[group] ** step).rsqrt()
-        e_to_y = b - beta * (1 - c[group])
+        e_to_y = b - (beta * (1 - c))[group]
         new = torch.stack((step_size, inv_sqrt_bc2, e_to_y), dim=1)
         run.tensor_coefs[plan.slots] = torch.where(skip, run.tensor_coefs[plan.slots], new)
-        new = torch.stack((step, beta.expand_as(step)), dim=1)
+        new = torch.stack((step, beta[group]), dim=1)
         run.tensors[plan.slots] = torch.where(skip, run.tensors[plan.slots], new)
 
     def update(self, plan: EagerPlan, run: RunState) -> None:
@@ -136,12 +141,21 @@ class EagerBackend:
             )
             step_size, inv_sqrt_bc2, e_to_y = _columns(tensor_coefs, TensorCoef)
             g = gradient.to(e.dtype)
-            m = beta1 * entry.exp_avg + grad_to_m * g
-            v = beta2 * entry.exp_avg_sq + grad_to_v * g * g
-            delta = step_size * m / (v.sqrt() * inv_sqrt_bc2 + eps) + omega * y
-            new_y = y + (e_to_y * e + delta_to_y * delta)
-            new_e = e_kept * (e - delta)
-            for old, new in ((entry.exp_avg, m), (entry.exp_avg_sq, v), (y, new_y), (e, new_e)):
+            changes = []  # (buffer, its new value)
+            if entry.exp_avg is None:
+                m = grad_to_m * g
+            else:
+                m = beta1 * entry.exp_avg + grad_to_m * g
+                changes.append((entry.exp_avg, m))
+            if entry.exp_avg_sq is None:
+                delta = step_size * m + omega * y
+            else:
+                v = beta2 * entry.exp_avg_sq + grad_to_v * g * g
+                delta = step_size * m / (v.sqrt() * inv_sqrt_bc2 + eps) + omega * y
+                changes.append((entry.exp_avg_sq, v))
+            changes.append((y, y + (e_to_y * e + delta_to_y * delta)))
+            changes.append((e, e_kept * (e - delta)))
+            for old, new in changes:
                 old.copy_(torch.where(skip, old, new))
             if entry.master_param is not None:
                 param = entry.param.detach()

@@ -11,24 +11,34 @@ VIRTUAL_BLOCKS = 2048
 number of threads changes the order in which a sum is formed."""
 
 
+class Rule(IntEnum):
+    """Where gamma, the step size, comes from: the values of ``Setting.RULE``."""
+
+    POLYAK = (
+        0  # ScheduleFree+: max(lr, eps) under warmup, times a Polyak step; omega = gamma^2 decay
+    )
+    SCHEDULED = 1  # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma decay
+
+
 class Hyper(IntEnum):
     """Hyperparameters of one group: a row of ``RunState.hyper``, written by the host."""
 
     LR = 0
-    BETA1 = 1
-    BETA2 = 2
-    EPS = 3
-    WEIGHT_DECAY = 4
-    R = 5
-    C_WARMUP = 6
-    WARMUP_STEPS = 7
-    WEIGHT_LR_POWER = 8
+    SF_BETA1 = 1  # the Schedule-Free momentum beta, before annealing
+    BETA1 = 2
+    BETA2 = 3
+    EPS = 4
+    WEIGHT_DECAY = 5
+    R = 6
+    C_WARMUP = 7
+    WARMUP_STEPS = 8
+    WEIGHT_LR_POWER = 9
 
 
 class Setting(IntEnum):
     """Hyperparameters that all groups share: ``RunState.settings``, written by the host."""
 
-    SF_BETA1 = 0
+    RULE = 0
     SF_BETA1_MAX = 1
     SF_BETA1_ANNEAL_STEPS = 2
     POLYAK_BETA = 3
@@ -48,7 +58,7 @@ class Global(IntEnum):
     IP_TERM = 3
     GRAD_L1_EMA = 4
     POLYAK_LR = 5
-    SF_BETA1 = 6  # beta_k
+    SF_BETA1 = 6  # beta_k of the first group
     SKIP = 7  # 1 when this step is skipped, else 0
     SKIPPED_STEPS = 8
     CONSECUTIVE_SKIPPED_STEPS = 9
@@ -62,6 +72,7 @@ class Group(IntEnum):
     WEIGHT_SUM = 2
     CKP1 = 3
     SCHEDULED_LR = 4  # gamma
+    Y_BETA = 5  # beta_k, with which this step writes y
 
 
 class Scalar(IntEnum):
@@ -76,6 +87,7 @@ class GroupCoef(IntEnum):
 
     m <- BETA1 m + GRAD_TO_M g                 v <- BETA2 v + GRAD_TO_V g^2
     delta = STEP_SIZE m / (sqrt(v) INV_SQRT_BC2 + EPS) + OMEGA y
+    (no exp_avg: m = GRAD_TO_M g; no exp_avg_sq: delta = STEP_SIZE m + OMEGA y)
     y <- y + E_TO_Y e + DELTA_TO_Y delta       e <- E_KEPT (e - delta)
     """
 
@@ -84,7 +96,7 @@ class GroupCoef(IntEnum):
     BETA2 = 2
     GRAD_TO_V = 3  # 1 - beta2
     EPS = 4
-    OMEGA = 5  # gamma^2 weight_decay
+    OMEGA = 5  # the decay of this step, at y
     E_KEPT = 6  # 1 - c_k
     DELTA_TO_Y = 7  # -(1 - beta_k (1 - c_k))
 
@@ -109,7 +121,8 @@ class Row(IntEnum):
     """One tensor in the address table (int64): addresses, size, and where its scalars are.
 
     ``Y`` is the address of y: of the parameter itself, or of its ``master_param``. ``PARAM`` is the
-    address of a low-precision parameter that follows y, and 0 where the parameter is y itself.
+    address of a low-precision parameter that follows y, and 0 where the parameter is y itself. A moment
+    that the algorithm does not keep has the address 0.
     """
 
     Y = 0

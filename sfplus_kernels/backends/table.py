@@ -18,10 +18,12 @@ from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Sum
 
 @dataclass(frozen=True)
 class Launch:
-    """The tensors of one (parameter, gradient) dtype pair: a range of the chunk table."""
+    """The tensors of one (parameter, gradient) dtype pair and set of moments: a range of the chunks."""
 
     param_dtype: torch.dtype
     grad_dtype: torch.dtype | None
+    has_exp_avg: bool
+    has_exp_avg_sq: bool
     first_chunk: int
     n_chunks: int
     n_elements: int
@@ -76,12 +78,13 @@ def same_layout(strides: Sequence[int], tensor: Tensor) -> bool:
 
 
 def sort_into_launches(entries: Sequence[Entry]) -> list[list[int]]:
-    """Indices of the non-empty entries, one list for each dtype pair, in order of first appearance."""
-    pairs: dict[tuple[torch.dtype, torch.dtype | None], list[int]] = {}
+    """Indices of the non-empty entries, one list for each launch, in order of first appearance."""
+    kinds: dict[tuple, list[int]] = {}
     for index, entry in enumerate(entries):
         if entry.param.numel() > 0:
-            pairs.setdefault((entry.param.dtype, entry.grad_dtype), []).append(index)
-    return list(pairs.values())
+            moments = (entry.exp_avg is not None, entry.exp_avg_sq is not None)
+            kinds.setdefault((entry.param.dtype, entry.grad_dtype, moments), []).append(index)
+    return list(kinds.values())
 
 
 def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int) -> AddressTable:
@@ -98,6 +101,8 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
         launch = Launch(
             param_dtype=members[0].param.dtype,
             grad_dtype=members[0].grad_dtype,
+            has_exp_avg=members[0].exp_avg is not None,
+            has_exp_avg_sq=members[0].exp_avg_sq is not None,
             first_chunk=first_chunk,
             n_chunks=len(chunks),
             n_elements=sum(e.param.numel() for e in members),
@@ -173,8 +178,8 @@ def _row(entry: Entry, param: Tensor) -> tuple[int, ...]:
     return (  # the order of layout.Row
         (param if master is None else master).data_ptr(),
         0 if master is None else param.data_ptr(),
-        entry.exp_avg.data_ptr(),
-        entry.exp_avg_sq.data_ptr(),
+        0 if entry.exp_avg is None else entry.exp_avg.data_ptr(),
+        0 if entry.exp_avg_sq is None else entry.exp_avg_sq.data_ptr(),
         entry.displacement.data_ptr(),
         param.numel(),
         entry.group,

@@ -58,6 +58,7 @@ class Columns:
 
 
 COLUMNS = Columns(
+    layout.Rule,
     layout.Hyper,
     layout.Setting,
     layout.Global,
@@ -163,7 +164,7 @@ class TritonBackend:
                     **_config("reduce", launch).arguments(),
                 )
 
-    def finalize(self, plan: AddressTable, run: RunState) -> None:
+    def finalize(self, plan: AddressTable, run: RunState, reduced: bool) -> None:
         with _launching(plan.rows.device):
             _grid(finalize_kernel, 1)(
                 plan.partials,
@@ -172,7 +173,7 @@ class TritonBackend:
                 run.hyper,
                 run.settings,
                 run.group_coefs,
-                len(plan.partials),
+                len(plan.partials) if reduced else 0,
                 len(run.groups),
                 COLUMNS=COLUMNS,
                 MAX_COEFFICIENT=MAX_COEFFICIENT,
@@ -208,6 +209,8 @@ class TritonBackend:
                     PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
                     STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
                     GRAD_DTYPE=_grad_dtype(launch),
+                    HAS_EXP_AVG=launch.has_exp_avg,
+                    HAS_EXP_AVG_SQ=launch.has_exp_avg_sq,
                     **_config("update", launch).arguments(),
                 )
         store_param_stages(plan)

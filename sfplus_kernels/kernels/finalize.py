@@ -14,7 +14,19 @@ def _power(base, exponent):
 
 
 @triton.jit
-def _group_step(hyper, groups, polyak_lr, mask, COLUMNS: tl.constexpr):
+def _momentum(sf_beta1, settings_ptr, k, COLUMNS: tl.constexpr):
+    """beta_k: annealed so that ln(1 - beta) is linear in the step; else exactly sf_beta1."""
+    sf_beta1_max = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1_MAX)
+    anneal_steps = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1_ANNEAL_STEPS)
+    annealing = anneal_steps > 0
+    s = tl.minimum(k / tl.where(annealing, anneal_steps, 1.0), 1.0)
+    start = tl.log(tl.where(annealing, 1 - sf_beta1, 1.0))
+    end = tl.log(tl.where(annealing, 1 - sf_beta1_max, 1.0))
+    return tl.where(annealing, 1 - tl.exp((1 - s) * start + s * end), sf_beta1)
+
+
+@triton.jit
+def _group_step(hyper, groups, polyak, polyak_lr, mask, COLUMNS: tl.constexpr):
     """gamma, lr_max, weight_sum, c_k and omega of the step for rows of groups; writes nothing."""
     lr = tl.load(hyper + COLUMNS.Hyper.LR, mask, 0.0)
     eps = tl.load(hyper + COLUMNS.Hyper.EPS, mask, 0.0)
@@ -27,10 +39,11 @@ def _group_step(hyper, groups, polyak_lr, mask, COLUMNS: tl.constexpr):
     lr_max = tl.load(groups + COLUMNS.Group.LR_MAX, mask, 0.0)
     weight_sum = tl.load(groups + COLUMNS.Group.WEIGHT_SUM, mask, 0.0)
 
-    # gamma = max(lr, eps) warmup polyak; comparisons, not maximum, so that NaN stays
+    # gamma = max(lr, eps) warmup polyak, or lr warmup; comparisons, not maximum, so that NaN stays
     warming = (warmup_steps > 0) & (k + 1 < warmup_steps)
     warmup = tl.where(warming, (k + 1) / tl.where(warming, warmup_steps, 1.0), 1.0)
-    gamma = tl.where(lr < eps, eps, lr) * warmup * polyak_lr
+    floor = tl.where(polyak, eps, 0.0)
+    gamma = tl.where(lr < floor, floor, lr) * warmup * polyak_lr
     lr_max = tl.where(gamma > lr_max, gamma, lr_max)
     # c_k = w / weight_sum, w = (k+1)^r lr_max^p; 1 during c_warmup
     weight = _power(k + 1, r) * _power(lr_max, weight_lr_power)
@@ -38,7 +51,7 @@ def _group_step(hyper, groups, polyak_lr, mask, COLUMNS: tl.constexpr):
     weight_sum = weight_sum + weight
     c = tl.where(weight_sum > 0, weight / tl.where(weight_sum > 0, weight_sum, 1.0), 0.0)
     c = tl.where(k < c_warmup, 1.0, c)
-    omega = gamma * gamma * weight_decay
+    omega = tl.where(polyak, gamma * gamma, gamma) * weight_decay
     return k, gamma, lr_max, weight_sum, c, omega
 
 
@@ -77,9 +90,7 @@ def finalize_kernel(
     sum_dot = tl.sum(dot)
     sum_squares = tl.sum(squares)
 
-    sf_beta1 = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1)
-    sf_beta1_max = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1_MAX)
-    anneal_steps = tl.load(settings_ptr + COLUMNS.Setting.SF_BETA1_ANNEAL_STEPS)
+    polyak = tl.load(settings_ptr + COLUMNS.Setting.RULE) == COLUMNS.Rule.POLYAK
     polyak_beta = tl.load(settings_ptr + COLUMNS.Setting.POLYAK_BETA)
     f_star = tl.load(settings_ptr + COLUMNS.Setting.F_STAR)
     sign = tl.load(settings_ptr + COLUMNS.Setting.GRAD_SIGN)
@@ -89,12 +100,8 @@ def finalize_kernel(
     skipped_in_a_row = tl.load(globals_ptr + COLUMNS.Global.CONSECUTIVE_SKIPPED_STEPS)
     k = tl.load(groups_ptr + COLUMNS.Group.K)
 
-    # beta_k: annealed so that ln(1 - beta) is linear in the step; exactly sf_beta1 without annealing
-    annealing = anneal_steps > 0
-    s = tl.minimum(k / tl.where(annealing, anneal_steps, 1.0), 1.0)
-    start = tl.log(tl.where(annealing, 1 - sf_beta1, 1.0))
-    end = tl.log(tl.where(annealing, 1 - sf_beta1_max, 1.0))
-    beta = tl.where(annealing, 1 - tl.exp((1 - s) * start + s * end), sf_beta1)
+    # beta_k and k are those of the first group
+    beta = _momentum(tl.load(hyper_ptr + COLUMNS.Hyper.SF_BETA1), settings_ptr, k, COLUMNS)
 
     # Polyak step; 0 when every gradient is zero. 1.2533... is sqrt(pi / 2)
     ip_term = sign * beta * sum_dot
@@ -104,6 +111,7 @@ def finalize_kernel(
     numerator = tl.where(numerator < 0, 0.0, numerator)
     moving = denominator > 0
     polyak_lr = tl.where(moving, numerator / tl.where(moving, denominator, 1.0), 0.0)
+    polyak_lr = tl.where(polyak, polyak_lr, 1.0)
 
     # a step that is not finite, or whose coefficients would overflow, is skipped
     infinity = float("inf")
@@ -116,7 +124,9 @@ def finalize_kernel(
         mask = group < n_groups
         hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
         groups = groups_ptr + group * COLUMNS.Group.WIDTH
-        _, gamma, _, weight_sum, _, omega = _group_step(hyper, groups, polyak_lr, mask, COLUMNS)
+        _, gamma, _, weight_sum, _, omega = _group_step(
+            hyper, groups, polyak, polyak_lr, mask, COLUMNS
+        )
         good = (gamma <= MAX_COEFFICIENT) & (omega <= MAX_COEFFICIENT) & (weight_sum < infinity)
         n_bad += (mask & (good == 0)).to(tl.int32)
     skip = (fine == 0) | (tl.sum(n_bad) > 0)
@@ -141,14 +151,17 @@ def finalize_kernel(
             hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
             groups = groups_ptr + group * COLUMNS.Group.WIDTH
             group_k, gamma, lr_max, weight_sum, c, omega = _group_step(
-                hyper, groups, polyak_lr, mask, COLUMNS
+                hyper, groups, polyak, polyak_lr, mask, COLUMNS
             )
+            sf_beta1 = tl.load(hyper + COLUMNS.Hyper.SF_BETA1, mask, 0.0)
+            group_beta = _momentum(sf_beta1, settings_ptr, k, COLUMNS)
             tl.debug_barrier()
             tl.store(groups + COLUMNS.Group.K, group_k + 1, mask)
             tl.store(groups + COLUMNS.Group.LR_MAX, lr_max, mask)
             tl.store(groups + COLUMNS.Group.WEIGHT_SUM, weight_sum, mask)
             tl.store(groups + COLUMNS.Group.CKP1, c, mask)
             tl.store(groups + COLUMNS.Group.SCHEDULED_LR, gamma, mask)
+            tl.store(groups + COLUMNS.Group.Y_BETA, group_beta, mask)
 
             beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
             beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
@@ -161,7 +174,7 @@ def finalize_kernel(
             tl.store(coefs + COLUMNS.GroupCoef.EPS, eps, mask)
             tl.store(coefs + COLUMNS.GroupCoef.OMEGA, omega, mask)
             tl.store(coefs + COLUMNS.GroupCoef.E_KEPT, 1 - c, mask)
-            tl.store(coefs + COLUMNS.GroupCoef.DELTA_TO_Y, -(1 - beta * (1 - c)), mask)
+            tl.store(coefs + COLUMNS.GroupCoef.DELTA_TO_Y, -(1 - group_beta * (1 - c)), mask)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -187,7 +200,7 @@ def finalize_tensors_kernel(
         groups = groups_ptr + group * COLUMNS.Group.WIDTH
         tensors = tensors_ptr + slot * COLUMNS.Scalar.WIDTH
         coefs = tensor_coefs_ptr + slot * COLUMNS.TensorCoef.WIDTH
-        beta = tl.load(globals_ptr + COLUMNS.Global.SF_BETA1)
+        beta = tl.load(groups + COLUMNS.Group.Y_BETA, mask, 0.0)
         beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
         beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
         gamma = tl.load(groups + COLUMNS.Group.SCHEDULED_LR, mask, 0.0)
@@ -206,4 +219,4 @@ def finalize_tensors_kernel(
         tl.store(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2, inv_sqrt_bc2, mask)
         tl.store(coefs + COLUMNS.TensorCoef.E_TO_Y, e_to_y, mask)
         tl.store(tensors + COLUMNS.Scalar.STEP, step, mask)
-        tl.store(tensors + COLUMNS.Scalar.Y_BETA, tl.where(mask, beta, 0.0), mask)
+        tl.store(tensors + COLUMNS.Scalar.Y_BETA, beta, mask)

@@ -1,5 +1,5 @@
-"""The update pass: one read of g, y, e, m, v and one write of y, e, m, v, and of the parameter if it
-is not y itself."""
+"""The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the algorithm
+keeps them), and of the parameter if it is not y itself."""
 
 import triton
 import triton.language as tl
@@ -30,30 +30,40 @@ def _update_block(
     e_to_y,
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
+    HAS_EXP_AVG: tl.constexpr,
+    HAS_EXP_AVG_SQ: tl.constexpr,
 ):
     """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
     g = tl.load(g_ptr + offsets, mask=mask).to(STATE_DTYPE)
-    m = tl.load(m_ptr + offsets, mask=mask)
-    v = tl.load(v_ptr + offsets, mask=mask)
+    if HAS_EXP_AVG:
+        old_m = tl.load(m_ptr + offsets, mask=mask)
+    if HAS_EXP_AVG_SQ:
+        v = tl.load(v_ptr + offsets, mask=mask)
     e = tl.load(e_ptr + offsets, mask=mask)
     y = tl.load(y_ptr + offsets, mask=mask)
 
-    # Adam moments
-    m = beta1 * m + grad_to_m * g
-    v = beta2 * v + grad_to_v * g * g
-    # delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps)
-    if tl.float64 == STATE_DTYPE:  # correctly rounded as they are; in fp32 they are approximate
-        delta = step_size * m / (tl.sqrt(v) * inv_sqrt_bc2 + eps)
-    else:
-        delta = tl.div_rn(step_size * m, tl.sqrt_rn(v) * inv_sqrt_bc2 + eps)
+    # moments
+    m = grad_to_m * g
+    if HAS_EXP_AVG:
+        m = beta1 * old_m + m
+    # delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps), or the gradient
+    delta = step_size * m
+    if HAS_EXP_AVG_SQ:
+        v = beta2 * v + grad_to_v * g * g
+        if tl.float64 == STATE_DTYPE:  # correctly rounded as they are; in fp32 they are approximate
+            delta = delta / (tl.sqrt(v) * inv_sqrt_bc2 + eps)
+        else:
+            delta = tl.div_rn(delta, tl.sqrt_rn(v) * inv_sqrt_bc2 + eps)
     delta = delta + omega * y
     # one increment of y, its two parts summed first
     y = y + (e_to_y * e + delta_to_y * delta)
     # z moves by -delta, then x follows it by c_k
     e = e_kept * (e - delta)
 
-    tl.store(m_ptr + offsets, m, mask=mask)
-    tl.store(v_ptr + offsets, v, mask=mask)
+    if HAS_EXP_AVG:
+        tl.store(m_ptr + offsets, m, mask=mask)
+    if HAS_EXP_AVG_SQ:
+        tl.store(v_ptr + offsets, v, mask=mask)
     tl.store(e_ptr + offsets, e, mask=mask)
     tl.store(y_ptr + offsets, y, mask=mask)
     if PARAM_DTYPE != STATE_DTYPE:
@@ -73,6 +83,8 @@ def update_kernel(
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
+    HAS_EXP_AVG: tl.constexpr,
+    HAS_EXP_AVG_SQ: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -88,8 +100,12 @@ def update_kernel(
         start = tl.load(chunk + COLUMNS.Chunk.START)
         tensor = rows_ptr + row * COLUMNS.Row.WIDTH
         y_address = tl.load(tensor + COLUMNS.Row.Y) + start * STATE_BYTES
-        m_address = tl.load(tensor + COLUMNS.Row.EXP_AVG) + start * STATE_BYTES
-        v_address = tl.load(tensor + COLUMNS.Row.EXP_AVG_SQ) + start * STATE_BYTES
+        m_address = tl.load(tensor + COLUMNS.Row.EXP_AVG)  # 0, which is aligned, if there is none
+        v_address = tl.load(tensor + COLUMNS.Row.EXP_AVG_SQ)
+        if HAS_EXP_AVG:
+            m_address += start * STATE_BYTES
+        if HAS_EXP_AVG_SQ:
+            v_address += start * STATE_BYTES
         e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * STATE_BYTES
         g_address = tl.load(gradients_ptr + row) + start * GRAD_BYTES
         numel = tl.load(tensor + COLUMNS.Row.NUMEL)
@@ -141,7 +157,7 @@ def update_kernel(
             _update_block(
                 y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
                 beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE,
+                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
             )  # fmt: skip
         # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
         # lays out for vectors, so that the second would load with gaps and exchange what it stores
@@ -153,5 +169,5 @@ def update_kernel(
             _update_block(
                 y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
                 beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE,
+                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
             )  # fmt: skip

@@ -1,7 +1,15 @@
 """The optimizers: thin classes that validate, gather and call the functional form."""
 
 from sfplus_kernels.optim.adamc_schedule_free_plus import AdamCScheduleFreePlus
+from sfplus_kernels.optim.adamw_schedule_free import AdamWScheduleFree
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
+from sfplus_kernels.optim.sgd_schedule_free import SGDScheduleFree
 from sfplus_kernels.optim.tensor_state import Iterates
 
-__all__ = ["AdamCScheduleFreePlus", "Iterates", "ScheduleFreeOptimizer"]
+__all__ = [
+    "AdamCScheduleFreePlus",
+    "AdamWScheduleFree",
+    "Iterates",
+    "SGDScheduleFree",
+    "ScheduleFreeOptimizer",
+]

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels import ops
+from sfplus_kernels.backends.layout import Global, Rule
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
+from sfplus_kernels.optim.run_state import GLOBAL_KEYS
 
 
 class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
@@ -56,6 +58,18 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
     group's weight: give layers that are unfrozen later a group of their own.
     """
 
+    shared_arguments = (
+        "sf_beta1",
+        "sf_beta1_max",
+        "sf_beta1_anneal_steps",
+        "polyak_beta",
+        "f_star",
+        "maximize",
+    )
+    global_keys = GLOBAL_KEYS
+    figures = tuple(figure for figure in Global if figure is not Global.SKIP)
+    advances_without_gradients = False
+
     def __init__(
         self,
         params: Any,
@@ -99,6 +113,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         beta1, beta2 = check_betas(group["betas"])
         return (
             check_lr(group["lr"]),
+            check_number("sf_beta1", group["sf_beta1"], 0, 1, open_high=_annealed(group)),
             beta1,
             beta2,
             check_number("eps", group["eps"], 0, open_low=True),
@@ -111,16 +126,22 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
 
     def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
-        anneal_steps = check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0)
-        annealed = anneal_steps > 0  # beta = 1 has no logarithm of 1 - beta
         return (
-            check_number("sf_beta1", group["sf_beta1"], 0, 1, open_high=annealed),
-            check_number("sf_beta1_max", group["sf_beta1_max"], 0, 1, open_high=annealed),
-            anneal_steps,
+            Rule.POLYAK,
+            check_number("sf_beta1_max", group["sf_beta1_max"], 0, 1, open_high=_annealed(group)),
+            check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0),
             check_number("polyak_beta", group["polyak_beta"], 0, 1, open_high=True),
             check_number("f_star", group["f_star"]),
             -1.0 if group["maximize"] else 1.0,
         )
+
+    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Both moments and e."""
+        return ("exp_avg", "exp_avg_sq", "displacement")
+
+    def first_lr_max(self, group: Mapping[str, Any]) -> float:
+        """eps."""
+        return float(group["eps"])
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -169,3 +190,8 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
 
     def _all_lr_zero(self) -> bool:
         return all(float(group["lr"]) == 0 for group in self.param_groups)
+
+
+def _annealed(group: Mapping[str, Any]) -> bool:
+    """Then beta must stay below 1: there is no logarithm of 1 - 1."""
+    return check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0) > 0

@@ -30,7 +30,7 @@ class _StepPlan(NamedTuple):
     key: list[tuple]  # parameters, their addresses, the dtypes of their gradients
     gradient_key: list[tuple]
     watched: list[tuple[dict[str, Any], Tensor]]  # state of each parameter, its displacement
-    state: tuple[int, int]
+    state: tuple  # the state's identity, its size, its buffers in each group
     plan: object
 
 
@@ -40,6 +40,14 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
     Run state lives in fp64 buffers on the parameters' device. ``param_groups`` show it as of the last
     ``state_dict()``, ``metrics()`` or pickle, whichever came last: reading it costs a synchronisation.
     """
+
+    # What an algorithm adds to this class; see also check_group, check_settings and state_tensors.
+    shared_arguments: tuple[str, ...] = ("maximize",)  # the same in all groups
+    global_keys: Mapping[
+        str, Global
+    ] = {}  # run state without a group: key in the groups -> its place
+    figures: tuple[Global, ...] = ()  # shown by metrics() beside those of the groups
+    advances_without_gradients = True  # whether a step with no gradient at all counts
 
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
     _backend_name: str | None = None
@@ -57,7 +65,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
                 "got an empty parameter list; expected at least one parameter: is it an iterator that "
                 "was used up, or a model without parameters?"
             )
-        run = dict.fromkeys((*run_state.GLOBAL_KEYS, *run_state.GROUP_KEYS), 0)
+        run = dict.fromkeys((*self.global_keys, *run_state.GROUP_KEYS), 0)
         mode = {"train_mode": False, "optimizer": type(self).__name__}
         super().__init__(params, defaults | run | mode)
         if backend is not None:
@@ -73,6 +81,14 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         """The global settings as ``layout.Setting``; raises if out of range."""
         raise NotImplementedError
 
+    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the buffers that a parameter of this group has in its state."""
+        raise NotImplementedError
+
+    def first_lr_max(self, group: Mapping[str, Any]) -> float:
+        """What ``lr_max`` is before the first step."""
+        raise NotImplementedError
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its ``k`` starts at 0, its mode is that of the optimizer.
 
@@ -81,10 +97,10 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         """
         settled = list(self.param_groups)
         self._save_run_state()
-        param_group.setdefault("lr_max", param_group.get("eps", self.defaults["eps"]))
+        param_group.setdefault("lr_max", self.first_lr_max(self.defaults | param_group))
         if settled:
             param_group.setdefault("train_mode", settled[0]["train_mode"])
-            for key in run_state.GLOBAL_KEYS:
+            for key in self.global_keys:
                 param_group.setdefault(key, settled[0][key])
         super().add_param_group(param_group)
         try:
@@ -97,16 +113,15 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
 
     def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
         hyper = [self.check_group(group) for group in self.param_groups]
-        settings = self.check_settings(self.param_groups[0])
+        first = self.param_groups[0]
         for index, group in enumerate(self.param_groups[1:], start=1):
-            other = self.check_settings(group)
-            if other != settings:
-                raise ValueError(
-                    f"group {index} has global settings {other}, group 0 has {settings} (the order "
-                    "is that of layout.Setting); the step size is one number for all groups: set "
-                    "them once, as arguments of the optimizer"
-                )
-        return hyper, settings
+            for name in self.shared_arguments:
+                if group[name] != first[name]:
+                    raise ValueError(
+                        f"group {index} has {name}={group[name]!r}, group 0 has {first[name]!r}; it is "
+                        "one for all groups: set it once, as an argument of the optimizer"
+                    )
+        return hyper, self.check_settings(first)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -177,13 +192,13 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
                 "call optimizer.train() before the forward pass (and optimizer.eval() to evaluate)"
             )
 
-    def _run_step(self, loss: float | Tensor) -> None:
+    def _run_step(self, loss: float | Tensor | None) -> None:
         """Check everything, then one step; raises before anything changed."""
         hyper, settings = self._check_groups()
         params = self._parameters()
         gradients = [p.grad for p in params]
         self._no_gradients = all(g is None for g in gradients)
-        if self._no_gradients:
+        if self._no_gradients and not self.advances_without_gradients:
             return
         plan = self._valid_plan(params, gradients)
         engine = self._get_engine()
@@ -208,11 +223,16 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
             gradient_key = [(g.data_ptr(), g.stride()) for _, g in active]
         except (RuntimeError, NotImplementedError):  # a sparse gradient has no address
             key, gradient_key = [], []
+        state_key = (
+            id(self.state),
+            len(self.state),
+            *(self.state_tensors(group) for group in self.param_groups),
+        )
         last = self._step_plan
         kept = (
             last is not None
             and key == last.key
-            and (id(self.state), len(self.state)) == last.state
+            and state_key == last.state
             and all(state.get("displacement") is e for state, e in last.watched)
         )
         if last is not None and kept and gradient_key == last.gradient_key:
@@ -230,7 +250,6 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
             plan = self._get_engine().plan([e for e, _ in entries])
             watched = [(state, e.displacement) for e, state in entries]
         self._get_engine().set_gradients(plan, [g for _, g in active])
-        state_key = (id(self.state), len(self.state))
         self._step_plan = _StepPlan(key, gradient_key, watched, state_key, plan)
         return plan
 
@@ -241,9 +260,22 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         return make_entries(params, self.param_groups, self.state, scalars, grad_dtypes)
 
     def _create_state(self, params: list[Tensor], gradients: list[Tensor | None]) -> None:
+        names = {
+            id(param): self.state_tensors(group)
+            for group in self.param_groups
+            for param in group["params"]
+        }
         for param, grad in zip(params, gradients, strict=True):
-            if grad is not None and not self.state.get(param):
-                self.state[param] = new_state(param)
+            if grad is None:
+                continue
+            state = self.state.get(param)
+            if not state:
+                self.state[param] = new_state(param, names[id(param)])
+            elif any((name in state) != (name in names[id(param)]) for name in ops.STATE_TENSORS):
+                raise RuntimeError(
+                    f"the settings of a group now ask for the buffers {names[id(param)]}, but the state "
+                    f"of a parameter has {sorted(state)}; put the settings back, or make a new optimizer"
+                )
 
     # -- run state and checkpoints ------------------------------------------------------------------
 
@@ -257,14 +289,14 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
             params = self._parameters()
             ops.check_parameters(params)
             engine = Engine(self._backend_name, device, len(self.param_groups), len(params))
-            run_state.into_engine(self.param_groups, engine)
+            run_state.into_engine(self.param_groups, engine, self.global_keys)
             self._engine = engine
         return self._engine
 
     def _save_run_state(self) -> None:
         """Write the engine's run state into the groups (one synchronisation)."""
         if self._engine is not None:
-            run_state.into_groups(self._engine, self.param_groups)
+            run_state.into_groups(self._engine, self.param_groups, self.global_keys)
 
     def metrics(self) -> dict[str, float | list[float]]:
         """Figures of the last step under the glossary's names; waits for the device once.
@@ -273,9 +305,10 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         ``consecutive_skipped_steps``, with the loss and sums that caused it; a step without any gradient
         shows in ``no_gradients`` (1.0 or 0.0).
         """
-        figures = run_state.into_groups(self._get_engine(), self.param_groups)
+        engine = self._get_engine()
+        figures = run_state.into_groups(engine, self.param_groups, self.global_keys)
         values: dict[str, float | list[float]] = {
-            index.name.lower(): figures[index] for index in Global if index is not Global.SKIP
+            index.name.lower(): figures[index] for index in self.figures
         }
         for key in run_state.GROUP_KEYS:
             values[key] = [float(group[key]) for group in self.param_groups]

@@ -45,11 +45,9 @@ def check_lr(lr: object) -> float:
     return check_number("lr", lr, 0)
 
 
-def check_betas(betas: object) -> tuple[float, float]:
-    """``betas`` as two numbers in [0, 1)."""
+def check_betas(betas: object, *, first_may_be_one: bool = False) -> tuple[float, float]:
+    """``betas`` as two numbers in [0, 1), or the first in [0, 1]."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise TypeError(f"betas is {betas!r}; expected two numbers, such as (0.9, 0.95)")
-    beta1, beta2 = (
-        check_number(f"betas[{i}]", beta, 0, 1, open_high=True) for i, beta in enumerate(betas)
-    )
-    return beta1, beta2
+    beta1 = check_number("betas[0]", betas[0], 0, 1, open_high=not first_may_be_one)
+    return beta1, check_number("betas[1]", betas[1], 0, 1, open_high=True)

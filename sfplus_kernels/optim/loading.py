@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sfplus_kernels import ops
 
+if TYPE_CHECKING:
+    from sfplus_kernels.optim.base import ScheduleFreeOptimizer
+
 
 def checked_state(
-    optimizer: torch.optim.Optimizer, loaded: Mapping[str, Any]
+    optimizer: ScheduleFreeOptimizer, loaded: Mapping[str, Any]
 ) -> dict[Tensor, dict[str, Tensor]]:
     """Per-parameter state of ``loaded``, copied to the parameters' devices and memory layouts.
 
@@ -29,12 +32,12 @@ def checked_state(
             "as in this optimizer: build it from the same model and groups"
         )
     params = {
-        saved: param
+        saved: (param, optimizer.state_tensors(saved_group))
         for group, saved_group in zip(groups, saved_groups, strict=True)
         for param, saved in zip(group["params"], saved_group["params"], strict=True)
     }
     return {
-        params[index]: _copied(params[index], state, index)
+        params[index][0]: _copied(*params[index], state, index)
         for index, state in loaded["state"].items()
         if index in params and state
     }
@@ -49,9 +52,11 @@ def _check_class(expected: str, saved_groups: list[dict[str, Any]]) -> None:
         )
 
 
-def _copied(param: Tensor, state: Mapping[str, Any], index: object) -> dict[str, Tensor]:
+def _copied(
+    param: Tensor, buffers: Iterable[str], state: Mapping[str, Any], index: object
+) -> dict[str, Tensor]:
     dtype = ops.state_dtype(param)
-    names = {*ops.STATE_TENSORS} | ({"master_param"} if ops.needs_master(param) else set())
+    names = {*buffers} | ({"master_param"} if ops.needs_master(param) else set())
     if set(state) != names | {"step", "y_beta"}:
         raise ValueError(
             f"the state of parameter {index} has the keys {sorted(state)}; expected "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from sfplus_kernels.backends.layout import Global, Group
 from sfplus_kernels.ops import Engine
 
-# group key -> where the engine keeps it
+# group key -> where the engine keeps it; the first are those of ScheduleFree+
 GLOBAL_KEYS = {
     "grad_l1_ema": Global.GRAD_L1_EMA,
     "skipped_steps": Global.SKIPPED_STEPS,
@@ -25,16 +26,20 @@ GROUP_KEYS = {
 COUNTERS = ("k", "skipped_steps", "consecutive_skipped_steps")
 
 
-def into_engine(groups: list[dict[str, Any]], engine: Engine) -> None:
+def into_engine(
+    groups: list[dict[str, Any]], engine: Engine, global_keys: Mapping[str, Global]
+) -> None:
     """Fill a fresh engine's buffers from the groups."""
-    for key, index in GLOBAL_KEYS.items():
+    for key, index in global_keys.items():
         engine.run.globals[index] = float(groups[0][key])
     rows = [[float(group[key]) for key in GROUP_KEYS] for group in groups]
     values = torch.tensor(rows, dtype=torch.float64)
     engine.run.groups[:, list(GROUP_KEYS.values())] = values.to(engine.device)
 
 
-def into_groups(engine: Engine, groups: list[dict[str, Any]]) -> list[float]:
+def into_groups(
+    engine: Engine, groups: list[dict[str, Any]], global_keys: Mapping[str, Global]
+) -> list[float]:
     """Write the engine's run state into the groups: one synchronisation.
 
     Returns:
@@ -45,7 +50,7 @@ def into_groups(engine: Engine, groups: list[dict[str, Any]]) -> list[float]:
     n_globals, n_columns = len(Global), len(Group)
     for number, group in enumerate(groups):
         row = figures[n_globals + number * n_columns :]
-        values = {key: figures[index] for key, index in GLOBAL_KEYS.items()}
+        values = {key: figures[index] for key, index in global_keys.items()}
         values |= {key: row[index] for key, index in GROUP_KEYS.items()}
         group.update({k: int(v) if k in COUNTERS else v for k, v in values.items()})
     return figures[:n_globals]

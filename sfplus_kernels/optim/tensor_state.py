@@ -40,10 +40,10 @@ def iterates(param: Tensor, state: TensorState | None, train_mode: bool) -> Iter
     return Iterates(x=y - x_share, y=y, z=y + z_share)
 
 
-def new_state(param: Tensor) -> TensorState:
+def new_state(param: Tensor, names: Iterable[str]) -> TensorState:
     """State before the first step: zero moments, x = y = z = the parameter."""
     value, dtype = param.detach(), ops.state_dtype(param)
-    state = {name: torch.zeros_like(value, dtype=dtype) for name in ops.STATE_TENSORS}
+    state = {name: torch.zeros_like(value, dtype=dtype) for name in names}
     if ops.needs_master(param):
         state["master_param"] = torch.empty_like(value, dtype=dtype).copy_(value)
     for name in SCALARS:
@@ -83,7 +83,9 @@ def make_entries(
             group=group_index,
             slot=slot,
             grad_dtype=None if grad_dtypes is None else grad_dtypes[id(param)],
-            **{name: state[name] for name in ops.STATE_TENSORS},
+            exp_avg=state.get("exp_avg"),
+            exp_avg_sq=state.get("exp_avg_sq"),
+            displacement=state["displacement"],
         )
         entries.append((entry, state))
     _adopt_scalars(entries, scalars)

@@ -1,0 +1,94 @@
+"""Schedule-Free AdamW ("The Road Less Scheduled", arXiv 2405.15682)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
+from sfplus_kernels.optim.scheduled import ScheduledOptimizer
+
+
+class AdamWScheduleFree(ScheduledOptimizer):
+    r"""Schedule-Free AdamW (arXiv 2405.15682; upstream class ``schedulefree.AdamWScheduleFree``).
+
+    No learning-rate schedule beside the warmup. Call ``train()`` before training and ``eval()`` before
+    evaluating or saving. One step moves 28 bytes per float32 parameter and keeps 8 bytes of state (36 and
+    12 with ``inner_momentum``).
+
+    Args:
+        params: parameters or groups; float64, float32, bfloat16 or float16, all on one device. bfloat16
+            and float16 ones get a float32 ``master_param`` that holds y.
+        lr: learning rate, at least 0; may be a 0-dim tensor.
+        betas: beta of Schedule-Free, in [0, 1], and the decay of Adam's second moment, in [0, 1).
+        eps: added to the denominator of Adam, above 0.
+        weight_decay: decoupled coefficient, applied at y and multiplied by the learning rate.
+        warmup_steps: the learning rate is multiplied by min(1, (k + 1) / warmup_steps); 0 is off.
+        r: power of the step in the averaging weights.
+        weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
+        foreach: accepted for upstream's sake; has no effect.
+        inner_momentum: decay of Adam's first moment, in [0, 1); 0 keeps none. A setting of the whole
+            run: it cannot go from or to 0 once there is state.
+        maximize: ascend.
+        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter out of range, unusable parameters, an unknown backend.
+        RuntimeError: the named backend is unavailable; the message says why.
+
+    Unlike upstream, bias corrections count the steps of each tensor: a first gradient that comes late
+    does not take a step of up to 1 / sqrt(1 - beta2) times ``lr``. A NaN in a gradient is not caught.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        foreach: bool | None = None,
+        *,
+        inner_momentum: float = 0.0,
+        maximize: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "foreach": foreach,
+            "inner_momentum": inner_momentum,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, backend)
+
+    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """A row of ``layout.Hyper``."""
+        sf_beta1, beta2 = check_betas(group["betas"], first_may_be_one=True)
+        return (
+            check_lr(group["lr"]),
+            sf_beta1,
+            check_number("inner_momentum", group["inner_momentum"], 0, 1, open_high=True),
+            beta2,
+            check_number("eps", group["eps"], 0, open_low=True),
+            check_number("weight_decay", group["weight_decay"], 0),
+            check_number("r", group["r"]),
+            0.0,
+            check_number("warmup_steps", group["warmup_steps"], 0),
+            check_number("weight_lr_power", group["weight_lr_power"], 0),
+        )
+
+    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Adam's second moment and e, and the first moment if there is inner momentum."""
+        names = ("exp_avg_sq", "displacement")
+        return ("exp_avg", *names) if group["inner_momentum"] > 0 else names

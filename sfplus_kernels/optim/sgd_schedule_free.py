@@ -1,0 +1,83 @@
+"""Schedule-Free SGD ("The Road Less Scheduled", arXiv 2405.15682)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sfplus_kernels.optim.checks import check_lr, check_number
+from sfplus_kernels.optim.scheduled import ScheduledOptimizer
+
+
+class SGDScheduleFree(ScheduledOptimizer):
+    r"""Schedule-Free SGD (arXiv 2405.15682; upstream class ``schedulefree.SGDScheduleFree``).
+
+    No learning-rate schedule beside the warmup. Call ``train()`` before training and ``eval()`` before
+    evaluating or saving. One step moves 20 bytes per float32 parameter and keeps 4 bytes of state.
+
+    Args:
+        params: parameters or groups; float64, float32, bfloat16 or float16, all on one device. bfloat16
+            and float16 ones get a float32 ``master_param`` that holds y.
+        lr: learning rate, at least 0; may be a 0-dim tensor.
+        momentum: beta of Schedule-Free, in [0, 1].
+        weight_decay: coefficient, applied at y and multiplied by the learning rate.
+        warmup_steps: the learning rate is multiplied by min(1, (k + 1) / warmup_steps); 0 is off.
+        r: power of the step in the averaging weights.
+        weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
+        foreach: accepted for upstream's sake; has no effect.
+        maximize: ascend.
+        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter out of range, unusable parameters, an unknown backend.
+        RuntimeError: the named backend is unavailable; the message says why.
+
+    A NaN in a gradient is not caught.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "foreach": foreach,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, backend)
+
+    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """A row of ``layout.Hyper``."""
+        return (
+            check_lr(group["lr"]),
+            check_number("momentum", group["momentum"], 0, 1),
+            0.0,
+            0.0,
+            0.0,
+            check_number("weight_decay", group["weight_decay"], 0),
+            check_number("r", group["r"]),
+            0.0,
+            check_number("warmup_steps", group["warmup_steps"], 0),
+            check_number("weight_lr_power", group["weight_lr_power"], 0),
+        )
+
+    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """e alone."""
+        return ("displacement",)
