@@ -34,7 +34,7 @@ def device_of(backend: str) -> torch.device:
 
 def steps_for(backend: str, steps: int) -> int:
     """Fewer steps in the interpreter, where a program takes milliseconds."""
-    return min(steps, 24) if backend == "triton" and device_of(backend).type == "cpu" else steps
+    return min(steps, 16) if backend == "triton" and device_of(backend).type == "cpu" else steps
 
 
 def make_params(

@@ -327,3 +327,17 @@ def test_state_of_another_class_is_refused(writer: Any, reader: Any) -> None:
     optimizer.train()
     optimizer.step(**({"loss": 1.0} if reader is AdamCScheduleFreePlus else {}))
     assert optimizer.metrics()["k"] == 1
+
+
+def test_inner_momentum_cannot_come_later() -> None:
+    params = make_params([(5,), (3,)])
+    optimizer = AdamWScheduleFree(params, backend="cpu")
+    drive(optimizer, params, 3)
+    before = everything_of(optimizer, params)
+    optimizer.param_groups[0]["inner_momentum"] = 0.9
+    with pytest.raises(RuntimeError, match="exp_avg.*put the settings back"):
+        optimizer.step()
+    optimizer.param_groups[0]["inner_momentum"] = 0.0
+    assert_same_bits(everything_of(optimizer, params), before)
+    drive(optimizer, params, 5, skip=3)
+    assert optimizer.metrics()["k"] == 5

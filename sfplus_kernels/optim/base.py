@@ -14,13 +14,14 @@ from sfplus_kernels.backends.layout import Global
 from sfplus_kernels.backends.registry import check_name
 from sfplus_kernels.ops import Engine
 from sfplus_kernels.optim import run_state
+from sfplus_kernels.optim.checks import check_shared
 from sfplus_kernels.optim.loading import checked_state
 from sfplus_kernels.optim.tensor_state import (
     Iterates,
     TensorState,
+    create_missing_state,
     iterates,
     make_entries,
-    new_state,
 )
 
 
@@ -113,15 +114,8 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
 
     def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
         hyper = [self.check_group(group) for group in self.param_groups]
-        first = self.param_groups[0]
-        for index, group in enumerate(self.param_groups[1:], start=1):
-            for name in self.shared_arguments:
-                if group[name] != first[name]:
-                    raise ValueError(
-                        f"group {index} has {name}={group[name]!r}, group 0 has {first[name]!r}; it is "
-                        "one for all groups: set it once, as an argument of the optimizer"
-                    )
-        return hyper, self.check_settings(first)
+        check_shared(self.param_groups, self.shared_arguments)
+        return hyper, self.check_settings(self.param_groups[0])
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -260,22 +254,8 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         return make_entries(params, self.param_groups, self.state, scalars, grad_dtypes)
 
     def _create_state(self, params: list[Tensor], gradients: list[Tensor | None]) -> None:
-        names = {
-            id(param): self.state_tensors(group)
-            for group in self.param_groups
-            for param in group["params"]
-        }
-        for param, grad in zip(params, gradients, strict=True):
-            if grad is None:
-                continue
-            state = self.state.get(param)
-            if not state:
-                self.state[param] = new_state(param, names[id(param)])
-            elif any((name in state) != (name in names[id(param)]) for name in ops.STATE_TENSORS):
-                raise RuntimeError(
-                    f"the settings of a group now ask for the buffers {names[id(param)]}, but the state "
-                    f"of a parameter has {sorted(state)}; put the settings back, or make a new optimizer"
-                )
+        names = [self.state_tensors(group) for group in self.param_groups for _ in group["params"]]
+        create_missing_state(self.state, params, gradients, names)
 
     # -- run state and checkpoints ------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -51,3 +53,14 @@ def check_betas(betas: object, *, first_may_be_one: bool = False) -> tuple[float
         raise TypeError(f"betas is {betas!r}; expected two numbers, such as (0.9, 0.95)")
     beta1 = check_number("betas[0]", betas[0], 0, 1, open_high=not first_may_be_one)
     return beta1, check_number("betas[1]", betas[1], 0, 1, open_high=True)
+
+
+def check_shared(groups: Sequence[Mapping[str, Any]], names: Iterable[str]) -> None:
+    """Raise ValueError if a group differs from the first in one of the arguments ``names``."""
+    for index, group in enumerate(groups[1:], start=1):
+        for name in names:
+            if group[name] != groups[0][name]:
+                raise ValueError(
+                    f"group {index} has {name}={group[name]!r}, group 0 has {groups[0][name]!r}; it is "
+                    "one for all groups: set it once, as an argument of the optimizer"
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,30 @@ def new_state(param: Tensor, names: Iterable[str]) -> TensorState:
     for name in SCALARS:
         state[name] = torch.zeros((), dtype=torch.float64, device=param.device)
     return state
+
+
+def create_missing_state(
+    states: MutableMapping[Tensor, TensorState],
+    params: Iterable[Tensor],
+    gradients: Iterable[Tensor | None],
+    names: Iterable[tuple[str, ...]],
+) -> None:
+    """New state, with the buffers ``names``, for each parameter that has a gradient and no state.
+
+    Raises:
+        RuntimeError: the state that there is has other buffers.
+    """
+    for param, grad, buffers in zip(params, gradients, names, strict=True):
+        if grad is None:
+            continue
+        state = states.get(param)
+        if not state:
+            states[param] = new_state(param, buffers)
+        elif any((name in state) != (name in buffers) for name in ops.STATE_TENSORS):
+            raise RuntimeError(
+                f"the settings of a group now ask for the buffers {buffers}, but the state of a "
+                f"parameter has {sorted(state)}; put the settings back, or make a new optimizer"
+            )
 
 
 def make_entries(
