@@ -14,10 +14,10 @@ number of threads changes the order in which a sum is formed."""
 class Rule(IntEnum):
     """Where gamma, the step size, comes from: the values of ``Setting.RULE``."""
 
-    POLYAK = (
-        0  # ScheduleFree+: max(lr, eps) under warmup, times a Polyak step; omega = gamma^2 decay
-    )
-    SCHEDULED = 1  # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma decay
+    # ScheduleFree+: max(lr, eps) under warmup, times a Polyak step; omega = gamma^2 weight_decay
+    POLYAK = 0
+    # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma weight_decay
+    SCHEDULED = 1
 
 
 class Hyper(IntEnum):

@@ -44,9 +44,8 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
 
     # What an algorithm adds to this class; see also check_group, check_settings and state_tensors.
     shared_arguments: tuple[str, ...] = ("maximize",)  # the same in all groups
-    global_keys: Mapping[
-        str, Global
-    ] = {}  # run state without a group: key in the groups -> its place
+    # run state without a group: key in the groups -> its place
+    global_keys: Mapping[str, Global] = {}
     figures: tuple[Global, ...] = ()  # shown by metrics() beside those of the groups
     advances_without_gradients = True  # whether a step with no gradient at all counts
 
