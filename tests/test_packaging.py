@@ -10,7 +10,7 @@ import pytest
 
 import sfplus_kernels
 from sfplus_kernels import AdamCScheduleFreePlus
-from sfplus_kernels.optim.run_state import POLYAK_KEYS, GROUP_KEYS
+from sfplus_kernels.optim.run_state import GROUP_KEYS, POLYAK_KEYS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/algorithm.md"]
