@@ -53,7 +53,8 @@ def converted_groups(
             what = f"lacks {', '.join(missing)}" if missing else "has modes"
             raise ValueError(
                 f"the state dict was saved by another optimizer: a group {what}; expected one of "
-                f"{name}, or of its namesake in the schedulefree package. Load it into the class that wrote it"
+                f"{name}, or of its namesake in the schedulefree package. Load it "
+                "into the class that wrote it"
             )
         if saved.get("polyak_beta", 0) > 0:
             raise ValueError(
