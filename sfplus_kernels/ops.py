@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends.capture import HostStock, capturing
 from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
@@ -23,9 +24,12 @@ __all__ = [
     "Engine",
     "Entry",
     "Move",
+    "capturing",
     "check_gradient",
     "check_loss",
+    "check_not_capturing",
     "check_parameters",
+    "check_recordable",
     "needs_master",
     "state_dtype",
 ]
@@ -125,6 +129,26 @@ def check_loss(loss: object) -> float | Tensor:
     )
 
 
+def check_recordable(loss: float | Tensor | None, device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured that could not read this loss again."""
+    on_device = isinstance(loss, Tensor) and loss.device.type != "cpu"
+    if loss is not None and not on_device and capturing(device):
+        raise RuntimeError(
+            "the loss is on the host, and a CUDA graph is being captured: its replays would use this value "
+            f"for ever; pass the loss as a 0-dim tensor on {device}, as the captured forward pass made it"
+        )
+
+
+def check_not_capturing(device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured: what has to be made now must outlive it."""
+    if capturing(device):
+        raise RuntimeError(
+            "a CUDA graph is being captured, and the optimizer has no state or no address table for these "
+            "tensors yet, which cannot be made inside the graph; run one step (and train(), eval() where the "
+            "graph has them) before the capture, with gradients for the same parameters, of the same dtypes"
+        )
+
+
 class Engine:
     """Run state, backend and plan of one optimizer on one device.
 
@@ -144,7 +168,11 @@ class Engine:
         self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
         self._settings: tuple[float, ...] | None = None
-        self._lr_tensors: list[tuple[int, Tensor]] = []
+        # what CUDA graphs read: the plans of recorded steps, and the hyperparameters that they send again
+        self._recorded: list[object] = []
+        pin = device.type == "cuda"
+        self._host_hyper = HostStock(self.run.hyper.shape, torch.float64, pin)
+        self._host_settings = HostStock(self.run.settings.shape, torch.float64, pin)
 
     def set_hyperparameters(
         self,
@@ -154,14 +182,16 @@ class Engine:
     ) -> None:
         """Rows as in ``layout.Hyper`` and ``layout.Setting``; sent only when they changed.
 
+        A CUDA graph sends those of its capture at every replay; once there is one, so does every step.
         ``lr_tensors`` are (group, learning rate) for those that live on the device: copied there.
         """
         rows = [tuple(row) for row in hyper]
-        if rows != self._hyper:
-            self._write(self.run.hyper, rows)
+        always = bool(self._recorded) or capturing(self.device)
+        if always or rows != self._hyper:
+            self._write(self.run.hyper, rows, self._host_hyper)
             self._hyper = rows
-        if tuple(settings) != self._settings:
-            self._write(self.run.settings, settings)
+        if always or tuple(settings) != self._settings:
+            self._write(self.run.settings, settings, self._host_settings)
             self._settings = tuple(settings)
         for group, lr in lr_tensors:
             self.run.hyper[group, Hyper.LR].copy_(lr)
@@ -181,6 +211,7 @@ class Engine:
 
         ``check_finite`` makes one without a loss a skipped step too if a gradient is not finite.
         """
+        self._keep_if_recorded(plan)
         if loss is not None:
             slot = self.run.globals[Global.FUNCTION_VALUE]
             if isinstance(loss, Tensor) and (
@@ -197,6 +228,7 @@ class Engine:
 
     def interpolate(self, plan: object, move: Move) -> None:
         """Move the parameters of ``plan`` between y, x and z."""
+        self._keep_if_recorded(plan)
         self._backend.interpolate(plan, self.run, move)
 
     def shift(self, plan: object, betas: Tensor) -> None:
@@ -204,22 +236,29 @@ class Engine:
         b = self.run.tensors[:, Scalar.Y_BETA]
         torch.sub(b, betas, out=self.run.tensor_coefs[:, TensorCoef.E_TO_Y])
         b.copy_(betas)
-        self._backend.interpolate(plan, self.run, Move.SHIFT)
+        self.interpolate(plan, Move.SHIFT)
 
     def absorb_z(self, plan: object) -> None:
         """After another optimizer's step on z: x follows it, and y and e are formed again."""
         self._backend.finalize(plan, self.run, reduced=False)
-        self._backend.interpolate(plan, self.run, Move.ABSORB_Z)
+        self.interpolate(plan, Move.ABSORB_Z)
 
     def put_back(self, plan: object) -> None:
         """As ``absorb_z``, but x stays and nothing counts."""
         self.run.globals[Global.SKIP] = 1
-        self._backend.interpolate(plan, self.run, Move.ABSORB_Z)
+        self.interpolate(plan, Move.ABSORB_Z)
 
-    def _write(self, buffer: Tensor, values: Iterable) -> None:
+    def _keep_if_recorded(self, plan: object) -> None:
+        if capturing(self.device) and not any(plan is kept for kept in self._recorded):
+            self._recorded.append(plan)
+
+    def _write(self, buffer: Tensor, values: Iterable, stock: HostStock) -> None:
         host = torch.tensor(values, dtype=torch.float64)
-        if self.device.type == "cuda":
+        if capturing(self.device):
+            host = stock.give(host)
+        elif self.device.type == "cuda":
             host = host.pin_memory()
+            stock.refill()
         buffer.copy_(host, non_blocking=True)
 
 

@@ -213,6 +213,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         self._no_gradients = all(g is None for g in gradients)
         if self._no_gradients and not self.advances_without_gradients:
             return
+        ops.check_recordable(loss, params[0].device)
         plan = self._valid_plan(params, gradients)
         engine = self._get_engine()
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
@@ -238,9 +239,13 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         last = self._step_plan
         if last is not None and not last.serves(key, self._state_key()):
             last = None
-        if last is not None and gradient_key == last.gradient_key:
+        # a graph's replays read the table of their capture: it gets one of its own, and the next step another
+        recording = ops.capturing(params[0].device)
+        if last is not None and gradient_key == last.gradient_key and not recording:
             return last.plan
 
+        if last is None:
+            ops.check_not_capturing(params[0].device)
         ops.check_parameters(params)
         for index, (param, grad) in enumerate(zip(params, gradients, strict=True)):
             if grad is not None:
@@ -251,7 +256,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
             entries = self._entries([p for p, _ in active], {id(p): g.dtype for p, g in active})
             last = KeptPlan.make(engine, entries, key, self._state_key())
         engine.set_gradients(last.plan, [g for _, g in active])
-        last.gradient_key = gradient_key
+        last.gradient_key = [] if recording else gradient_key
         self._step_plan = last
         return last.plan
 
@@ -260,9 +265,11 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
 
     def _valid_move_plan(self, params: list[Tensor], purpose: str = "modes") -> object:
         """As ``_valid_plan``, for a pass that reads no gradients; one is kept for each ``purpose``."""
-        key, engine = move_key(params), self._get_engine()
+        key = move_key(params)
         last = self._move_plans.get(purpose)
         if last is None or not last.serves(key, self._state_key()):
+            ops.check_not_capturing(params[0].device)
+            engine = self._get_engine()
             last = KeptPlan.make(engine, self._entries(params), key, self._state_key())
             self._move_plans = {**self._move_plans, purpose: last}
         return last.plan
