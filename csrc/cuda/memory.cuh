@@ -32,7 +32,8 @@ struct Word<16> {
 };
 
 // What becomes of a line in the cache: STREAM for what is not touched again before the next step, so that
-// it makes room for what is; KEEP for what the next kernels read.
+// it makes room for what is; KEEP for what the next kernels read. What is read to be kept must not be written
+// by the same kernel.
 enum class Cache { STREAM, KEEP };
 
 // n neighbouring elements: the most words of 16 bytes that they make, or one smaller word.
@@ -51,7 +52,7 @@ struct Pack {
     Type words[kWords];
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      words[i] = cache == Cache::STREAM ? __ldcs(address + i) : __ldca(address + i);
+      words[i] = cache == Cache::STREAM ? __ldcs(address + i) : __ldg(address + i);
     }
     Pack pack;
     std::memcpy(pack.elements, words, sizeof words);
@@ -68,7 +69,7 @@ struct Pack {
       if (cache == Cache::STREAM) {
         __stcs(address + i, words[i]);
       } else {
-        __stwb(address + i, words[i]);
+        __stcg(address + i, words[i]);  // in the L2 cache: a multiprocessor's own is not for writing
       }
     }
   }

@@ -2,6 +2,8 @@
 // keeps them), and of the parameter if it is not y itself. 36 bytes per element where all are float32.
 #pragma once
 
+#include <type_traits>
+
 #include "../math/update_rule.h"
 #include "walk.cuh"
 
@@ -13,10 +15,12 @@ template <Direction direction>
 constexpr int kUpdateTurns = direction == Direction::SGD ? 2 : 1;
 
 // Blocks of a multiprocessor that the compiler is to leave registers for: 72 of them, or 80 where a value is
-// rounded to another dtype or comes from double, or 96 where all are double.
+// rounded to bfloat16, or 96 where it is rounded to float16 or any of it is double.
 template <class State, class Param, class Grad>
 constexpr int kUpdateBlocks =
-    sizeof(State) == 8 ? 5 : sizeof(Param) < sizeof(State) || sizeof(Grad) > sizeof(State) ? 6 : 7;
+    sizeof(State) == 8 || sizeof(Grad) == 8 || std::is_same<Param, float16>::value ? 5
+    : sizeof(Param) < sizeof(State)                                                ? 6
+                                                                                   : 7;
 
 // One chunk per warp, from the last to the first: reduce, which goes the other way, has just left the last
 // ones in the cache, and the next forward pass begins with the first ones. Nothing on a skipped step.

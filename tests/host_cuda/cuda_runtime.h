@@ -72,7 +72,7 @@ T __ldcs(const T* from) {
   return host_cuda::load(from);
 }
 template <class T>
-T __ldca(const T* from) {
+T __ldg(const T* from) {
   return host_cuda::load(from);
 }
 template <class T>
@@ -80,7 +80,7 @@ void __stcs(T* to, T value) {
   host_cuda::store(to, value);
 }
 template <class T>
-void __stwb(T* to, T value) {
+void __stcg(T* to, T value) {
   host_cuda::store(to, value);
 }
 
