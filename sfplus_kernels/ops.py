@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sfplus_kernels.backends.capture import HostStock, capturing
+from sfplus_kernels.backends.capture import (
+    HostStock,
+    capturing,
+    check_not_capturing,
+    check_recordable,
+)
 from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
+from sfplus_kernels.collective import Collective
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
@@ -24,6 +31,7 @@ __all__ = [
     "Engine",
     "Entry",
     "Move",
+    "Scaling",
     "capturing",
     "check_gradient",
     "check_loss",
@@ -129,24 +137,16 @@ def check_loss(loss: object) -> float | Tensor:
     )
 
 
-def check_recordable(loss: float | Tensor | None, device: torch.device) -> None:
-    """Raise RuntimeError if a CUDA graph is being captured that could not read this loss again."""
-    on_device = isinstance(loss, Tensor) and loss.device.type != "cpu"
-    if loss is not None and not on_device and capturing(device):
-        raise RuntimeError(
-            "the loss is on the host, and a CUDA graph is being captured: its replays would use this value "
-            f"for ever; pass the loss as a 0-dim tensor on {device}, as the captured forward pass made it"
-        )
+class Scaling(NamedTuple):
+    """What was done to this step's gradients, beside what the optimizer does itself."""
+
+    grad_scale: float | Tensor | None = None  # they are so many times the true ones
+    found_inf: float | Tensor | None = None  # not 0: one of them is not finite, skip the step
+    clip_coef: float | Tensor | None = None  # by which they were clipped
+    has_gradient: bool = True  # whether there is any in this process
 
 
-def check_not_capturing(device: torch.device) -> None:
-    """Raise RuntimeError if a CUDA graph is being captured: what has to be made now must outlive it."""
-    if capturing(device):
-        raise RuntimeError(
-            "a CUDA graph is being captured, and the optimizer has no state or no address table for these "
-            "tensors yet, which cannot be made inside the graph; run one step (and train(), eval() where the "
-            "graph has them) before the capture, with gradients for the same parameters, of the same dtypes"
-        )
+UNSCALED = Scaling()
 
 
 class Engine:
@@ -168,6 +168,7 @@ class Engine:
         self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
         self._settings: tuple[float, ...] | None = None
+        self._unusual: set[Global] = set()  # figures that were written for one step only
         # what CUDA graphs read: the plans of recorded steps, and the hyperparameters that they send again
         self._recorded: list[object] = []
         pin = device.type == "cuda"
@@ -205,26 +206,56 @@ class Engine:
         self._backend.set_gradients(plan, gradients)
 
     def step(
-        self, plan: object, loss: float | Tensor | None = None, *, check_finite: bool = False
+        self,
+        plan: object,
+        loss: float | Tensor | None = None,
+        *,
+        check_finite: bool = False,
+        scaling: Scaling = UNSCALED,
+        collective: Collective | None = None,
     ) -> None:
         """One step, without waiting for the device; with a loss if the algorithm needs it and sums.
 
-        ``check_finite`` makes one without a loss a skipped step too if a gradient is not finite.
+        Args:
+            plan: made from the tensors that have a gradient.
+            loss: float or 0-dim tensor.
+            check_finite: without a loss, look at the gradients all the same: to clip them, and to skip the
+                step if one is not finite.
+            scaling: what was done to the gradients.
+            collective: with whom sums and loss are added up, if not with oneself.
         """
         self._keep_if_recorded(plan)
         if loss is not None:
-            slot = self.run.globals[Global.FUNCTION_VALUE]
-            if isinstance(loss, Tensor) and (
-                loss.device.type != "cpu" or self.device.type == "cpu"
-            ):
-                slot.copy_(loss)
-            else:
-                slot.fill_(float(loss))
-        reduced = loss is not None or check_finite
-        if reduced:
-            self._backend.reduce(plan, with_e=loss is not None)
-        self._backend.finalize(plan, self.run, reduced=reduced)
+            self._write_figure(Global.FUNCTION_VALUE, loss)
+        for index, value, usual in (
+            (Global.GRAD_SCALE, scaling.grad_scale, 1.0),
+            (Global.CLIP_COEF, scaling.clip_coef, 1.0),
+            (Global.FOUND_INF, scaling.found_inf, 0.0),
+        ):
+            if value is not None:
+                check_recordable(index.name.lower(), value, self.device)
+                self._write_figure(index, value)
+                self._unusual.add(index)
+            elif index in self._unusual:
+                self._write_figure(index, usual)
+                self._unusual.remove(index)
+        partials = None
+        if loss is not None or check_finite:
+            partials = self._backend.reduce(plan, with_e=loss is not None)
+            if collective is not None:
+                figures = self.run.globals
+                partials = collective.all_reduce(partials, figures, scaling.has_gradient)
+                self._unusual.add(Global.FOUND_INF)
+        self._backend.finalize(plan, self.run, partials)
         self._backend.update(plan, self.run)
+
+    def _write_figure(self, index: Global, value: float | Tensor) -> None:
+        slot = self.run.globals[index]
+        on_host = isinstance(value, Tensor) and value.device.type == "cpu"
+        if isinstance(value, Tensor) and not (on_host and self.device.type != "cpu"):
+            slot.copy_(value.detach().reshape(()))
+        else:
+            slot.fill_(float(value))
 
     def interpolate(self, plan: object, move: Move) -> None:
         """Move the parameters of ``plan`` between y, x and z."""
@@ -240,7 +271,7 @@ class Engine:
 
     def absorb_z(self, plan: object) -> None:
         """After another optimizer's step on z: x follows it, and y and e are formed again."""
-        self._backend.finalize(plan, self.run, reduced=False)
+        self._backend.finalize(plan, self.run, None)
         self.interpolate(plan, Move.ABSORB_Z)
 
     def put_back(self, plan: object) -> None:

@@ -27,11 +27,12 @@ __global__ void __launch_bounds__(kFinalizeThreads)
   block_sum<kFinalizeWarps>(sums);
 
   double* globals = run.globals;
+  const double factor = true_sums(run.settings, globals, sums);
   const double k = run.groups[Group::K];  // of the first group, as in the paper's one group
   const double beta = momentum(run.settings, run.hyper[Hyper::SF_BETA1], k);
   const PolyakStep polyak = polyak_step(sums, run.settings, globals, beta, k);
 
-  bool bad = !std::isfinite(globals[Global::FUNCTION_VALUE]);
+  bool bad = !std::isfinite(globals[Global::FUNCTION_VALUE]) || globals[Global::FOUND_INF] != 0;
   for (int column = 0; column < Sum::WIDTH; ++column) bad = bad || !std::isfinite(sums[column]);
   for (std::int64_t i = threadIdx.x; i < run.n_groups; i += kFinalizeThreads) {
     const GroupStep step = group_step(run.hyper + i * Hyper::WIDTH, run.settings,
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kFinalizeThreads)
     double* group = run.groups + i * Group::WIDTH;
     const GroupStep step = group_step(hyper, run.settings, group, polyak.polyak_lr);
     const double group_beta = momentum(run.settings, hyper[Hyper::SF_BETA1], k);
-    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], group_beta,
+    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], factor, group_beta,
                       run.group_coefs + i * GroupCoef::WIDTH);
     group[Group::K] += 1;
     group[Group::LR_MAX] = step.lr_max;

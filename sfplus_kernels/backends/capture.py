@@ -23,6 +23,26 @@ def capturing(device: torch.device) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
+def check_recordable(what: str, value: float | Tensor | None, device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured that could not read this value again."""
+    on_device = isinstance(value, Tensor) and value.device.type != "cpu"
+    if value is not None and not on_device and capturing(device):
+        raise RuntimeError(
+            f"{what} is on the host, and a CUDA graph is being captured: its replays would use this value "
+            f"for ever; pass a 0-dim tensor on {device}, such as the captured forward pass made"
+        )
+
+
+def check_not_capturing(device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured: what has to be made now must outlive it."""
+    if capturing(device):
+        raise RuntimeError(
+            "a CUDA graph is being captured, and the optimizer has no state or no address table for these "
+            "tensors yet, which cannot be made inside the graph; run one step (and train(), eval() where the "
+            "graph has them) before the capture, with gradients for the same parameters, of the same dtypes"
+        )
+
+
 class HostStock:
     """Host tensors of one shape, ready to be the source of recorded copies."""
 

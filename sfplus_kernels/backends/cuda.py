@@ -75,7 +75,7 @@ class CudaBackend:
         point_at_gradients(plan.table, gradients)
         self._name_launches(plan)
 
-    def reduce(self, plan: CudaPlan, *, with_e: bool) -> None:
+    def reduce(self, plan: CudaPlan, *, with_e: bool) -> Tensor:
         load_grad_stages(plan.table)
         device, stream = _queue(plan)
         first = plan.table.partials.data_ptr()
@@ -91,12 +91,13 @@ class CudaBackend:
                 device,
                 stream,
             )
+        return plan.table.partials
 
-    def finalize(self, plan: CudaPlan, run: RunState, reduced: bool) -> None:
+    def finalize(self, plan: CudaPlan, run: RunState, partials: Tensor | None) -> None:
         table = plan.table
         self._native.cuda_finalize(
-            table.partials.data_ptr(),
-            len(table.partials) if reduced else 0,
+            0 if partials is None else partials.data_ptr(),
+            0 if partials is None else len(partials),
             table.rows.data_ptr(),
             table.n_rows,
             self._native_run(run),
