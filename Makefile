@@ -4,9 +4,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
-SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
+SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
-.PHONY: help train test lint bench clean
+.PHONY: help train test lint bench wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,8 +25,15 @@ lint: .venv/.installed
 bench: .venv/.installed ## time one optimizer step against its peers; ARGS="--size quick" is a rehearsal
 	$(PY) -m pytest bench -p no:xdist -q --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
 
+wheel: .venv/.torch ## build a wheel into dist; SFPLUS_CUDA=require|off to insist on the CUDA kernels or leave them out
+	rm -rf dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+wheel-test: ## install the wheel of dist into an empty environment with torch, and train there
+	$(PYTHON) tools/test_wheel.py constraints.txt dist/*.whl
+
 clean: ## remove the environment and everything built
-	rm -rf .venv build *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv build dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 
 # torch comes first and alone: what depends on it would otherwise choose a build of it.
 .venv/.torch: constraints.txt

@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
 os.environ.pop("SFPLUS_BACKEND", None)
 
 import pytest
+from support import BACKENDS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-@pytest.fixture(params=["eager", "cpu", "triton"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend in turn; one that cannot run fails its tests."""
     return str(request.param)

@@ -8,6 +8,7 @@ import pytest
 import schedulefree
 import torch
 from support import (
+    BACKENDS,
     SHAPES,
     assert_same_bits,
     device_of,
@@ -70,7 +71,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 # Triton's interpreter is slow: there only the cases that have everything at once
 BACKEND_CASES = [
     (backend, *case)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for case in CASES
     if backend != "triton" or case[1] in GROUPS
 ]

@@ -13,7 +13,13 @@ from sfplus_kernels import AdamCScheduleFreePlus
 from sfplus_kernels.optim.run_state import GROUP_KEYS, POLYAK_KEYS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/algorithm.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/algorithm.md",
+    "docs/performance.md",
+]
 README = (ROOT / "README.md").read_text()
 
 

@@ -61,7 +61,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         shard_group: the processes among which the parameters are divided, where these are plain tensors
             (ZeroRedundancyOptimizer, FSDP1's flat parameters); None where each process holds all.
         loss_reduce: "mean" or "sum" of the losses of the processes; None if they are the same already.
-        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+        backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
         TypeError, ValueError: a hyperparameter out of range, unusable parameters, an unknown backend.

@@ -34,7 +34,7 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
         momentum: beta of Schedule-Free, in [0, 1].
         weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
         r: power of the step in the averaging weights.
-        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+        backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
         TypeError, ValueError: no optimizer, or one that averages already; a hyperparameter out of range;
