@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own messages
+# what the profiler and its allocator say about themselves
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 import typer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.rows import BASELINE, Row
+from bench.rows import Row
 
 COLUMNS = (
     "",
@@ -11,7 +11,7 @@ COLUMNS = (
     "B/param",
     "GB/s",
     "of roofline",
-    f"x {BASELINE}",
+    "x AdamW fused",
     "state B/param",
 )
 NARROW = (0, 1, 5, 6)

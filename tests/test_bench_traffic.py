@@ -1,15 +1,11 @@
 """The benchmarks' byte counts, against what the kernels read and write."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support import assert_same_bits
-
-sys.path.append(str(Path(__file__).parent.parent))  # behind an installed package, not before it
 
 from bench import traffic
 from bench.check import STEPS, check
