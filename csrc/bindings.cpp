@@ -64,12 +64,13 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "reduce",
-      [](const sfplus::Table& table, int param_dtype, int grad_dtype, Address partials,
+      [](const sfplus::Table& table, int param_dtype, int grad_dtype, bool with_e, Address partials,
          std::int64_t n_partials, int n_threads) {
-        sfplus::reduce(table, param_dtype, grad_dtype, pointer<double>(partials), n_partials, n_threads);
+        sfplus::reduce(table, param_dtype, grad_dtype, with_e, pointer<double>(partials), n_partials,
+                       n_threads);
       },
-      py::arg("table"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("partials"),
-      py::arg("n_partials"), py::arg("n_threads"), release());
+      py::arg("table"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("with_e"),
+      py::arg("partials"), py::arg("n_partials"), py::arg("n_threads"), release());
   m.def(
       "finalize",
       [](Address partials, std::int64_t n_partials, Address rows, std::int64_t n_rows,
@@ -81,13 +82,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("max_coefficient"), release());
   m.def("update", &sfplus::update, py::arg("table"), py::arg("param_dtype"), py::arg("grad_dtype"),
         py::arg("run"), py::arg("n_threads"), release());
-  m.def(
-      "interpolate",
-      [](const sfplus::Table& table, int param_dtype, Address tensors, bool to_x, int n_threads) {
-        sfplus::interpolate(table, param_dtype, pointer<const double>(tensors), to_x, n_threads);
-      },
-      py::arg("table"), py::arg("param_dtype"), py::arg("tensors"), py::arg("to_x"),
-      py::arg("n_threads"), release());
+  m.def("interpolate", &sfplus::interpolate, py::arg("table"), py::arg("param_dtype"), py::arg("run"),
+        py::arg("move"), py::arg("n_threads"), release());
 
   m.def(
       "negate",

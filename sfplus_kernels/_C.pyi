@@ -37,11 +37,15 @@ def reduce(
     table: Table,
     param_dtype: int,
     grad_dtype: int,
+    with_e: bool,
     partials: int,
     n_partials: int,
     n_threads: int,
 ) -> None:
-    """Slot i of ``partials`` becomes the sums over the chunks i, i + n_partials, ..."""
+    """Slot i of ``partials`` becomes the sums over the chunks i, i + n_partials, ...
+
+    Without ``with_e`` the sum of g e is 0.
+    """
 
 def finalize(
     partials: int,
@@ -56,8 +60,8 @@ def finalize(
 def update(table: Table, param_dtype: int, grad_dtype: int, run: Run, n_threads: int) -> None:
     """One read and one write of every tensor; nothing on a skipped step."""
 
-def interpolate(table: Table, param_dtype: int, tensors: int, to_x: bool, n_threads: int) -> None:
-    """Parameters from y to x or back; ``tensors`` is the address of ``RunState.tensors``."""
+def interpolate(table: Table, param_dtype: int, run: Run, move: int, n_threads: int) -> None:
+    """Parameters between y, x and z; ``move`` is one of ``layout.Move``."""
 
 def negate(x: int, numel: int, n_threads: int) -> None:
     """x <- -x on ``numel`` floats: one read and one write, to measure the memory's bandwidth with."""

@@ -11,8 +11,14 @@ from sfplus_kernels._version import __version__
 from sfplus_kernels.optim import (
     AdamCScheduleFreePlus,
     AdamWScheduleFree,
+    AdamWScheduleFreeClosure,
+    AdamWScheduleFreePaper,
     Iterates,
+    RAdamScheduleFree,
+    RAdamScheduleFreeClosure,
+    ScheduleFreeWrapper,
     SGDScheduleFree,
+    SGDScheduleFreeClosure,
 )
 
 ScheduleFreePlus = AdamCScheduleFreePlus
@@ -20,9 +26,15 @@ ScheduleFreePlus = AdamCScheduleFreePlus
 __all__ = [
     "AdamCScheduleFreePlus",
     "AdamWScheduleFree",
+    "AdamWScheduleFreeClosure",
+    "AdamWScheduleFreePaper",
     "Iterates",
+    "RAdamScheduleFree",
+    "RAdamScheduleFreeClosure",
     "SGDScheduleFree",
+    "SGDScheduleFreeClosure",
     "ScheduleFreePlus",
+    "ScheduleFreeWrapper",
     "__version__",
     "backends",
 ]

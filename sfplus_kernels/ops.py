@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.backends.contract import Entry, RunState
-from sfplus_kernels.backends.layout import Global, Hyper
+from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -22,6 +22,7 @@ STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
 __all__ = [
     "Engine",
     "Entry",
+    "Move",
     "check_gradient",
     "check_loss",
     "check_parameters",
@@ -139,6 +140,8 @@ class Engine:
         self.backend_name, self._backend = select(backend, device)
         self.device = device
         self.run = RunState.zeros(n_groups, n_params, device)
+        # gamma of each group as of the last step: waited for only when one of them is read
+        self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
         self._settings: tuple[float, ...] | None = None
         self._lr_tensors: list[tuple[int, Tensor]] = []
@@ -171,8 +174,13 @@ class Engine:
         """Tell ``plan`` where this step's gradients are."""
         self._backend.set_gradients(plan, gradients)
 
-    def step(self, plan: object, loss: float | Tensor | None) -> None:
-        """One step, without waiting for the device; with a loss if the algorithm needs it and sums."""
+    def step(
+        self, plan: object, loss: float | Tensor | None = None, *, check_finite: bool = False
+    ) -> None:
+        """One step, without waiting for the device; with a loss if the algorithm needs it and sums.
+
+        ``check_finite`` makes one without a loss a skipped step too if a gradient is not finite.
+        """
         if loss is not None:
             slot = self.run.globals[Global.FUNCTION_VALUE]
             if isinstance(loss, Tensor) and (
@@ -181,13 +189,32 @@ class Engine:
                 slot.copy_(loss)
             else:
                 slot.fill_(float(loss))
-            self._backend.reduce(plan)
-        self._backend.finalize(plan, self.run, reduced=loss is not None)
+        reduced = loss is not None or check_finite
+        if reduced:
+            self._backend.reduce(plan, with_e=loss is not None)
+        self._backend.finalize(plan, self.run, reduced=reduced)
         self._backend.update(plan, self.run)
 
-    def interpolate(self, entries: Sequence[Entry], *, to_x: bool) -> None:
-        """Parameters from y to x or back; their state stays as it is."""
-        self._backend.interpolate(self.plan(entries), self.run, to_x)
+    def interpolate(self, plan: object, move: Move) -> None:
+        """Move the parameters of ``plan`` between y, x and z."""
+        self._backend.interpolate(plan, self.run, move)
+
+    def shift(self, plan: object, betas: Tensor) -> None:
+        """y of the tensors of ``plan`` from b to ``betas``, float64, one for each parameter."""
+        b = self.run.tensors[:, Scalar.Y_BETA]
+        torch.sub(b, betas, out=self.run.tensor_coefs[:, TensorCoef.E_TO_Y])
+        b.copy_(betas)
+        self._backend.interpolate(plan, self.run, Move.SHIFT)
+
+    def absorb_z(self, plan: object) -> None:
+        """After another optimizer's step on z: x follows it, and y and e are formed again."""
+        self._backend.finalize(plan, self.run, reduced=False)
+        self._backend.interpolate(plan, self.run, Move.ABSORB_Z)
+
+    def put_back(self, plan: object) -> None:
+        """As ``absorb_z``, but x stays and nothing counts."""
+        self.run.globals[Global.SKIP] = 1
+        self._backend.interpolate(plan, self.run, Move.ABSORB_Z)
 
     def _write(self, buffer: Tensor, values: Iterable) -> None:
         host = torch.tensor(values, dtype=torch.float64)

@@ -14,7 +14,7 @@ from sfplus_kernels import _C, AdamCScheduleFreePlus
 from sfplus_kernels.backends import layout
 from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.cpu import CHUNK_SIZE, DTYPES, CpuBackend
-from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, GroupCoef, Sum
+from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, GroupCoef, Move, Sum
 
 CPU = torch.device("cpu")
 HALVES = [torch.bfloat16, torch.float16]
@@ -90,7 +90,7 @@ def test_rounding_to_half_precision_is_that_of_torch(dtype: torch.dtype) -> None
     y = torch.cat([values, middles, *around, patterns.view(torch.float32)])
     param = torch.zeros(len(y), dtype=dtype)
     plan = CpuBackend().plan([make_entry(param, torch.zeros_like(y), master=y)], CPU)
-    CpuBackend().interpolate(plan, RunState.zeros(1, 1, CPU), to_x=False)
+    CpuBackend().interpolate(plan, RunState.zeros(1, 1, CPU), Move.TO_Y)
     assert same_numbers(param, y.to(dtype))
 
 
@@ -141,7 +141,7 @@ def test_sums(dtype: torch.dtype, numel: int) -> None:
     backend = CpuBackend()
     plan = backend.plan([make_entry(torch.zeros(numel, dtype=dtype), e, grad=grad)], CPU)
     backend.set_gradients(plan, [grad])
-    backend.reduce(plan)
+    backend.reduce(plan, with_e=True)
     assert len(plan.table.partials) == -(-numel // CHUNK_SIZE)
     sums = plan.table.partials.sum(0)
     assert float(sums[Sum.GRAD_L1]) == float(grad.abs().sum())
@@ -157,7 +157,7 @@ def test_a_slot_sums_every_nth_chunk() -> None:
     backend = CpuBackend()
     plan = backend.plan(entries, CPU)
     backend.set_gradients(plan, grads)
-    backend.reduce(plan)
+    backend.reduce(plan, with_e=True)
     expected = torch.arange(VIRTUAL_BLOCKS, dtype=torch.float64)
     expected[:3] += torch.arange(VIRTUAL_BLOCKS, count)
     assert torch.equal(plan.table.partials[:, Sum.GRAD_L1], expected)

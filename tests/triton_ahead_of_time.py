@@ -27,6 +27,7 @@ from sfplus_kernels import ops
 from sfplus_kernels.backends import table
 from sfplus_kernels.backends import triton as triton_backend
 from sfplus_kernels.backends.contract import Entry, RunState
+from sfplus_kernels.backends.layout import Move
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {torch.float64: "*fp64", torch.int64: "*i64", int: "i32"}
@@ -73,11 +74,12 @@ def record_launches(
     run = RunState.zeros(len(numels), len(numels), torch.device("cpu"))
     plan = table.build_table(entries, torch.device("cpu"), triton_backend.chunk_size(False))
     backend = triton_backend.TritonBackend()
-    backend.reduce(plan)
+    backend.reduce(plan, with_e=True)
+    backend.reduce(plan, with_e=False)
     backend.finalize(plan, run, reduced=True)
     backend.update(plan, run)
-    backend.interpolate(plan, run, True)
-    backend.interpolate(plan, run, False)
+    for move in Move:
+        backend.interpolate(plan, run, move)
     return launches
 
 
@@ -117,8 +119,10 @@ class RecordedLaunch:
             "interpolate": ("PARAM_DTYPE",),
         }.get(words[0], ())
         words += [str(self.constants[key]) for key in keys]
-        if "TO_X" in self.constants:
-            words.append("to_x" if self.constants["TO_X"] else "to_y")
+        if "MOVE" in self.constants:
+            words.append(Move(self.constants["MOVE"]).name.lower())
+        if not self.constants.get("WITH_E", True):
+            words.append("gradients_only")
         if not self.constants.get("HAS_EXP_AVG", True):
             words.append("no_momentum" if self.constants["HAS_EXP_AVG_SQ"] else "sgd")
         return " ".join(words)

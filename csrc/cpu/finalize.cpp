@@ -55,12 +55,13 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
     group[Group::CKP1] = step.c;
     group[Group::SCHEDULED_LR] = step.gamma;
     group[Group::Y_BETA] = group_beta;
+    group[Group::ADAPTIVE] = step.adaptive ? 1 : 0;
   }
   for (std::int64_t i = 0; i < n_rows; ++i) {
     const std::int64_t* row = rows + i * Row::WIDTH;
-    const double* group = run.groups + row[Row::GROUP] * Group::WIDTH;
-    advance_tensor(run.hyper + row[Row::GROUP] * Hyper::WIDTH, group[Group::SCHEDULED_LR],
-                   group[Group::CKP1], group[Group::Y_BETA], run.tensors + row[Row::SLOT] * Scalar::WIDTH,
+    advance_tensor(run.hyper + row[Row::GROUP] * Hyper::WIDTH, run.settings,
+                   run.groups + row[Row::GROUP] * Group::WIDTH,
+                   run.tensors + row[Row::SLOT] * Scalar::WIDTH,
                    run.tensor_coefs + row[Row::SLOT] * TensorCoef::WIDTH);
   }
 }

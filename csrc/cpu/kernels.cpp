@@ -3,13 +3,14 @@
 #include "kernels.h"
 
 #include "../math/dtypes.h"
+#include "../math/move_rule.h"
 #include "../math/update_rule.h"
 
 namespace sfplus {
 inline namespace SFPLUS_ISA {
 namespace {
 
-template <class State, class Grad>
+template <bool with_e, class State, class Grad>
 void reduce_chunk(const ReduceChunk& chunk, double* sums) {
   // Running sums, as many on every instruction set: the bits of the result do not depend on it. Enough to
   // hide the latency of an addition, few enough that three sets of them stay in 16 registers of AVX2.
@@ -23,14 +24,14 @@ void reduce_chunk(const ReduceChunk& chunk, double* sums) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const State value = widen<State>(load(g + i + lane));
       l1[lane] += value < 0 ? -value : value;
-      dot[lane] += value * load(e + i + lane);
+      if constexpr (with_e) dot[lane] += value * load(e + i + lane);
       squares[lane] += value * value;
     }
   }
   for (int lane = 0; i < numel; ++i, ++lane) {
     const State value = widen<State>(load(g + i));
     l1[lane] += value < 0 ? -value : value;
-    dot[lane] += value * load(e + i);
+    if constexpr (with_e) dot[lane] += value * load(e + i);
     squares[lane] += value * value;
   }
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -76,25 +77,25 @@ void update_chunk(const UpdateChunk& chunk) {
   }
 }
 
-template <class State, class Param>
-void interpolate_chunk(const InterpolateChunk& chunk) {
-  const State share = static_cast<State>(chunk.to_x ? -chunk.one_minus_b : chunk.one_minus_b);
-  const std::int64_t numel = chunk.numel;
-  const State* __restrict e = static_cast<const State*>(chunk.displacement);
+template <int move, class State, class Param>
+void move_chunk(const MoveChunk& chunk) {
+  constexpr bool kFollows = sizeof(Param) < sizeof(State);
+  constexpr bool kOfParam = move == Move::TO_X || move == Move::TO_Y;  // y itself stays
+  const MoveCoefs<State> coefs = move_coefs<State>(move, chunk.globals, chunk.hyper, chunk.group_coefs,
+                                                   chunk.scalars, chunk.tensor_coefs);
+  State* __restrict y = static_cast<State*>(chunk.y);
+  State* __restrict e = static_cast<State*>(chunk.displacement);
   Param* __restrict param = static_cast<Param*>(chunk.param);
-  if constexpr (sizeof(Param) == sizeof(State)) {
-    for (std::int64_t i = 0; i < numel; ++i) {
-      store(param + i, load(param + i) + share * load(e + i));
+  const std::int64_t numel = chunk.numel;
+  for (std::int64_t i = 0; i < numel; ++i) {
+    State y_i = load(y + i), e_i = load(e + i);
+    if constexpr (kFollows && move == Move::ABSORB_Z) {  // what happened to the rounding of z
+      y_i = y_i + (widen<State>(load(param + i)) - widen<State>(narrow<Param>(y_i)));
     }
-  } else {  // y stays in its own buffer: the parameter follows x or y
-    const State* __restrict y = static_cast<const State*>(chunk.y);
-    if (chunk.to_x) {
-      for (std::int64_t i = 0; i < numel; ++i) {
-        store(param + i, narrow<Param>(load(y + i) + share * load(e + i)));
-      }
-    } else {
-      for (std::int64_t i = 0; i < numel; ++i) store(param + i, narrow<Param>(load(y + i)));
-    }
+    if constexpr (!(kFollows && move == Move::TO_Y)) move_element<move>(y_i, e_i, coefs);
+    if constexpr (!(kFollows && kOfParam)) store(y + i, y_i);
+    if constexpr (move == Move::EXPOSE_Z || move == Move::ABSORB_Z) store(e + i, e_i);
+    if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
   }
 }
 
@@ -102,10 +103,10 @@ void negate(float* x, std::int64_t numel) {
   for (std::int64_t i = 0; i < numel; ++i) x[i] = -x[i];
 }
 
-#define SFPLUS_REDUCES(State)                                                    \
-  {                                                                              \
-    reduce_chunk<State, double>, reduce_chunk<State, float>,                     \
-        reduce_chunk<State, bfloat16>, reduce_chunk<State, float16>              \
+#define SFPLUS_REDUCES(with_e, State)                                                    \
+  {                                                                                      \
+    reduce_chunk<with_e, State, double>, reduce_chunk<with_e, State, float>,             \
+        reduce_chunk<with_e, State, bfloat16>, reduce_chunk<with_e, State, float16>      \
   }
 #define SFPLUS_UPDATES_BY_GRAD(direction, State, Param)                                  \
   {                                                                                      \
@@ -120,17 +121,23 @@ void negate(float* x, std::int64_t numel) {
         SFPLUS_UPDATES_BY_GRAD(direction, float, bfloat16),                              \
         SFPLUS_UPDATES_BY_GRAD(direction, float, float16)                                \
   }
+#define SFPLUS_MOVES(move)                                                               \
+  {                                                                                      \
+    move_chunk<move, double, double>, move_chunk<move, float, float>,                    \
+        move_chunk<move, float, bfloat16>, move_chunk<move, float, float16>              \
+  }
 
 }  // namespace
 
-// in the order of Direction and of DType
+// in the order of Direction, Move and DType
 extern const Kernels table;
 const Kernels table = {
-    {SFPLUS_REDUCES(double), SFPLUS_REDUCES(float)},
+    {{SFPLUS_REDUCES(false, double), SFPLUS_REDUCES(false, float)},
+     {SFPLUS_REDUCES(true, double), SFPLUS_REDUCES(true, float)}},
     {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM),
      SFPLUS_UPDATES(Direction::SGD)},
-    {interpolate_chunk<double, double>, interpolate_chunk<float, float>,
-     interpolate_chunk<float, bfloat16>, interpolate_chunk<float, float16>},
+    {SFPLUS_MOVES(Move::TO_X), SFPLUS_MOVES(Move::TO_Y), SFPLUS_MOVES(Move::SHIFT),
+     SFPLUS_MOVES(Move::EXPOSE_Z), SFPLUS_MOVES(Move::ABSORB_Z)},
     negate,
 };
 

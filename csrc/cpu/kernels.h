@@ -22,21 +22,20 @@ struct UpdateChunk {
   const double *group_coefs, *tensor_coefs;
 };
 
-struct InterpolateChunk {
-  void* param;
-  const void *y, *displacement;
+struct MoveChunk {
+  void *y, *displacement;
+  void* param;  // null where the parameter is y itself
   std::int64_t numel;
-  double one_minus_b;
-  bool to_x;
+  const double *globals, *hyper, *group_coefs, *scalars, *tensor_coefs;  // rows of this tensor's
 };
 
 struct Kernels {
-  // adds the chunk's sums to sums[Sum::WIDTH]; by [state dtype][gradient dtype]
-  void (*reduce[2][DType::WIDTH])(const ReduceChunk&, double* sums);
+  // adds the chunk's sums to sums[Sum::WIDTH]; by [with e][state dtype][gradient dtype]
+  void (*reduce[2][2][DType::WIDTH])(const ReduceChunk&, double* sums);
   // by [Direction][parameter dtype][gradient dtype]
   void (*update[3][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
-  // by [parameter dtype]
-  void (*interpolate[DType::WIDTH])(const InterpolateChunk&);
+  // by [Move][parameter dtype]
+  void (*interpolate[Move::WIDTH][DType::WIDTH])(const MoveChunk&);
   // x <- -x: one read and one write of memory and nothing else, to measure bandwidth with
   void (*negate)(float* x, std::int64_t numel);
 };

@@ -57,10 +57,11 @@ void for_each_chunk(const Table& table, int n_threads, const Function& function)
 
 }  // namespace
 
-void reduce(const Table& table, int param_dtype, int grad_dtype, double* partials,
+void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, double* partials,
             std::int64_t n_partials, int n_threads) {
   const std::int64_t state = state_width(param_dtype), grad = width_of(grad_dtype);
-  const auto kernel = kernels().reduce[param_dtype == DType::FLOAT64 ? 0 : 1][grad_dtype];
+  const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
+  const auto kernel = kernels().reduce[with_e ? 1 : 0][state_dtype][grad_dtype];
   parallel_for(n_partials, useful_threads(table.n_elements, n_threads), [&](std::int64_t slot) {
     double sums[Sum::WIDTH] = {};
     for (std::int64_t index = slot; index < table.n_chunks; index += n_partials) {
@@ -95,15 +96,16 @@ void update(const Table& table, int param_dtype, int grad_dtype, const Run& run,
   });
 }
 
-void interpolate(const Table& table, int param_dtype, const double* tensors, bool to_x, int n_threads) {
+void interpolate(const Table& table, int param_dtype, const Run& run, int move, int n_threads) {
   const std::int64_t state = state_width(param_dtype), param = width_of(param_dtype);
-  const auto kernel = kernels().interpolate[param_dtype];
+  const auto kernel = kernels().interpolate[move][param_dtype];
   for_each_chunk(table, n_threads, [&](const Piece& piece) {
-    void* y = at<void>(piece.columns[Row::Y], piece.start * state);
-    const std::int64_t follower = piece.columns[Row::PARAM];
-    const double b = tensors[piece.columns[Row::SLOT] * Scalar::WIDTH + Scalar::Y_BETA];
-    kernel({follower == 0 ? y : at<void>(follower, piece.start * param), y,
-            at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state), piece.numel, 1 - b, to_x});
+    const std::int64_t group = piece.columns[Row::GROUP], slot = piece.columns[Row::SLOT];
+    kernel({at<void>(piece.columns[Row::Y], piece.start * state),
+            at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state),
+            at<void>(piece.columns[Row::PARAM], piece.start * param), piece.numel, run.globals,
+            run.hyper + group * Hyper::WIDTH, run.group_coefs + group * GroupCoef::WIDTH,
+            run.tensors + slot * Scalar::WIDTH, run.tensor_coefs + slot * TensorCoef::WIDTH});
   });
 }
 

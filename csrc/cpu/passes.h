@@ -17,8 +17,9 @@ struct Table {
   std::int64_t n_elements;  // in all chunks
 };
 
-// Slot i of partials, (n_partials, Sum::WIDTH), becomes the sums over the chunks i, i + n_partials, ...
-void reduce(const Table& table, int param_dtype, int grad_dtype, double* partials,
+// Slot i of partials, (n_partials, Sum::WIDTH), becomes the sums over the chunks i, i + n_partials, ...; the
+// sum of g e is 0 without with_e.
+void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, double* partials,
             std::int64_t n_partials, int n_threads);
 
 struct Run {
@@ -41,7 +42,8 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
 // a table have the same.
 void update(const Table& table, int param_dtype, int grad_dtype, const Run& run, int n_threads);
 
-void interpolate(const Table& table, int param_dtype, const double* tensors, bool to_x, int n_threads);
+// One Move of every tensor.
+void interpolate(const Table& table, int param_dtype, const Run& run, int move, int n_threads);
 
 // x <- -x, in place: what the machine's memory can do at best.
 void negate(float* x, std::int64_t numel, int n_threads);

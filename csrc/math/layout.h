@@ -2,16 +2,18 @@
 // are explained. The lists are macros so that bindings.cpp can export them and a test compare them.
 #pragma once
 
-#define SFPLUS_RULE(X) X(POLYAK) X(SCHEDULED)
+#define SFPLUS_RULE(X) X(POLYAK) X(SCHEDULED) X(PAPER) X(RECTIFIED)
+#define SFPLUS_MOVE(X) X(TO_X) X(TO_Y) X(SHIFT) X(EXPOSE_Z) X(ABSORB_Z)
 #define SFPLUS_HYPER(X)                                                                    \
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \
-  X(WARMUP_STEPS) X(WEIGHT_LR_POWER)
+  X(WARMUP_STEPS) X(WEIGHT_LR_POWER) X(SILENT_SGD_PHASE)
 #define SFPLUS_SETTING(X)                                                                  \
   X(RULE) X(SF_BETA1_MAX) X(SF_BETA1_ANNEAL_STEPS) X(POLYAK_BETA) X(F_STAR) X(GRAD_SIGN)
 #define SFPLUS_GLOBAL(X)                                                                   \
   X(FUNCTION_VALUE) X(GRAD_L1) X(GRAD_NORM) X(IP_TERM) X(GRAD_L1_EMA) X(POLYAK_LR)         \
   X(SF_BETA1) X(SKIP) X(SKIPPED_STEPS) X(CONSECUTIVE_SKIPPED_STEPS)
-#define SFPLUS_GROUP(X) X(K) X(LR_MAX) X(WEIGHT_SUM) X(CKP1) X(SCHEDULED_LR) X(Y_BETA)
+#define SFPLUS_GROUP(X)                                                                    \
+  X(K) X(LR_MAX) X(WEIGHT_SUM) X(CKP1) X(SCHEDULED_LR) X(Y_BETA) X(ADAPTIVE)
 #define SFPLUS_SCALAR(X) X(STEP) X(Y_BETA)
 #define SFPLUS_GROUP_COEF(X)                                                               \
   X(BETA1) X(GRAD_TO_M) X(BETA2) X(GRAD_TO_V) X(EPS) X(OMEGA) X(E_KEPT) X(DELTA_TO_Y)
@@ -23,7 +25,8 @@
 #define SFPLUS_DTYPE(X) X(FLOAT64) X(FLOAT32) X(BFLOAT16) X(FLOAT16)
 
 #define SFPLUS_ENUMS(X)                                                                    \
-  X(Rule, SFPLUS_RULE) X(Hyper, SFPLUS_HYPER) X(Setting, SFPLUS_SETTING) X(Global, SFPLUS_GLOBAL)               \
+  X(Rule, SFPLUS_RULE) X(Move, SFPLUS_MOVE) X(Hyper, SFPLUS_HYPER)                         \
+  X(Setting, SFPLUS_SETTING) X(Global, SFPLUS_GLOBAL)                                      \
   X(Group, SFPLUS_GROUP) X(Scalar, SFPLUS_SCALAR) X(GroupCoef, SFPLUS_GROUP_COEF)          \
   X(TensorCoef, SFPLUS_TENSOR_COEF) X(Sum, SFPLUS_SUM) X(Row, SFPLUS_ROW)                  \
   X(Chunk, SFPLUS_CHUNK) X(DType, SFPLUS_DTYPE)

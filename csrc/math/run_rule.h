@@ -43,8 +43,18 @@ SFPLUS_INLINE PolyakStep polyak_step(const double* sums, const double* settings,
   return step;
 }
 
+// RAdam's rectification of the step size, or 0 where the moving average of v is still too short to use.
+SFPLUS_INLINE double rectification(double beta2, double step) {
+  const double beta2_t = std::pow(beta2, step);
+  const double rho_inf = 2 / (1 - beta2) - 1;
+  const double rho_t = rho_inf - 2 * step * beta2_t / (1 - beta2_t);
+  if (!(rho_t > 4)) return 0;
+  return std::sqrt((rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t));
+}
+
 struct GroupStep {
   double gamma, lr_max, weight_sum, c, omega;
+  bool adaptive;  // u is divided by sqrt(v)
 };
 
 SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* settings, const double* group,
@@ -55,7 +65,16 @@ SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* settings, 
   const double warmup_steps = hyper[Hyper::WARMUP_STEPS];
   const double warmup = k + 1 < warmup_steps ? (k + 1) / warmup_steps : 1.0;
   GroupStep step;
-  step.gamma = (polyak && lr < eps ? eps : lr) * warmup * polyak_lr;
+  double factor = 1;
+  step.adaptive = true;
+  if (settings[Setting::RULE] == Rule::PAPER) {
+    factor = std::sqrt(1 - std::pow(hyper[Hyper::BETA2], k + 1));
+  } else if (settings[Setting::RULE] == Rule::RECTIFIED) {
+    factor = rectification(hyper[Hyper::BETA2], k + 1);
+    step.adaptive = factor > 0;
+    if (!step.adaptive) factor = 1 - hyper[Hyper::SILENT_SGD_PHASE];
+  }
+  step.gamma = (polyak && lr < eps ? eps : lr) * warmup * polyak_lr * factor;
   step.lr_max = step.gamma > group[Group::LR_MAX] ? step.gamma : group[Group::LR_MAX];
   step.weight_sum = group[Group::WEIGHT_SUM];
   step.c = 1;
@@ -76,19 +95,23 @@ SFPLUS_INLINE void write_group_coefs(const double* hyper, const GroupStep& step,
   coefs[GroupCoef::GRAD_TO_M] = sign * (1 - beta1);
   coefs[GroupCoef::BETA2] = beta2;
   coefs[GroupCoef::GRAD_TO_V] = 1 - beta2;
-  coefs[GroupCoef::EPS] = hyper[Hyper::EPS];
+  coefs[GroupCoef::EPS] = step.adaptive ? hyper[Hyper::EPS] : 1;
   coefs[GroupCoef::OMEGA] = step.omega;
   coefs[GroupCoef::E_KEPT] = 1 - step.c;
   coefs[GroupCoef::DELTA_TO_Y] = -(1 - beta * (1 - step.c));
 }
 
-// Bias corrections with the tensor's own step count; y was last written with b, now with beta_k.
-SFPLUS_INLINE void advance_tensor(const double* hyper, double gamma, double c, double beta,
+// Bias corrections with the tensor's own step count; y was last written with b, now with beta_k. ``group`` is
+// the group's row after this step.
+SFPLUS_INLINE void advance_tensor(const double* hyper, const double* settings, const double* group,
                                   double* scalars, double* coefs) {
-  const double step = scalars[Scalar::STEP] + 1;
-  coefs[TensorCoef::STEP_SIZE] = gamma / (1 - std::pow(hyper[Hyper::BETA1], step));
-  coefs[TensorCoef::INV_SQRT_BC2] = 1 / std::sqrt(1 - std::pow(hyper[Hyper::BETA2], step));
-  coefs[TensorCoef::E_TO_Y] = scalars[Scalar::Y_BETA] - beta * (1 - c);
+  const double step = scalars[Scalar::STEP] + 1, beta = group[Group::Y_BETA];
+  const bool corrected = settings[Setting::RULE] != Rule::PAPER;
+  const double bc2 = corrected ? 1 - std::pow(hyper[Hyper::BETA2], step) : 1.0;
+  coefs[TensorCoef::STEP_SIZE] =
+      group[Group::SCHEDULED_LR] / (1 - std::pow(hyper[Hyper::BETA1], step));
+  coefs[TensorCoef::INV_SQRT_BC2] = group[Group::ADAPTIVE] != 0 ? 1 / std::sqrt(bc2) : 0.0;
+  coefs[TensorCoef::E_TO_Y] = scalars[Scalar::Y_BETA] - beta * (1 - group[Group::CKP1]);
   scalars[Scalar::STEP] = step;
   scalars[Scalar::Y_BETA] = beta;
 }

@@ -1,7 +1,7 @@
 """The contract between ``ops`` and the backends: what goes in, and the four operations.
 
 A step is ``reduce`` (where the algorithm needs sums) -> ``finalize`` -> ``update``; ``interpolate`` moves
-the parameters between y and x. No operation allocates memory that grows with the model or waits for the
+the parameters between y, x and z. No operation allocates memory that grows with the model or waits for the
 device.
 """
 
@@ -19,6 +19,7 @@ from sfplus_kernels.backends.layout import (
     Group,
     GroupCoef,
     Hyper,
+    Move,
     Scalar,
     Setting,
     TensorCoef,
@@ -91,8 +92,11 @@ class Backend(Protocol):
         They have the dtypes given by ``Entry.grad_dtype`` and any strides.
         """
 
-    def reduce(self, plan: Any) -> None:
-        """sum |g|, sum g e and sum g^2 of all tensors, as partial sums inside the plan."""
+    def reduce(self, plan: Any, *, with_e: bool) -> None:
+        """sum |g|, sum g e and sum g^2 of all tensors, as partial sums inside the plan.
+
+        Without ``with_e`` only gradients are read, and sum g e is 0.
+        """
 
     def finalize(self, plan: Any, run: RunState, reduced: bool) -> None:
         """Sums, loss and run state -> coefficients; advances the run state, or marks a skip.
@@ -103,5 +107,5 @@ class Backend(Protocol):
     def update(self, plan: Any, run: RunState) -> None:
         """One read and one write of every tensor; nothing is written on a skipped step."""
 
-    def interpolate(self, plan: Any, run: RunState, to_x: bool) -> None:
-        """Parameters from y to x (``to_x``) or from x to y."""
+    def interpolate(self, plan: Any, run: RunState, move: Move) -> None:
+        """Parameters between y, x and z; only ``ABSORB_Z`` regards the mark of a skipped step."""

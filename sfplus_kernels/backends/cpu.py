@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfplus_kernels import _C
 from sfplus_kernels.backends.contract import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.backends.layout import Move
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
@@ -46,13 +47,14 @@ class CpuBackend:
     def set_gradients(self, plan: CpuPlan, gradients: Sequence[Tensor]) -> None:
         point_at_gradients(plan.table, gradients)
 
-    def reduce(self, plan: CpuPlan) -> None:
+    def reduce(self, plan: CpuPlan, *, with_e: bool) -> None:
         load_grad_stages(plan.table)
         for native, launch in plan.launches:
             _C.reduce(
                 native,
                 DTYPES[launch.param_dtype],
                 _grad_dtype(launch),
+                with_e,
                 plan.table.partials[launch.first_partial].data_ptr(),
                 launch.n_partials,
                 torch.get_num_threads(),
@@ -82,14 +84,15 @@ class CpuBackend:
             )
         store_param_stages(plan.table)
 
-    def interpolate(self, plan: CpuPlan, run: RunState, to_x: bool) -> None:
+    def interpolate(self, plan: CpuPlan, run: RunState, move: Move) -> None:
         load_param_stages(plan.table)
+        native_run = _native_run(run)
         for native, launch in plan.launches:
             _C.interpolate(
                 native,
                 DTYPES[launch.param_dtype],
-                run.tensors.data_ptr(),
-                to_x,
+                native_run,
+                move,
                 torch.get_num_threads(),
             )
         store_param_stages(plan.table)

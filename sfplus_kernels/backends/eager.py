@@ -19,6 +19,7 @@ from sfplus_kernels.backends.layout import (
     Group,
     GroupCoef,
     Hyper,
+    Move,
     Rule,
     Scalar,
     TensorCoef,
@@ -52,18 +53,18 @@ class EagerBackend:
     def set_gradients(self, plan: EagerPlan, gradients: Sequence[Tensor]) -> None:
         """Nothing to prepare: each pass reads ``param.grad``."""
 
-    def reduce(self, plan: EagerPlan) -> None:
+    def reduce(self, plan: EagerPlan, *, with_e: bool) -> None:
         plan.sums.zero_()
         for entry, gradient in plan.with_gradients():
             g = gradient.to(entry.displacement.dtype)
-            parts = (g.abs().sum(), (g * entry.displacement).sum(), g.square().sum())
-            plan.sums += torch.stack(parts).to(torch.float64)
+            dot = (g * entry.displacement).sum() if with_e else g.new_zeros(())
+            plan.sums += torch.stack((g.abs().sum(), dot, g.square().sum())).to(torch.float64)
 
     def finalize(self, plan: EagerPlan, run: RunState, reduced: bool) -> None:
         if not reduced:
             plan.sums.zero_()
-        lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power = _columns(
-            run.hyper, Hyper
+        lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent = (
+            _columns(run.hyper, Hyper)
         )
         rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign = run.settings.unbind()
         polyak = rule == Rule.POLYAK
@@ -87,7 +88,8 @@ class EagerBackend:
 
         # averaging weight c_k
         warmup = torch.where(warmup_steps > 0, ((k + 1) / warmup_steps).clamp(max=1), 1)
-        gamma = torch.where(polyak, torch.maximum(lr, eps), lr) * warmup * polyak_lr
+        factor, adaptive = _factor_of_rule(rule, beta2, k + 1, silent)
+        gamma = torch.where(polyak, torch.maximum(lr, eps), lr) * warmup * polyak_lr * factor
         lr_max = torch.maximum(run.groups[:, Group.LR_MAX], gamma)
         weight = torch.where(k < c_warmup, 0, (k + 1) ** r * lr_max**power)
         weight_sum = run.groups[:, Group.WEIGHT_SUM] + weight
@@ -112,9 +114,10 @@ class EagerBackend:
         keep_or(figures[Global.GRAD_L1_EMA], ema)
         keep_or(figures[Global.POLYAK_LR], polyak_lr)
         keep_or(figures[Global.SF_BETA1], beta[0])
-        keep_or(run.groups, torch.stack((k + 1, lr_max, weight_sum, c, gamma, beta), dim=1))
+        keep_or(run.groups, torch.stack((k + 1, lr_max, weight_sum, c, gamma, beta, adaptive), 1))
         delta_to_y = -(1 - beta * (1 - c))
-        coefs = (beta1, sign * (1 - beta1), beta2, 1 - beta2, eps, omega, 1 - c, delta_to_y)
+        added = torch.where(adaptive > 0, eps, 1)
+        coefs = (beta1, sign * (1 - beta1), beta2, 1 - beta2, added, omega, 1 - c, delta_to_y)
         keep_or(run.group_coefs, torch.stack(coefs, dim=1))
 
         # per tensor: bias corrections with its own step count, and its own b
@@ -122,7 +125,8 @@ class EagerBackend:
         step = run.tensors[plan.slots, Scalar.STEP] + 1
         b = run.tensors[plan.slots, Scalar.Y_BETA]
         step_size = gamma[group] / (1 - beta1[group] ** step)
-        inv_sqrt_bc2 = (1 - beta2[group] ** step).rsqrt()
+        inv_sqrt_bc2 = torch.where(rule == Rule.PAPER, 1, (1 - beta2[group] ** step).rsqrt())
+        inv_sqrt_bc2 = inv_sqrt_bc2 * adaptive[group]
         e_to_y = b - (beta * (1 - c))[group]
         new = torch.stack((step_size, inv_sqrt_bc2, e_to_y), dim=1)
         run.tensor_coefs[plan.slots] = torch.where(skip, run.tensor_coefs[plan.slots], new)
@@ -161,15 +165,54 @@ class EagerBackend:
                 param = entry.param.detach()
                 param.copy_(torch.where(skip, param, y.to(param.dtype)))
 
-    def interpolate(self, plan: EagerPlan, run: RunState, to_x: bool) -> None:
+    def interpolate(self, plan: EagerPlan, run: RunState, move: Move) -> None:
+        skip = run.globals[Global.SKIP] > 0
         for entry in plan.entries:
-            one_minus_b = 1 - run.tensors[entry.slot, Scalar.Y_BETA]
-            e_share = one_minus_b.to(entry.displacement.dtype) * entry.displacement
-            param = entry.param.detach()
-            if entry.master_param is None:
-                param.add_(e_share, alpha=-1 if to_x else 1)
+            param, y, e = entry.param.detach(), entry.y.detach(), entry.displacement
+            b = run.tensors[entry.slot, Scalar.Y_BETA]
+            if move in (Move.TO_X, Move.TO_Y):
+                x_share = (1 - b).to(e.dtype) * e
+                if entry.master_param is None:
+                    y.copy_(y - x_share if move == Move.TO_X else y + x_share)
+                else:
+                    param.copy_(y - x_share if move == Move.TO_X else y)
+                continue
+            if move == Move.SHIFT:
+                y.copy_(y + run.tensor_coefs[entry.slot, TensorCoef.E_TO_Y].to(e.dtype) * e)
+            elif move == Move.EXPOSE_Z:
+                hyper = run.hyper[entry.group]
+                omega = (hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]).to(e.dtype)
+                x = y - (1 - b).to(e.dtype) * e
+                y.copy_(y + (b.to(e.dtype) * e - omega * y))
+                e.copy_(x)
             else:
-                param.copy_(entry.master_param - e_share if to_x else entry.master_param)
+                if (
+                    entry.master_param is not None
+                ):  # what the other optimizer did to the rounding of z
+                    y.copy_(y + (param.to(y.dtype) - y.to(param.dtype).to(y.dtype)))
+                e_kept = torch.where(skip, 1, run.group_coefs[entry.group, GroupCoef.E_KEPT])
+                e.copy_(e_kept.to(e.dtype) * (y - e))
+                y.copy_(y - b.to(e.dtype) * e)
+            if entry.master_param is not None:
+                param.copy_(y)
+
+
+def _factor_of_rule(
+    rule: Tensor, beta2: Tensor, step: Tensor, silent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Per group: the factor on gamma beside the warmup, and 1 where u is divided by sqrt(v), else 0."""
+    beta2_t = beta2**step
+    paper = (1 - beta2_t).sqrt()
+    # RAdam: the length of the moving average, and its rectification
+    rho_inf = 2 / (1 - beta2) - 1
+    rho_t = rho_inf - 2 * step * beta2_t / (1 - beta2_t)
+    long_enough = rho_t > 4
+    ratio = (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t)
+    rect = torch.where(long_enough, ratio, 1).sqrt()
+    rect = torch.where(long_enough, rect, 1 - silent)
+    rectified = rule == Rule.RECTIFIED
+    factor = torch.where(rectified, rect, torch.where(rule == Rule.PAPER, paper, 1))
+    return factor, (~rectified | long_enough).to(torch.float64)
 
 
 def _columns(table: Tensor, columns: type) -> tuple[Tensor, ...]:

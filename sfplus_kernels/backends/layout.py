@@ -16,8 +16,25 @@ class Rule(IntEnum):
 
     # ScheduleFree+: max(lr, eps) under warmup, times a Polyak step; omega = gamma^2 weight_decay
     POLYAK = 0
-    # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma weight_decay
+    # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma weight_decay, here and below
     SCHEDULED = 1
+    # AdamWScheduleFreePaper: also times sqrt(1 - beta2^(k + 1)); v is not bias corrected
+    PAPER = 2
+    # RAdamScheduleFree: lr times RAdam's rectification; without it (rho_t <= 4) SGD, or nothing
+    RECTIFIED = 3
+
+
+class Move(IntEnum):
+    """What ``interpolate`` does to y (and the parameter that follows it) and e of a tensor.
+
+    The parameter is y itself, or its rounding where there is a ``master_param``.
+    """
+
+    TO_X = 0  # parameter <- x = y - (1 - b) e; a master_param stays y
+    TO_Y = 1  # parameter <- y, from x
+    SHIFT = 2  # y <- y + E_TO_Y e: from one b to another
+    EXPOSE_Z = 3  # y <- z - lr weight_decay y, e <- x: for the step of another optimizer on z
+    ABSORB_Z = 4  # and back: (z, x) -> y, e, after x has followed z by c_k
 
 
 class Hyper(IntEnum):
@@ -33,6 +50,7 @@ class Hyper(IntEnum):
     C_WARMUP = 7
     WARMUP_STEPS = 8
     WEIGHT_LR_POWER = 9
+    SILENT_SGD_PHASE = 10  # 1 if gamma is 0 while RAdam is not rectified
 
 
 class Setting(IntEnum):
@@ -73,6 +91,7 @@ class Group(IntEnum):
     CKP1 = 3
     SCHEDULED_LR = 4  # gamma
     Y_BETA = 5  # beta_k, with which this step writes y
+    ADAPTIVE = 6  # 1 if u is divided by sqrt(v), 0 in the steps where RAdam is SGD
 
 
 class Scalar(IntEnum):
@@ -87,7 +106,8 @@ class GroupCoef(IntEnum):
 
     m <- BETA1 m + GRAD_TO_M g                 v <- BETA2 v + GRAD_TO_V g^2
     delta = STEP_SIZE m / (sqrt(v) INV_SQRT_BC2 + EPS) + OMEGA y
-    (no exp_avg: m = GRAD_TO_M g; no exp_avg_sq: delta = STEP_SIZE m + OMEGA y)
+    (no exp_avg: m = GRAD_TO_M g; no exp_avg_sq: delta = STEP_SIZE m + OMEGA y; where v is kept but
+    not used, INV_SQRT_BC2 is 0 and EPS 1)
     y <- y + E_TO_Y e + DELTA_TO_Y delta       e <- E_KEPT (e - delta)
     """
 
@@ -105,7 +125,7 @@ class TensorCoef(IntEnum):
     """What ``update`` needs per tensor: a row of ``RunState.tensor_coefs``."""
 
     STEP_SIZE = 0  # gamma / (1 - beta1^step)
-    INV_SQRT_BC2 = 1  # 1 / sqrt(1 - beta2^step)
+    INV_SQRT_BC2 = 1  # 1 / sqrt(1 - beta2^step); 1 where v is not bias corrected
     E_TO_Y = 2  # b - beta_k (1 - c_k)
 
 

@@ -59,6 +59,7 @@ class Columns:
 
 COLUMNS = Columns(
     layout.Rule,
+    layout.Move,
     layout.Hyper,
     layout.Setting,
     layout.Global,
@@ -145,7 +146,7 @@ class TritonBackend:
     def set_gradients(self, plan: AddressTable, gradients: Sequence[Tensor]) -> None:
         point_at_gradients(plan, gradients)
 
-    def reduce(self, plan: AddressTable) -> None:
+    def reduce(self, plan: AddressTable, *, with_e: bool) -> None:
         load_grad_stages(plan)
         with _launching(plan.rows.device):
             for launch in plan.launches:
@@ -159,6 +160,7 @@ class TritonBackend:
                     launch.first_partial,
                     launch.n_partials,
                     COLUMNS=COLUMNS,
+                    WITH_E=with_e,
                     STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
                     GRAD_DTYPE=_grad_dtype(launch),
                     **_config("reduce", launch).arguments(),
@@ -186,6 +188,7 @@ class TritonBackend:
                     run.globals,
                     run.groups,
                     run.hyper,
+                    run.settings,
                     run.tensors,
                     run.tensor_coefs,
                     plan.n_rows,
@@ -215,19 +218,23 @@ class TritonBackend:
                 )
         store_param_stages(plan)
 
-    def interpolate(self, plan: AddressTable, run: RunState, to_x: bool) -> None:
+    def interpolate(self, plan: AddressTable, run: RunState, move: layout.Move) -> None:
         load_param_stages(plan)
         with _launching(plan.rows.device):
             for launch in plan.launches:
                 _grid(interpolate_kernel, launch.n_chunks)(
                     plan.rows,
                     plan.chunks,
+                    run.globals,
+                    run.hyper,
+                    run.group_coefs,
                     run.tensors,
+                    run.tensor_coefs,
                     launch.first_chunk,
                     COLUMNS=COLUMNS,
+                    MOVE=int(move),
                     PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
                     STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
-                    TO_X=to_x,
                     **_config("interpolate", launch).arguments(),
                 )
         store_param_stages(plan)

@@ -26,8 +26,27 @@ def _momentum(sf_beta1, settings_ptr, k, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _group_step(hyper, groups, polyak, polyak_lr, mask, COLUMNS: tl.constexpr):
-    """gamma, lr_max, weight_sum, c_k and omega of the step for rows of groups; writes nothing."""
+def _factor_of_rule(beta2, step, silent, rule, COLUMNS: tl.constexpr):
+    """The factor on gamma beside the warmup, and whether u is divided by sqrt(v)."""
+    beta2_t = _power(beta2, step)
+    # RAdam: the length of the moving average, and its rectification
+    rho_inf = 2 / (1 - beta2) - 1
+    rho_t = rho_inf - 2 * step * beta2_t / (1 - beta2_t)
+    rectified = rule == COLUMNS.Rule.RECTIFIED
+    # by way of where: the interpreter cannot combine a scalar's truth with a block's
+    long_enough = tl.where(rectified, rho_t, 0.0) > 4
+    adaptive = tl.where(rectified, rho_t, 5.0) > 4
+    above = (rho_t - 4) * (rho_t - 2) * rho_inf
+    below = tl.where(long_enough, (rho_inf - 4) * (rho_inf - 2) * rho_t, 1.0)
+    rect = tl.where(long_enough, tl.sqrt(tl.where(long_enough, above / below, 1.0)), 1 - silent)
+    paper = tl.where(rule == COLUMNS.Rule.PAPER, tl.sqrt(1 - beta2_t), 1.0)
+    return tl.where(rectified, rect, paper), adaptive
+
+
+@triton.jit
+def _group_step(hyper, groups, rule, polyak_lr, mask, COLUMNS: tl.constexpr):
+    """gamma, lr_max, weight_sum, c_k and omega of the step for rows of groups, and whether u is divided
+    by sqrt(v); writes nothing."""
     lr = tl.load(hyper + COLUMNS.Hyper.LR, mask, 0.0)
     eps = tl.load(hyper + COLUMNS.Hyper.EPS, mask, 0.0)
     weight_decay = tl.load(hyper + COLUMNS.Hyper.WEIGHT_DECAY, mask, 0.0)
@@ -35,6 +54,9 @@ def _group_step(hyper, groups, polyak, polyak_lr, mask, COLUMNS: tl.constexpr):
     c_warmup = tl.load(hyper + COLUMNS.Hyper.C_WARMUP, mask, 0.0)
     warmup_steps = tl.load(hyper + COLUMNS.Hyper.WARMUP_STEPS, mask, 0.0)
     weight_lr_power = tl.load(hyper + COLUMNS.Hyper.WEIGHT_LR_POWER, mask, 0.0)
+    beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
+    silent = tl.load(hyper + COLUMNS.Hyper.SILENT_SGD_PHASE, mask, 0.0)
+    polyak = rule == COLUMNS.Rule.POLYAK
     k = tl.load(groups + COLUMNS.Group.K, mask, 0.0)
     lr_max = tl.load(groups + COLUMNS.Group.LR_MAX, mask, 0.0)
     weight_sum = tl.load(groups + COLUMNS.Group.WEIGHT_SUM, mask, 0.0)
@@ -43,7 +65,8 @@ def _group_step(hyper, groups, polyak, polyak_lr, mask, COLUMNS: tl.constexpr):
     warming = (warmup_steps > 0) & (k + 1 < warmup_steps)
     warmup = tl.where(warming, (k + 1) / tl.where(warming, warmup_steps, 1.0), 1.0)
     floor = tl.where(polyak, eps, 0.0)
-    gamma = tl.where(lr < floor, floor, lr) * warmup * polyak_lr
+    factor, adaptive = _factor_of_rule(beta2, k + 1, silent, rule, COLUMNS)
+    gamma = tl.where(lr < floor, floor, lr) * warmup * polyak_lr * factor
     lr_max = tl.where(gamma > lr_max, gamma, lr_max)
     # c_k = w / weight_sum, w = (k+1)^r lr_max^p; 1 during c_warmup
     weight = _power(k + 1, r) * _power(lr_max, weight_lr_power)
@@ -52,7 +75,7 @@ def _group_step(hyper, groups, polyak, polyak_lr, mask, COLUMNS: tl.constexpr):
     c = tl.where(weight_sum > 0, weight / tl.where(weight_sum > 0, weight_sum, 1.0), 0.0)
     c = tl.where(k < c_warmup, 1.0, c)
     omega = tl.where(polyak, gamma * gamma, gamma) * weight_decay
-    return k, gamma, lr_max, weight_sum, c, omega
+    return k, gamma, lr_max, weight_sum, c, omega, adaptive
 
 
 @triton.jit(do_not_specialize=["n_partials", "n_groups"])
@@ -90,7 +113,7 @@ def finalize_kernel(
     sum_dot = tl.sum(dot)
     sum_squares = tl.sum(squares)
 
-    polyak = tl.load(settings_ptr + COLUMNS.Setting.RULE) == COLUMNS.Rule.POLYAK
+    rule = tl.load(settings_ptr + COLUMNS.Setting.RULE)
     polyak_beta = tl.load(settings_ptr + COLUMNS.Setting.POLYAK_BETA)
     f_star = tl.load(settings_ptr + COLUMNS.Setting.F_STAR)
     sign = tl.load(settings_ptr + COLUMNS.Setting.GRAD_SIGN)
@@ -111,7 +134,7 @@ def finalize_kernel(
     numerator = tl.where(numerator < 0, 0.0, numerator)
     moving = denominator > 0
     polyak_lr = tl.where(moving, numerator / tl.where(moving, denominator, 1.0), 0.0)
-    polyak_lr = tl.where(polyak, polyak_lr, 1.0)
+    polyak_lr = tl.where(rule == COLUMNS.Rule.POLYAK, polyak_lr, 1.0)
 
     # a step that is not finite, or whose coefficients would overflow, is skipped
     infinity = float("inf")
@@ -124,8 +147,8 @@ def finalize_kernel(
         mask = group < n_groups
         hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
         groups = groups_ptr + group * COLUMNS.Group.WIDTH
-        _, gamma, _, weight_sum, _, omega = _group_step(
-            hyper, groups, polyak, polyak_lr, mask, COLUMNS
+        _, gamma, _, weight_sum, _, omega, _ = _group_step(
+            hyper, groups, rule, polyak_lr, mask, COLUMNS
         )
         good = (gamma <= MAX_COEFFICIENT) & (omega <= MAX_COEFFICIENT) & (weight_sum < infinity)
         n_bad += (mask & (good == 0)).to(tl.int32)
@@ -150,8 +173,8 @@ def finalize_kernel(
             mask = group < n_groups
             hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
             groups = groups_ptr + group * COLUMNS.Group.WIDTH
-            group_k, gamma, lr_max, weight_sum, c, omega = _group_step(
-                hyper, groups, polyak, polyak_lr, mask, COLUMNS
+            group_k, gamma, lr_max, weight_sum, c, omega, adaptive = _group_step(
+                hyper, groups, rule, polyak_lr, mask, COLUMNS
             )
             sf_beta1 = tl.load(hyper + COLUMNS.Hyper.SF_BETA1, mask, 0.0)
             group_beta = _momentum(sf_beta1, settings_ptr, k, COLUMNS)
@@ -162,10 +185,12 @@ def finalize_kernel(
             tl.store(groups + COLUMNS.Group.CKP1, c, mask)
             tl.store(groups + COLUMNS.Group.SCHEDULED_LR, gamma, mask)
             tl.store(groups + COLUMNS.Group.Y_BETA, group_beta, mask)
+            tl.store(groups + COLUMNS.Group.ADAPTIVE, adaptive.to(tl.float64), mask)
 
             beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
             beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
             eps = tl.load(hyper + COLUMNS.Hyper.EPS, mask, 0.0)
+            eps = tl.where(adaptive, eps, 1.0)
             coefs = group_coefs_ptr + group * COLUMNS.GroupCoef.WIDTH
             tl.store(coefs + COLUMNS.GroupCoef.BETA1, beta1, mask)
             tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, sign * (1 - beta1), mask)
@@ -183,6 +208,7 @@ def finalize_tensors_kernel(
     globals_ptr,
     groups_ptr,
     hyper_ptr,
+    settings_ptr,
     tensors_ptr,
     tensor_coefs_ptr,
     n_rows,
@@ -205,12 +231,15 @@ def finalize_tensors_kernel(
         beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
         gamma = tl.load(groups + COLUMNS.Group.SCHEDULED_LR, mask, 0.0)
         c = tl.load(groups + COLUMNS.Group.CKP1, mask, 0.0)
+        adaptive = tl.load(groups + COLUMNS.Group.ADAPTIVE, mask, 0.0)
+        paper = tl.load(settings_ptr + COLUMNS.Setting.RULE) == COLUMNS.Rule.PAPER
         step = tl.load(tensors + COLUMNS.Scalar.STEP, mask, 0.0) + 1
         b = tl.load(tensors + COLUMNS.Scalar.Y_BETA, mask, 0.0)
 
         # bias corrections with the tensor's own step count
         step_size = gamma / (1 - _power(beta1, step))
-        inv_sqrt_bc2 = 1 / tl.sqrt(1 - _power(beta2, step))
+        bc2 = tl.where(paper, 1.0, 1 - _power(beta2, step))
+        inv_sqrt_bc2 = tl.where(adaptive > 0, 1 / tl.sqrt(bc2), 0.0)
         # y was last written with b, and is now written with beta_k
         e_to_y = b - beta * (1 - c)
 

@@ -15,13 +15,17 @@ def reduce_kernel(
     first_partial,
     n_partials,
     COLUMNS: tl.constexpr,
+    WITH_E: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Program i sums the chunks i, i + n_partials, ... of its launch into slot i."""
+    """Program i sums the chunks i, i + n_partials, ... of its launch into slot i.
+
+    Without WITH_E only gradients are read, and the sum of g e is 0.
+    """
     STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
     GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
     GRAD_ALIGNMENT: tl.constexpr = VECTOR * GRAD_BYTES if VECTOR * GRAD_BYTES < 16 else 16
@@ -48,18 +52,18 @@ def reduce_kernel(
         g_vec = tl.multiple_of(g_address.to(tl.pointer_type(GRAD_DTYPE)), GRAD_ALIGNMENT)
         for offset in range(0, whole, BLOCK_SIZE):
             g = tl.load(g_vec + offset + lanes).to(STATE_DTYPE)
-            e = tl.load(e_vec + offset + lanes)
+            if WITH_E:
+                dot += g * tl.load(e_vec + offset + lanes)
             l1 += tl.abs(g)
-            dot += g * e
             squares += g * g
         e_ptr = e_address.to(tl.pointer_type(STATE_DTYPE))
         g_ptr = g_address.to(tl.pointer_type(GRAD_DTYPE))
         for offset in range(whole, length, BLOCK_SIZE):
             mask = offset + lanes < length
             g = tl.load(g_ptr + offset + lanes, mask=mask, other=0.0).to(STATE_DTYPE)
-            e = tl.load(e_ptr + offset + lanes, mask=mask, other=0.0)
+            if WITH_E:
+                dot += g * tl.load(e_ptr + offset + lanes, mask=mask, other=0.0)
             l1 += tl.abs(g)
-            dot += g * e
             squares += g * g
 
     slot = partials_ptr + (first_partial + program) * COLUMNS.Sum.WIDTH

@@ -12,7 +12,7 @@ from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global, Rule
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
-from sfplus_kernels.optim.run_state import GLOBAL_KEYS
+from sfplus_kernels.optim.run_state import POLYAK_KEYS
 
 
 class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
@@ -66,8 +66,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         "f_star",
         "maximize",
     )
-    global_keys = GLOBAL_KEYS
-    figures = tuple(figure for figure in Global if figure is not Global.SKIP)
+    global_keys = POLYAK_KEYS
     advances_without_gradients = False
 
     def __init__(
@@ -122,6 +121,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
             check_number("c_warmup", group["c_warmup"], 0),
             check_number("warmup_steps", group["warmup_steps"], 0),
             check_number("weight_lr_power", group["weight_lr_power"]),
+            0.0,
         )
 
     def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
@@ -138,6 +138,10 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
     def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Both moments and e."""
         return ("exp_avg", "exp_avg_sq", "displacement")
+
+    def figures(self) -> tuple[Global, ...]:
+        """All of them."""
+        return tuple(figure for figure in Global if figure is not Global.SKIP)
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """eps."""
@@ -182,6 +186,11 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
                 "call step(loss=loss), or step(closure) with a closure that returns the loss"
             )
         self._run_step(ops.check_loss(loss))
+        if not self._no_gradients:
+            for group, gamma in zip(
+                self.param_groups, self._get_engine().scheduled_lr, strict=True
+            ):
+                group["scheduled_lr"] = gamma
         return loss
 
     def step_func(self, function_value: float | Tensor | None = None) -> float | Tensor | None:

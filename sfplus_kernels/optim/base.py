@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +14,11 @@ from torch import Tensor
 from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global
 from sfplus_kernels.backends.registry import check_name
-from sfplus_kernels.ops import Engine
+from sfplus_kernels.ops import Engine, Move
 from sfplus_kernels.optim import run_state
 from sfplus_kernels.optim.checks import check_shared
 from sfplus_kernels.optim.loading import checked_state
+from sfplus_kernels.optim.plans import KeptPlan, move_key, step_keys
 from sfplus_kernels.optim.tensor_state import (
     Iterates,
     TensorState,
@@ -23,16 +26,6 @@ from sfplus_kernels.optim.tensor_state import (
     iterates,
     make_entries,
 )
-
-
-class _StepPlan(NamedTuple):
-    """The engine's plan for one set of tensors, and what it was made from."""
-
-    key: list[tuple]  # parameters, their addresses, the dtypes of their gradients
-    gradient_key: list[tuple]
-    watched: list[tuple[dict[str, Any], Tensor]]  # state of each parameter, its displacement
-    state: tuple  # the state's identity, its size, its buffers in each group
-    plan: object
 
 
 class ScheduleFreeOptimizer(torch.optim.Optimizer):
@@ -45,14 +38,14 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
     # What an algorithm adds to this class; see also check_group, check_settings and state_tensors.
     shared_arguments: tuple[str, ...] = ("maximize",)  # the same in all groups
     # run state without a group: key in the groups -> its place
-    global_keys: Mapping[str, Global] = {}
-    figures: tuple[Global, ...] = ()  # shown by metrics() beside those of the groups
+    global_keys: Mapping[str, Global] = run_state.COUNTERS_OF_SKIPS
     advances_without_gradients = True  # whether a step with no gradient at all counts
 
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
     _backend_name: str | None = None
     _engine: Engine | None = None
-    _step_plan: _StepPlan | None = None
+    _step_plan: KeptPlan | None = None
+    _move_plans: Mapping[str, KeptPlan] = MappingProxyType({})  # by what each is for
     _no_gradients = False
     _loading: Mapping[Tensor, TensorState] | None = None
 
@@ -85,6 +78,10 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         """Names of the buffers that a parameter of this group has in its state."""
         raise NotImplementedError
 
+    def figures(self) -> tuple[Global, ...]:
+        """What ``metrics()`` shows beside the figures of the groups."""
+        return tuple(self.global_keys.values())
+
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """What ``lr_max`` is before the first step."""
         raise NotImplementedError
@@ -109,7 +106,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         except Exception:
             self.param_groups[:] = settled
             raise
-        self._engine = self._step_plan = None
+        self._forget_engine()
 
     def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
         hyper = [self.check_group(group) for group in self.param_groups]
@@ -134,10 +131,11 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
     def _set_mode(self, *, train: bool) -> None:
         if self.param_groups[0]["train_mode"] == train:
             return
-        if any(self.state.values()):
-            entries = [e for e, _ in self._entries(self._parameters())]
-            self._get_engine().interpolate(entries, to_x=not train)
-            torch.autograd.graph.increment_version([e.param for e in entries])
+        params = self._parameters_with_state()
+        if params:
+            plan = self._valid_move_plan(params)
+            self._get_engine().interpolate(plan, Move.TO_Y if train else Move.TO_X)
+            torch.autograd.graph.increment_version(params)
         for group in self.param_groups:
             group["train_mode"] = train
 
@@ -163,6 +161,28 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
                     param.copy_(y)
 
     @torch.no_grad()
+    def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
+        """``model.state_dict()`` with x in place of the parameters: what to ship.
+
+        Everything in it is a copy; the model and this optimizer stay as they are. Buffers (BatchNorm's
+        statistics) are those of the model, in train mode those of y.
+        """
+        train_mode = self.param_groups[0]["train_mode"]
+        own = {id(p) for p in self._parameters()}
+        copies: dict[int, Any] = {}  # so that tied parameters stay one tensor
+        result = model.state_dict(keep_vars=True)
+        for name, value in result.items():
+            if id(value) not in copies:
+                if id(value) in own and train_mode:
+                    copies[id(value)] = self.iterates(value).x.to(value.dtype)
+                else:
+                    copies[id(value)] = copy.deepcopy(
+                        value.detach() if isinstance(value, Tensor) else value
+                    )
+            result[name] = copies[id(value)]
+        return result
+
+    @torch.no_grad()
     def iterates(self, param: Tensor) -> Iterates:
         """x, y and z of one parameter; three copies of it before its first step.
 
@@ -185,7 +205,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
                 "call optimizer.train() before the forward pass (and optimizer.eval() to evaluate)"
             )
 
-    def _run_step(self, loss: float | Tensor | None) -> None:
+    def _run_step(self, loss: float | Tensor | None = None, *, check_finite: bool = False) -> None:
         """Check everything, then one step; raises before anything changed."""
         hyper, settings = self._check_groups()
         params = self._parameters()
@@ -195,56 +215,61 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
             return
         plan = self._valid_plan(params, gradients)
         engine = self._get_engine()
-        lr_tensors = [
-            (index, group["lr"])
-            for index, group in enumerate(self.param_groups)
-            if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu"
-        ]
-        engine.set_hyperparameters(hyper, settings, lr_tensors)
-        engine.step(plan, loss)
+        engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        engine.step(plan, loss, check_finite=check_finite)
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
         torch.autograd.graph.increment_version(
             [p for p, g in zip(params, gradients, strict=True) if g is not None]
         )
 
+    def _lr_tensors(self) -> list[tuple[int, Tensor]]:
+        """(group, lr) of the learning rates that live on a device other than the host."""
+        return [
+            (index, group["lr"])
+            for index, group in enumerate(self.param_groups)
+            if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu"
+        ]
+
     def _valid_plan(self, params: list[Tensor], gradients: list[Tensor | None]) -> object:
         """The plan for these tensors: the last one if nothing moved, else a new one."""
         active = [(p, g) for p, g in zip(params, gradients, strict=True) if g is not None]
-        try:
-            key = [(id(p), p.data_ptr(), g.dtype) for p, g in active]
-            gradient_key = [(g.data_ptr(), g.stride()) for _, g in active]
-        except (RuntimeError, NotImplementedError):  # a sparse gradient has no address
-            key, gradient_key = [], []
-        state_key = (
-            id(self.state),
-            len(self.state),
-            *(self.state_tensors(group) for group in self.param_groups),
-        )
+        key, gradient_key = step_keys(active)
         last = self._step_plan
-        kept = (
-            last is not None
-            and key == last.key
-            and state_key == last.state
-            and all(state.get("displacement") is e for state, e in last.watched)
-        )
-        if last is not None and kept and gradient_key == last.gradient_key:
+        if last is not None and not last.serves(key, self._state_key()):
+            last = None
+        if last is not None and gradient_key == last.gradient_key:
             return last.plan
 
         ops.check_parameters(params)
         for index, (param, grad) in enumerate(zip(params, gradients, strict=True)):
             if grad is not None:
                 ops.check_gradient(param, grad, index)
-        if last is not None and kept:
-            plan, watched = last.plan, last.watched
-        else:
+        engine = self._get_engine()
+        if last is None:
             self._create_state(params, gradients)
             entries = self._entries([p for p, _ in active], {id(p): g.dtype for p, g in active})
-            plan = self._get_engine().plan([e for e, _ in entries])
-            watched = [(state, e.displacement) for e, state in entries]
-        self._get_engine().set_gradients(plan, [g for _, g in active])
-        self._step_plan = _StepPlan(key, gradient_key, watched, state_key, plan)
-        return plan
+            last = KeptPlan.make(engine, entries, key, self._state_key())
+        engine.set_gradients(last.plan, [g for _, g in active])
+        last.gradient_key = gradient_key
+        self._step_plan = last
+        return last.plan
+
+    def _parameters_with_state(self) -> list[Tensor]:
+        return [p for p in self._parameters() if self.state.get(p)]
+
+    def _valid_move_plan(self, params: list[Tensor], purpose: str = "modes") -> object:
+        """As ``_valid_plan``, for a pass that reads no gradients; one is kept for each ``purpose``."""
+        key, engine = move_key(params), self._get_engine()
+        last = self._move_plans.get(purpose)
+        if last is None or not last.serves(key, self._state_key()):
+            last = KeptPlan.make(engine, self._entries(params), key, self._state_key())
+            self._move_plans = {**self._move_plans, purpose: last}
+        return last.plan
+
+    def _state_key(self) -> tuple:
+        buffers = (self.state_tensors(group) for group in self.param_groups)
+        return (id(self.state), len(self.state), *buffers)
 
     def _entries(
         self, params: list[Tensor], grad_dtypes: Mapping[int, torch.dtype] | None = None
@@ -263,7 +288,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         device = self._parameters()[0].device
         if self._engine is not None and self._engine.device != device:
             self._save_run_state()
-            self._engine = self._step_plan = None
+            self._forget_engine()
         if self._engine is None:
             params = self._parameters()
             ops.check_parameters(params)
@@ -271,6 +296,10 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
             run_state.into_engine(self.param_groups, engine, self.global_keys)
             self._engine = engine
         return self._engine
+
+    def _forget_engine(self) -> None:
+        self._engine = self._step_plan = None
+        self._move_plans = {}
 
     def _save_run_state(self) -> None:
         """Write the engine's run state into the groups (one synchronisation)."""
@@ -287,7 +316,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         engine = self._get_engine()
         figures = run_state.into_groups(engine, self.param_groups, self.global_keys)
         values: dict[str, float | list[float]] = {
-            index.name.lower(): figures[index] for index in self.figures
+            index.name.lower(): figures[index] for index in self.figures()
         }
         for key in run_state.GROUP_KEYS:
             values[key] = [float(group[key]) for group in self.param_groups]
@@ -330,7 +359,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer):
         if self._loading is not None:
             state["state"].update(self._loading)
         super().__setstate__(state)
-        self._engine = self._step_plan = None
+        self._forget_engine()
         for group in self.param_groups:  # keys that an older version did not save
             for key, value in self.defaults.items():
                 if key != "differentiable":  # torch's own, which it does not put into groups either

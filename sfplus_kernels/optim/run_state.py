@@ -10,12 +10,12 @@ import torch
 from sfplus_kernels.backends.layout import Global, Group
 from sfplus_kernels.ops import Engine
 
-# group key -> where the engine keeps it; the first are those of ScheduleFree+
-GLOBAL_KEYS = {
-    "grad_l1_ema": Global.GRAD_L1_EMA,
+# group key -> where the engine keeps it
+COUNTERS_OF_SKIPS = {
     "skipped_steps": Global.SKIPPED_STEPS,
     "consecutive_skipped_steps": Global.CONSECUTIVE_SKIPPED_STEPS,
 }
+POLYAK_KEYS = {"grad_l1_ema": Global.GRAD_L1_EMA, **COUNTERS_OF_SKIPS}
 GROUP_KEYS = {
     "k": Group.K,
     "lr_max": Group.LR_MAX,
@@ -23,7 +23,7 @@ GROUP_KEYS = {
     "ckp1": Group.CKP1,
     "scheduled_lr": Group.SCHEDULED_LR,
 }
-COUNTERS = ("k", "skipped_steps", "consecutive_skipped_steps")
+COUNTERS = ("k", *COUNTERS_OF_SKIPS)
 
 
 def into_engine(

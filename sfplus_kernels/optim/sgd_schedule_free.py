@@ -28,13 +28,16 @@ class SGDScheduleFree(ScheduledOptimizer):
         weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
         foreach: accepted for upstream's sake; has no effect.
         maximize: ascend.
+        skip_nonfinite: look at all gradients first (4 bytes more of traffic per parameter), and let a
+            step with a NaN, an Inf or an overflowing sum of squares in them change nothing but
+            ``metrics()["skipped_steps"]``.
         backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
         TypeError, ValueError: a hyperparameter out of range, unusable parameters, an unknown backend.
         RuntimeError: the named backend is unavailable; the message says why.
 
-    A NaN in a gradient is not caught.
+    Without ``skip_nonfinite`` a NaN in a gradient is not caught.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class SGDScheduleFree(ScheduledOptimizer):
         foreach: bool | None = None,
         *,
         maximize: bool = False,
+        skip_nonfinite: bool = False,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -60,6 +64,7 @@ class SGDScheduleFree(ScheduledOptimizer):
             "weight_lr_power": weight_lr_power,
             "foreach": foreach,
             "maximize": maximize,
+            "skip_nonfinite": skip_nonfinite,
         }
         super().__init__(params, defaults, backend)
 
@@ -76,6 +81,7 @@ class SGDScheduleFree(ScheduledOptimizer):
             0.0,
             check_number("warmup_steps", group["warmup_steps"], 0),
             check_number("weight_lr_power", group["weight_lr_power"], 0),
+            0.0,
         )
 
     def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:

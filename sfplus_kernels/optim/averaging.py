@@ -1,0 +1,112 @@
+"""The averages that ScheduleFreeWrapper keeps around another optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.backends.layout import Hyper, Rule
+from sfplus_kernels.ops import Engine, Move
+from sfplus_kernels.optim.base import ScheduleFreeOptimizer
+from sfplus_kernels.optim.checks import check_lr, check_number
+
+
+class Averaging(ScheduleFreeOptimizer):
+    """x and y around another optimizer, which finds z in the parameters when it steps."""
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        weight_decay_at_y: float,
+        momentum: float,
+        weight_lr_power: float,
+        r: float,
+        backend: str | None,
+    ) -> None:
+        defaults = {
+            "lr": 0.0,  # that of the base: see follow_lr
+            "momentum": momentum,
+            "weight_decay_at_y": weight_decay_at_y,
+            "weight_lr_power": weight_lr_power,
+            "r": r,
+            "maximize": False,
+        }
+        super().__init__(groups, defaults, backend)
+
+    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """A row of ``layout.Hyper``."""
+        return (
+            check_lr(group["lr"]),
+            check_number("momentum", group["momentum"], 0, 1),
+            0.0,
+            0.0,
+            0.0,
+            check_number("weight_decay_at_y", group["weight_decay_at_y"], 0),
+            check_number("r", group["r"]),
+            0.0,
+            0.0,
+            check_number("weight_lr_power", group["weight_lr_power"], 0),
+            0.0,
+        )
+
+    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """The values of ``layout.Setting``."""
+        return (Rule.SCHEDULED, 0.0, 0.0, 0.0, 0.0, 1.0)
+
+    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """e alone."""
+        return ("displacement",)
+
+    def first_lr_max(self, group: Mapping[str, Any]) -> float:
+        """As upstream."""
+        return 0.0
+
+    def follow_lr(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Take ``lr`` from the base's groups, times Prodigy's and D-Adaptation's ``d`` if there is one."""
+        for own, group in zip(self.param_groups, groups, strict=True):
+            own["lr"] = group["lr"] * group["d"] if "d" in group else group["lr"]
+
+    @contextmanager
+    def z_in_parameters(self) -> Iterator[None]:
+        """Within it the parameters with a gradient hold z; then x follows z, and they hold y again.
+
+        If its body raises, x stays and the parameters are put back to y (to rounding).
+
+        Raises:
+            TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
+        """
+        hyper, settings = self._check_groups()
+        params = self._parameters()
+        gradients = [p.grad for p in params]
+        active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
+        self._no_gradients = not active
+        plan, engine = self._valid_plan(params, gradients), self._get_engine()
+        engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        engine.interpolate(plan, Move.EXPOSE_Z)
+        torch.autograd.graph.increment_version(active)
+        try:
+            yield
+            hyper, settings = self._check_groups()
+        except BaseException:
+            self._take_back_decay(engine, active)
+            engine.put_back(plan)
+            raise
+        engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        engine.absorb_z(plan)
+        torch.autograd.graph.increment_version(active)
+        for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
+            group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])
+            group["k"] += 1
+
+    def _take_back_decay(self, engine: Engine, active: Sequence[Tensor]) -> None:
+        """z - omega y -> z, where y = b x + (1 - b) z. Not made for speed."""
+        for entry, state in self._entries(list(active)):
+            hyper = engine.run.hyper[entry.group]
+            omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
+            b, x = state["y_beta"], entry.displacement
+            z = (entry.y + (omega * b).to(x.dtype) * x) / (1 - omega * (1 - b)).to(x.dtype)
+            entry.y.detach().copy_(z)

@@ -1,0 +1,207 @@
+"""Schedule-Free averaging around any ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.optim.averaging import Averaging
+from sfplus_kernels.optim.base import ScheduleFreeOptimizer
+from sfplus_kernels.optim.tensor_state import Iterates
+
+OWN_STATE = ("displacement", "master_param", "averaging_step", "y_beta")
+"""Keys that the wrapper adds to each parameter's part of a state dict; the others are the base's."""
+
+
+class ScheduleFreeWrapper(torch.optim.Optimizer):
+    r"""Schedule-Free averaging around any optimizer (arXiv 2405.15682; upstream ``ScheduleFreeWrapper``).
+
+    The base optimizer steps z; x is the average of the z, and gradients are taken at y between the two.
+    Momentum in the base is not needed, since beta takes its place. Around the base's own step come two
+    passes of 16 bytes per float32 parameter together; 4 bytes of state.
+
+    Args:
+        base: the optimizer of z. The wrapper shares its ``param_groups``: LR schedulers may be given either
+            of the two. Its parameters as for the other classes of this package; bfloat16 and float16
+            ones get a float32 ``master_param``, to which each step of the base is added.
+        weight_decay_at_y: coefficient of a decay at y, multiplied by the group's ``lr`` (the base's own
+            ``weight_decay`` is at z).
+        momentum: beta of Schedule-Free, in [0, 1].
+        weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
+        r: power of the step in the averaging weights.
+        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+
+    Raises:
+        TypeError, ValueError: no optimizer, or one that averages already; a hyperparameter out of range;
+            unusable parameters.
+        RuntimeError: the named backend is unavailable; the message says why.
+
+    ``state`` is the base's. If the base's step raises, the parameters are put back (to rounding).
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        weight_decay_at_y: float = 0.0,
+        momentum: float = 0.9,
+        weight_lr_power: float = 2.0,
+        r: float = 0.0,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        if not isinstance(base, torch.optim.Optimizer):
+            raise TypeError(
+                f"the base is a {type(base).__name__}; expected an optimizer of z, such as "
+                "torch.optim.RMSprop(model.parameters(), lr=0.0025)"
+            )
+        if isinstance(base, ScheduleFreeOptimizer | ScheduleFreeWrapper):
+            raise TypeError(
+                f"the base is {type(base).__name__}, which averages already; use it as it is"
+            )
+        self.base = base
+        self._averaging = Averaging(
+            [{"params": list(group["params"])} for group in base.param_groups],
+            weight_decay_at_y,
+            momentum,
+            weight_lr_power,
+            r,
+            backend,
+        )
+        # torch's __init__ would make groups and state of our own; this makes the rest
+        super().__setstate__({"defaults": base.defaults})
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base's."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]:  # type: ignore[override]
+        """The base's."""
+        return self.base.state
+
+    # -- modes --------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
+        self._averaging.train()
+
+    def eval(self) -> None:
+        """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
+        self._averaging.eval()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """As ``AdamWScheduleFree.averaged``: x in the parameters, and y back, bit for bit."""
+        return self._averaging.averaged()
+
+    def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
+        """``model.state_dict()`` with x in place of the parameters: what to ship."""
+        return self._averaging.averaged_state_dict(model)
+
+    def iterates(self, param: Tensor) -> Iterates:
+        """x, y and z of one parameter; three copies of it before its first step."""
+        return self._averaging.iterates(param)
+
+    def metrics(self) -> dict[str, float | list[float]]:
+        """Figures of the averaging; waits for the device once."""
+        return self._averaging.metrics()
+
+    # -- the step -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float | Tensor] | None = None
+    ) -> float | Tensor | None:
+        """One step of the base at the gradients in ``param.grad``, and of the averages.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            RuntimeError: in eval mode.
+            TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
+        """
+        averaging = self._averaging
+        averaging._check_train_mode()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        averaging.follow_lr(self.param_groups)
+        with averaging.z_in_parameters():
+            self.base.step()
+            averaging.follow_lr(self.param_groups)
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base; its average starts with it."""
+        self.base.add_param_group(param_group)
+        try:
+            self._averaging.add_param_group({"params": list(param_group["params"])})
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    # -- checkpoints --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's, with the averages' state beside each parameter's and in ``"averaging"`` of a group."""
+        merged, own = self.base.state_dict(), self._averaging.state_dict()
+        state = {index: dict(values) for index, values in merged["state"].items()}
+        for index, values in own["state"].items():
+            values = dict(values)
+            values["averaging_step"] = values.pop("step")
+            state.setdefault(index, {}).update(values)
+        groups = [
+            {**group, "averaging": {k: v for k, v in other.items() if k != "params"}}
+            for group, other in zip(merged["param_groups"], own["param_groups"], strict=True)
+        ]
+        return {**merged, "state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from ``state_dict()``.
+
+        Raises:
+            ValueError: the state of something else, or of other groups or shapes.
+        """
+        groups = state_dict["param_groups"]
+        if not all("averaging" in group for group in groups):
+            raise ValueError(
+                "the state dict was not saved by ScheduleFreeWrapper: a group has no 'averaging'; "
+                "load it into the class that wrote it"
+            )
+        own_state: dict[Any, dict[str, Any]] = {}
+        base_state: dict[Any, dict[str, Any]] = {}
+        for index, values in state_dict["state"].items():
+            own = {key: value for key, value in values.items() if key in OWN_STATE}
+            if own:
+                own["step"] = own.pop("averaging_step")
+                own_state[index] = own
+            rest = {key: value for key, value in values.items() if key not in OWN_STATE}
+            if rest:
+                base_state[index] = rest
+        self._averaging.load_state_dict(
+            {
+                "state": own_state,
+                "param_groups": [{**g["averaging"], "params": g["params"]} for g in groups],
+            }
+        )
+        self.base.load_state_dict(
+            {
+                **state_dict,
+                "state": base_state,
+                "param_groups": [
+                    {k: v for k, v in group.items() if k != "averaging"} for group in groups
+                ],
+            }
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"base": self.base, "_averaging": self._averaging, "defaults": self.defaults}
