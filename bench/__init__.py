@@ -3,7 +3,8 @@
     python -m bench --help       one run: JSON, CSV, plots and a report
     pytest bench                 the same steps under pytest-benchmark, to follow regressions
 
-From the bottom up: ``workloads`` (the tensors), ``contestants`` (the optimizers), ``traffic`` (bytes by
-count), ``check`` (right before timed), ``timing``, ``sections`` (what is measured), ``plan`` (a whole run),
-``rows`` (the result file). ``plots``, ``report``, ``table`` and ``readme`` read result files alone.
+From the bottom up: ``workloads`` (the tensors), ``contestant``, ``family`` and ``peers`` (the optimizers, one
+line each), ``traffic`` (bytes by count), ``check`` (right before timed), ``timing``, ``sections`` (what is
+measured), ``plan`` (a whole run), ``rows`` (the result file). ``plots``, ``report``, ``table`` and ``readme``
+read result files alone.
 """

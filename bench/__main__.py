@@ -22,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import plots, report, rows, table
-from bench.contestants import PEERS, contestants
+from bench.contestants import contestants
+from bench.peers import PEERS
 from bench.plan import chosen_workloads, parts
 from bench.provenance import ROOT, collect
 from bench.rows import Row

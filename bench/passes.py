@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench import traffic
-from bench.contestants import Contestant, Step
+from bench.contestant import Contestant, Step
+from sfplus_kernels.backends.layout import Move
 
 
 class Pass(NamedTuple):
@@ -21,22 +22,22 @@ class Pass(NamedTuple):
 
 def passes(contestant: Contestant, params: list) -> Iterator[Pass]:
     """The passes of one of our optimizers over ``params``, which have gradients."""
-    optimizer: Any
     optimizer, step = contestant.make(params)
+    step()
     recorder = traffic.record_step(optimizer, step)
-    backend, plan, run = recorder.backend, recorder.plans[-1], traffic.run_of(optimizer)
-    entries = recorder.entries[id(plan)]
+    backend, plan = recorder.backend, recorder.plan_of["update"]
+    run = traffic.engine_of(optimizer).run
+    entries = traffic.entries_of(plan)
     reduces = "reduce" in recorder.passes
-    directions = cycle((True, False))
-    # made here: eval() and train() make one each time
-    way_back = backend.plan([e._replace(grad_dtype=None) for e in entries], params[0].device)
-    runs: dict[str, Callable[[], Any]] = {
-        "reduce": lambda: backend.reduce(plan),
-        "finalize": lambda: backend.finalize(plan, run, reduces),
-        "update": lambda: backend.update(plan, run),
-        "interpolate": lambda: backend.interpolate(way_back, run, next(directions)),
+    moves = cycle((Move.TO_X, Move.TO_Y))
+    to_move = backend.plan([e._replace(grad_dtype=None) for e in entries], params[0].device)
+    runs: dict[str, tuple[Step, str]] = {
+        "reduce": (lambda: backend.reduce(plan, with_e=True), "reduce"),
+        "finalize": (lambda: backend.finalize(plan, run, reduced=reduces), "finalize"),
+        "update": (lambda: backend.update(plan, run), "update"),
+        "interpolate": (lambda: backend.interpolate(to_move, run, next(moves)), "to_x"),
     }
-    for name, one in runs.items():
+    for name, (one, pass_name) in runs.items():
         if name != "reduce" or reduces:
-            nbytes = traffic.pass_bytes(name, entries)
+            nbytes = traffic.pass_bytes(pass_name, entries)
             yield Pass(name, one, nbytes, traffic.state_bytes(optimizer))

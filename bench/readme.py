@@ -12,6 +12,7 @@ from bench.plots import PLOTS
 from bench.provenance import ROOT
 from bench.rows import BASELINE, RESULTS, Row, Run, read
 from bench.table import device_line, markdown, milliseconds, number
+from bench.workloads import OTHER_CLASSES
 
 README = ROOT / "README.md"
 BEGIN = "<!-- performance: written by `make readme-figures` -->"
@@ -54,6 +55,11 @@ def measured(path: Path) -> list[str]:
         f"of {str(run.provenance['date'])[:10]} at commit {str(run.provenance['commit'])[:12]}:",
         markdown(rows),
         _plot(folder, "roofline"),
+    ]
+    if OTHER_CLASSES in others:
+        others.remove(OTHER_CLASSES)
+        found += ["The other classes:", markdown(run.section("step", OTHER_CLASSES))]
+    found += [
         "The other workloads, in milliseconds, with the percent of roofline:",
         workload_table(run, others),
         _plot(folder, "size"),

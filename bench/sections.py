@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.ceilings import READ, ceilings, main_ceiling, make_arena
 from bench.check import Checked, check
-from bench.contestants import TIERS, Contestant, Step
+from bench.contestant import TIERS, Contestant, Step
 from bench.passes import passes
 from bench.profiling import profile_step
 from bench.provenance import last_level_cache

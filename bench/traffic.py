@@ -7,7 +7,7 @@ watched, operation by operation; a fused optimizer of somebody else is one pass 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sfplus_kernels.backends.contract import Backend, Entry, RunState
+from sfplus_kernels.backends.contract import Backend, Entry
+from sfplus_kernels.backends.layout import Move
 
 STATE = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
 
@@ -23,23 +24,41 @@ STATE = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
 def arrays(pass_name: str, entry: Entry) -> tuple[list[str], list[str]]:
     """Names of the arrays of ``entry`` that a pass reads and those that it writes.
 
-    Names are the fields of ``Entry``, and "grad". With a master_param the parameter is only written.
+    Names are the fields of ``Entry``, and "grad". ``pass_name`` is as ``called`` gives it.
     """
+    has_master = entry.master_param is not None
+    y, e, param = "master_param" if has_master else "param", "displacement", ["param"]
+    follows = param if has_master else []  # rounds what is written to y
     state = [name for name in STATE if getattr(entry, name) is not None]
-    y = [] if entry.master_param is not None else ["param"]
-    if pass_name == "reduce":
-        return ["grad", "displacement"], []
-    if pass_name == "update":
-        return ["grad", *state, *y], [*state, "param"]
-    if pass_name == "interpolate":
-        if entry.master_param is not None:
-            return ["displacement", "master_param"], ["param"]
-        return ["displacement", "param"], ["param"]
-    if pass_name == "finalize":
-        return [], []  # its buffers do not grow with the model's size
-    raise ValueError(
-        f"unknown pass {pass_name!r}: expected reduce, finalize, update or interpolate"
-    )
+    known = {
+        "reduce": (["grad", e], []),
+        "reduce gradients": (["grad"], []),
+        "finalize": ([], []),  # its buffers do not grow with the model's size
+        "update": (["grad", *state, *([] if has_master else param)], [*state, "param"]),
+        "to_x": ([y, e], param),
+        "to_y": ([y] if has_master else [y, e], param),
+        "shift": ([y, e], [y, *follows]),
+        "expose_z": ([y, e], [y, e, *follows]),
+        "absorb_z": ([y, e, *follows], [y, e, *follows]),
+    }
+    if pass_name not in known:
+        raise ValueError(f"unknown pass {pass_name!r}: expected one of {', '.join(known)}")
+    return known[pass_name]
+
+
+def called(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """What a call of a backend's operation does: its name, or that of the move."""
+    if name == "interpolate":
+        return Move(args[1] if len(args) > 1 else kwargs["move"]).name.lower()
+    if name == "reduce" and not kwargs["with_e"]:
+        return "reduce gradients"
+    return name
+
+
+def entries_of(plan: Any) -> Sequence[Entry]:
+    """The entries of a compiled backend's plan: an address table, or what holds one."""
+    entries: Sequence[Entry] = getattr(plan, "table", plan).keep_alive
+    return entries
 
 
 def pass_bytes(pass_name: str, entries: Sequence[Entry]) -> int:
@@ -60,49 +79,44 @@ def pass_bytes(pass_name: str, entries: Sequence[Entry]) -> int:
 class Recorder:
     """A backend that passes everything on to another one, and adds up the bytes of the passes."""
 
+    OPERATIONS = ("reduce", "finalize", "update", "interpolate")
+
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.entries: dict[int, Sequence[Entry]] = {}  # by the id of the plan
-        self.plans: list[Any] = []  # kept alive: an id may not come twice
         self.passes: list[str] = []
         self.bytes = 0
-
-    def plan(self, entries: Sequence[Entry], device: torch.device) -> Any:
-        plan = self.backend.plan(entries, device)
-        self.plans.append(plan)
-        self.entries[id(plan)] = list(entries)
-        return plan
+        self.plan_of: dict[str, Any] = {}  # the last plan of each operation
 
     def __getattr__(self, name: str) -> Any:
         target = getattr(self.backend, name)
-        if name not in ("reduce", "finalize", "update", "interpolate"):
+        if name not in self.OPERATIONS:
             return target
 
         def passing(plan: Any, *args: Any, **kwargs: Any) -> None:
-            self.passes.append(name)
-            self.bytes += pass_bytes(name, self.entries[id(plan)])
+            pass_name = called(name, args, kwargs)
+            self.passes.append(pass_name)
+            self.bytes += pass_bytes(pass_name, entries_of(plan))
+            self.plan_of[name] = plan
             target(plan, *args, **kwargs)
 
         return passing
 
 
+def engine_of(optimizer: Any) -> Any:
+    """The engine of an optimizer of this package; a wrapper's is that of its averages."""
+    return getattr(optimizer, "_averaging", optimizer)._get_engine()
+
+
 def record_step(optimizer: Any, step: Callable[[], Any]) -> Recorder:
-    """Take one step of an optimizer of this package under a recorder, with a plan of its own."""
-    engine = optimizer._get_engine()
+    """Take one step of an optimizer of this package, on a compiled backend, under a recorder."""
+    engine = engine_of(optimizer)
     recorder = Recorder(engine._backend)
-    optimizer._step_plan = None  # else the plan of an earlier step would go by unseen
     engine._backend = recorder
     try:
         step()
     finally:
         engine._backend = recorder.backend
     return recorder
-
-
-def run_of(optimizer: Any) -> RunState:
-    """The run state of an optimizer of this package."""
-    run: RunState = optimizer._get_engine().run
-    return run
 
 
 class Watch(TorchDispatchMode):
@@ -131,6 +145,8 @@ class Watch(TorchDispatchMode):
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             tensors = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
             changes = argument.alias_info is not None and argument.alias_info.is_write
+            # a fused step may unscale the gradients, but not without a scale
+            changes = changes and not (name.startswith("_fused_") and argument.name == "grads")
             if changes:
                 written += tensors
             if not (changes and (argument.is_out or name in self.OVERWRITE)):
@@ -152,9 +168,11 @@ def watch_step(step: Callable[[], Any]) -> Watch:
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the optimizer's state that grow with the model: all tensors in it but single numbers."""
+    averaging = getattr(optimizer, "_averaging", None)  # beside the base's state, in a wrapper
+    states = [*optimizer.state.values(), *(averaging.state.values() if averaging else ())]
     return sum(
         value.numel() * value.itemsize
-        for state in optimizer.state.values()
+        for state in states
         for value in state.values()
         if isinstance(value, Tensor) and value.dim() > 0
     )

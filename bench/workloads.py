@@ -57,8 +57,9 @@ def odd(n_tensors: int, around: int) -> Shapes:
 class Workload:
     """A list of tensors and who steps over it.
 
-    ``tier`` is "all" (every contestant), "core" (each optimizer on its best backend, the reference
-    ScheduleFree+ and torch's fused optimizers) or "fused" (core without the reference).
+    ``tier`` is "all" (every backend of the main classes, and their peers), "core" (each main class on its
+    best backend, the reference ScheduleFree+ and torch's fused optimizers), "fused" (core without the
+    reference) or "others" (the other classes, their namesakes upstream and the baseline).
     """
 
     name: str
@@ -75,6 +76,7 @@ def flat(n: int) -> Callable[[], Shapes]:
 
 
 BF16 = torch.bfloat16
+OTHER_CLASSES = "other-classes"
 _SMALL = [
     Workload("1000x1024", "1,000 tensors of 1,024", lambda: [(1024,)] * 1000),
     Workload("10000x64", "10,000 tensors of 64", lambda: [(64,)] * 10000),
@@ -85,6 +87,7 @@ CPU = [
     Workload(
         "gpt2-blocks", "4 of the 12 blocks of GPT-2 124M", lambda: gpt2(4, 0), "all", passes=True
     ),
+    Workload(OTHER_CLASSES, "4 of the 12 blocks of GPT-2 124M", lambda: gpt2(4, 0), "others"),
     Workload("gpt2-124m", "GPT-2 124M, whole", gpt2, "fused"),
     Workload("flat", "one tensor of 2^25", flat(2**25), passes=True),
     Workload("llama-1b-block", "1 of the 16 blocks of Llama-3.2-1B", lambda: llama_1b(1, 0)),
@@ -122,6 +125,7 @@ CPU = [
 # Never run: no GPU was at hand.
 GPU = [
     Workload("gpt2-124m", "GPT-2 124M, whole", gpt2, "all", passes=True),
+    Workload(OTHER_CLASSES, "GPT-2 124M, whole", gpt2, "others"),
     Workload("flat", "one tensor of 10^9", flat(10**9), "fused", passes=True),
     Workload("llama-1b", "Llama-3.2-1B, whole", llama_1b, "all"),
     Workload("llama-8b-shard", "one rank's share of 8 of Llama-3-8B", llama_8b_shard),
@@ -144,6 +148,7 @@ QUICK = [
     Workload(
         "gpt2-blocks", "1 of the 12 blocks of GPT-2 124M", lambda: gpt2(1, 0), "all", passes=True
     ),
+    Workload(OTHER_CLASSES, "1 of the 12 blocks of GPT-2 124M", lambda: gpt2(1, 0), "others"),
     Workload("flat", "one tensor of 2^22", flat(2**22)),
     Workload("odd", "100 tensors, all sizes odd", lambda: odd(100, 9_001)),
     Workload("1000x1024", "1,000 tensors of 1,024", lambda: [(1024,)] * 1000),

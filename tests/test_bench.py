@@ -13,7 +13,8 @@ import torch
 
 from bench import plan, plots, provenance, readme, report, rows, table, timing
 from bench import workloads as shapes
-from bench.contestants import FAMILY, contestants
+from bench.contestants import contestants
+from bench.family import FAMILY
 from bench.profiling import profile_step
 from bench.rows import Row, relate
 from bench.sections import Bench

@@ -9,9 +9,12 @@ from support import assert_same_bits
 
 from bench import traffic
 from bench.check import STEPS, check
-from bench.contestants import FAMILY, Contestant, contestants, driver, of_family
+from bench.contestant import Contestant, driver
+from bench.contestants import contestants
+from bench.family import FAMILY, of_family
 from bench.passes import passes
 from bench.workloads import make_params
+from sfplus_kernels.backends.layout import Move, TensorCoef
 
 CPU = torch.device("cpu")
 SHAPES: list[tuple[int, ...]] = [(257,), (64, 33), (20_000,)]
@@ -21,7 +24,8 @@ DTYPES = [
     (torch.float32, torch.bfloat16),
 ]
 ARRAYS = ("param", "grad", *traffic.STATE)
-COMPILED = [c for family in FAMILY for c in of_family(family, CPU) if c.name.endswith(" cpu")]
+MOVES = [move.name.lower() for move in Move]
+COMPILED = [c for f in FAMILY if f.main for c in of_family(f, CPU) if c.name.endswith(" cpu")]
 
 
 def pass_of(contestant: Contestant, name: str, params: list) -> Any:
@@ -30,14 +34,17 @@ def pass_of(contestant: Contestant, name: str, params: list) -> Any:
     optimizer, step = contestant.make(params)
     step()
     recorder = traffic.record_step(optimizer, step)
-    plan, run = recorder.plans[-1], traffic.run_of(optimizer)
-    arguments = {"reduce": (), "update": (run,), "interpolate": (run, True)}[name]
-
-    def one() -> None:
-        getattr(recorder.backend, name)(plan, *arguments)
-
-    partials = plan.table.partials
-    return one, recorder.entries[id(plan)], partials
+    backend, plan = recorder.backend, recorder.plan_of["update"]
+    run, partials = traffic.engine_of(optimizer).run, plan.table.partials
+    run.tensor_coefs[:, TensorCoef.E_TO_Y] = 0.5  # what a shift takes
+    passes = {
+        "reduce": lambda: backend.reduce(plan, with_e=True),
+        "reduce gradients": lambda: backend.reduce(plan, with_e=False),
+        "update": lambda: backend.update(plan, run),
+    }
+    for move in Move:
+        passes[move.name.lower()] = lambda move=move: backend.interpolate(plan, run, move)
+    return passes[name], traffic.entries_of(plan), partials
 
 
 def tensors_of(entry: Any) -> dict[str, torch.Tensor]:
@@ -47,8 +54,14 @@ def tensors_of(entry: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize("name", ["reduce", "update", "interpolate"])
-@pytest.mark.parametrize("contestant", COMPILED, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("contestant", "name"),
+    [
+        *((COMPILED[0], name) for name in ("reduce", "reduce gradients", *MOVES)),
+        *((contestant, "update") for contestant in COMPILED),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_counted_arrays_are_those_that_the_kernel_touches(
     contestant: Contestant, name: str, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
@@ -71,8 +84,10 @@ def test_counted_arrays_are_those_that_the_kernel_touches(
     written = {key for key in tensors if not torch.equal(plain[key], start[key])}
     read = set()
     for key, tensor in tensors.items():
-        tensor.mul_(2)
+        other = tensor.mul_(2).clone()
         changed = result()
+        if not torch.equal(changed[key], other):  # what is written again as it was, too
+            written.add(key)
         if any(not torch.equal(changed[k], plain[k]) for k in plain if k != key or k in written):
             read.add(key)
     counted = traffic.arrays(name, entry)
@@ -97,6 +112,10 @@ def test_bytes_of_a_pass_are_those_of_its_arrays() -> None:
         ("ScheduleFree+ cpu", 44, 12),
         ("AdamWScheduleFree cpu", 28, 8),
         ("SGDScheduleFree cpu", 20, 4),
+        ("RAdamScheduleFree cpu", 28, 8),
+        ("AdamWScheduleFreeClosure cpu", 40, 8),
+        ("ScheduleFreeWrapper(SGD) cpu", 44, 4),  # 32 of its own, 12 of the base
+        ("torch SGD fused", 20, 4),
         ("torch AdamW fused", 28, 8),
         ("torch AdamW foreach", 80, 8),
         ("AdamWScheduleFree upstream", 104, 8),
