@@ -52,7 +52,12 @@ def check(
         return _check(contestant, device, param_dtype, grad_dtype)
     except Exception as error:
         # a peer that cannot run here must not end the run; the report says why it is not in it
-        return Checked("failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return Checked("failed", describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Its type and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _check(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.ceilings import READ, ceilings, main_ceiling, make_arena
-from bench.check import Checked, check
-from bench.contestant import TIERS, Contestant, Step
+from bench.check import Checked, check, describe
+from bench.contestant import OTHERS, TIERS, Contestant, Step
 from bench.passes import passes
 from bench.profiling import profile_step
 from bench.provenance import last_level_cache
@@ -124,17 +124,24 @@ class Bench:
         graphs: list[Row] = []
         for contestant, row in running:
             params = alias(shared, own_gradients=contestant.writes_gradients)
-            optimizer, step = contestant.make(params)
-            step()
-            row.state_bytes = state_bytes(optimizer)
-            if profiled or (self.device.type == "cuda" and not host):
-                profile = profile_step(step, self.device)
-                row.temporary_bytes, row.launches = profile.temporary_bytes, profile.launches
+            try:
+                optimizer, step = contestant.make(params)
+                step()
+                row.state_bytes = state_bytes(optimizer)
+                if profiled or (self.device.type == "cuda" and not host):
+                    profile = profile_step(step, self.device)
+                    row.temporary_bytes, row.launches = profile.temporary_bytes, profile.launches
+            except Exception as error:  # out of memory, say; the others go on without it
+                row.status, row.reason = "failed", describe(error)
+                continue
             steps[contestant.name] = step
             if self.device.type == "cuda" and contestant.capturable and section == "step":
-                graph = Row(**{**vars(row), "name": row.name + " graph"})
-                steps[graph.name] = captured(step)
+                graph = replace(row, name=row.name + " graph")
                 graphs.append(graph)
+                try:
+                    steps[graph.name] = captured(step)
+                except Exception as error:
+                    graph.status, graph.reason = "failed", describe(error)
         rows += graphs
         ceiling_steps = {} if host else {self.main_ceiling: self.ceilings[self.main_ceiling].run}
         if steps:
@@ -196,7 +203,8 @@ class Bench:
         """Each pass of our compiled backends alone, over the tensors of ``workload``."""
         rows: list[Row] = []
         for contestant in self.contestants:
-            in_it = contestant.ours and contestant.tier == "fused" and not contestant.absent
+            compiled = contestant.ours and not contestant.name.endswith(" eager")
+            in_it = compiled and contestant.tier != OTHERS
             if in_it and self.check(contestant, workload).status == "ok":
                 rows += self._passes_of(contestant, workload)
         return rows
