@@ -66,12 +66,17 @@ def measured(path: Path) -> list[str]:
     ]
     if run.section("host"):
         found += ["What is left when there is next to nothing to compute:", host_table(run)]
-    absent = [
-        row.name for row in run.rows if row.status == "absent" and not row.name.endswith("triton")
-    ]
+    wrong = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "wrong"]
+    if wrong:
+        found.append(f"Not timed, for its result is not the reference's: {_names(wrong)}.")
+    absent = [row.name for row in run.rows if row.status == "absent"]
     if absent:
-        found.append(f"Absent in this run: {', '.join(dict.fromkeys(absent))}.")
+        found.append(f"Absent in this run: {_names(absent)}.")
     return found
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def workload_table(run: Run, workloads: list[str]) -> str:

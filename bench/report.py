@@ -113,7 +113,7 @@ def notes(run: Run) -> list[tuple[str, str, str, str]]:
             row.name,
             row.counted,
             number((row.temporary_bytes or 0) / 1e6, 1) if row.temporary_bytes is not None else "",
-            number(row.launches) or "not measured",
+            number(row.launches),
         )
         for row in run.section("step", *first)
         if first and row.name != row.ceiling

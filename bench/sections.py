@@ -185,7 +185,9 @@ class Bench:
         """Contestants are let in by their tier, then in their order, as long as there is memory."""
         n = rows[0].n_params if rows else 0
         left = self.memory - n * (workload.param_dtype.itemsize + workload.grad_dtype.itemsize)
-        both = sorted(zip(rows, field_, strict=True), key=lambda pair: TIERS.index(pair[1].tier))
+        both = sorted(
+            zip(rows, field_, strict=True), key=lambda pair: (*TIERS, OTHERS).index(pair[1].tier)
+        )
         for row, contestant in both:
             if row.status != "ok":
                 continue

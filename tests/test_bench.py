@@ -186,6 +186,16 @@ def test_a_section_of_every_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+def test_the_other_classes_have_a_workload_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.sections.SECONDS", {"step": 0.0})
+    monkeypatch.setattr("bench.sections.last_level_cache", lambda: 2**20)
+    workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)], "others")
+    bench = Bench(CPU, contestants(CPU), quick=True)
+    found = {row.name: row.status for row in bench.measure_steps(workload)}
+    expected = {f"{f.label} {kind}" for f in FAMILY if not f.main for kind in ("cpu", "upstream")}
+    assert found == dict.fromkeys({"in-place", rows.BASELINE, *expected}, "ok")
+
+
 def test_what_does_not_fit_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.sections.SECONDS", {"step": 0.0})
     workload = shapes.Workload(
@@ -325,7 +335,8 @@ def test_readme_section_of_a_stored_run(tmp_path: Path, monkeypatch: pytest.Monk
     section = readme.render({"cpu": path, "cuda": None})
     assert readme.linked(section) == {"cpu": path, "cuda": None}
     assert "### On a GPU\n\nNot yet measured." in section
-    assert "apex FusedAdam" in section
+    assert "Absent in this run: apex FusedAdam." in section
+    assert "not the reference's: torch SGD fused (bf16)." in section
     for row in rows.read(path).section("step", "gpt2-blocks"):
         assert "| " + " | ".join(table.cells(row)) + " |" in section
 
