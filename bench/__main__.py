@@ -34,7 +34,8 @@ RESULTS = ROOT / "bench" / "results"
 
 def main(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small, to see that everything runs; not to be kept.")
+        bool,
+        typer.Option("--quick", help="Small, to see that everything runs; no figures to keep."),
     ] = False,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1. (default: cuda if there is one)")

@@ -40,6 +40,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         cuda = self.device.type == "cuda"
+        if cuda:  # events and streams are those of the current device
+            torch.cuda.set_device(self.device)
         properties: Any = torch.cuda.get_device_properties(self.device) if cuda else None
         cache = properties.L2_cache_size if cuda else last_level_cache()
         self.arena: Tensor = make_arena(self.device, self.quick, cache)
