@@ -103,12 +103,12 @@ def _label(axes: Axes, rows: list[Row]) -> None:
 
 def workloads(run: Run) -> Figure | None:
     """Percent of roofline of our steps, and of the baseline, in every workload."""
-    names = run.workloads("step")
-    fastest = {row.name for row in run.section("size") if row.ours} | {BASELINE}
-    if not fastest & {row.name for row in run.section("step")}:
+    fastest = {row.name for row in run.section("size") if row.ours}
+    names = list(dict.fromkeys(r.workload for r in run.section("step") if r.name in fastest))
+    if not names:
         return None
     figure, axes = _figure(1.6 + 0.4 * len(names))
-    colors = dict(zip(sorted(fastest - {BASELINE}), CURVES, strict=False)) | {BASELINE: "#333333"}
+    colors = dict(zip(sorted(fastest), CURVES, strict=False)) | {BASELINE: "#333333"}
     for name, color in colors.items():
         found = {r.workload: r for r in run.section("step") if r.name == name}
         points = [(w, found[w].percent_of_roofline) for w in names if w in found]

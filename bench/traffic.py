@@ -92,12 +92,12 @@ class Recorder:
         if name not in self.OPERATIONS:
             return target
 
-        def passing(plan: Any, *args: Any, **kwargs: Any) -> None:
+        def passing(plan: Any, *args: Any, **kwargs: Any) -> Any:
             pass_name = called(name, args, kwargs)
             self.passes.append(pass_name)
             self.bytes += pass_bytes(pass_name, entries_of(plan))
             self.plan_of[name] = plan
-            target(plan, *args, **kwargs)
+            return target(plan, *args, **kwargs)
 
         return passing
 
