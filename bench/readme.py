@@ -65,7 +65,7 @@ def measured(path: Path) -> list[str]:
         _plot(folder, "size"),
     ]
     if run.section("host"):
-        found += ["What is left when there is next to nothing to compute:", host_table(run)]
+        found += ["What is left when there is next to nothing to compute:", _plot(folder, "host")]
     wrong = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "wrong"]
     if wrong:
         found.append(f"Not timed, for its result is not the reference's: {_names(wrong)}.")
@@ -90,15 +90,6 @@ def workload_table(run: Run, workloads: list[str]) -> str:
         some = next(row for row in found.values() if row.name != row.ceiling)
         times = [_time_and_percent(found.get(name)) for name in names]
         lines.append((workload, f"{some.n_params / 1e6:.3g}", f"{some.n_tensors:,}", *times))
-    return _table(lines)
-
-
-def host_table(run: Run) -> str:
-    lines: list[tuple[str, ...]] = [("1,000 tensors of next to no size", "ms", "p20 - p80")]
-    lines.append(("---", "---:", "---:"))
-    for row in sorted(run.section("host"), key=lambda row: row.median or 0):
-        spread = f"{milliseconds(row.p20)} - {milliseconds(row.p80)}"
-        lines.append((row.name, milliseconds(row.median), spread))
     return _table(lines)
 
 
