@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
 SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
-.PHONY: help train test lint bench wheel wheel-test clean
+.PHONY: help train test lint bench readme-figures wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,8 +22,11 @@ lint: .venv/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: .venv/.installed ## time one optimizer step against its peers; ARGS="--size quick" is a rehearsal
-	$(PY) -m pytest bench -p no:xdist -q --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
+bench: .venv/.installed ## time one step of everything; leaves a report; ARGS="--quick" is a rehearsal
+	$(PY) -m bench $(ARGS)
+
+readme-figures: .venv/.installed ## write the README's performance section from the last run in bench/results
+	$(PY) -m bench.readme
 
 wheel: .venv/.torch ## build a wheel into dist; SFPLUS_CUDA=require|off to insist on the CUDA kernels or leave them out
 	rm -rf dist

@@ -1,12 +1,15 @@
 """Settings that must be in place before torch and triton are imported by any test."""
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels then run on CPU tensors
 os.environ.pop("SFPLUS_BACKEND", None)
+sys.path.append(str(Path(__file__).parent.parent))  # for bench; behind an installed package
 
 import pytest
 from support import BACKENDS

@@ -53,9 +53,9 @@ def test_links_lead_somewhere(document: str) -> None:
 
 
 def test_commands_are_targets_of_the_makefile() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for document in DOCUMENTS:
-        commands = re.findall(r"(?:^    |`)make (\w+)", (ROOT / document).read_text(), re.M)
+        commands = re.findall(r"(?:^    |`)make ([\w-]+)", (ROOT / document).read_text(), re.M)
         assert set(commands) <= targets, document
 
 
@@ -69,15 +69,6 @@ def test_metadata() -> None:
     version = sfplus_kernels.__version__
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
-
-
-def test_performance_table_is_the_saved_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import summary
-
-    section = README.split("## What a step costs")[1]
-    (result,) = re.findall(r"\]\((bench/results/[^)]+)\)", section.split("\n## ")[0])
-    assert summary.markdown(ROOT / result) in section
 
 
 def test_quick_start_runs() -> None:
