@@ -312,7 +312,7 @@ def test_bad_hyperparameters(name: str, arguments: dict[str, Any], message: str)
         (AdamWScheduleFree, SGDScheduleFree),
         (AdamCScheduleFreePlus, AdamWScheduleFree),
         (AdamWScheduleFree, AdamCScheduleFreePlus),
-        (schedulefree.SGDScheduleFree, SGDScheduleFree),
+        (schedulefree.SGDScheduleFree, AdamWScheduleFree),
     ],
 )
 def test_state_of_another_class_is_refused(writer: Any, reader: Any) -> None:
