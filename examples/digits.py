@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
-from common import INTERRUPTED, new_folder
+from common import INTERRUPTED, Interrupt, new_folder
 from digits_parts.data import HeldOut
 from digits_parts.optimizers import Method, OptimizerName
 from digits_parts.report import draw, save, table
@@ -90,9 +90,10 @@ def main(
             Method(kind, [nn.Parameter(torch.zeros(1))], 1, backend=settings.backend)
     except RuntimeError as error:
         raise typer.BadParameter(str(error), param_hint="--backend") from error
-    folder = new_folder(runs_dir, name)
     torch.set_num_threads(1)  # so small a model is not worth sharing out; and the bits are the same
-    lines = train_all(settings)
+    with Interrupt() as interrupt:
+        folder = new_folder(runs_dir, name)
+        lines = train_all(settings, interrupt)
     if lines is None:
         folder.rmdir()
         console.print("Stopped; nothing was kept.")

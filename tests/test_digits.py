@@ -109,7 +109,6 @@ def test_ctrl_c(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (tmp_path / "stopped").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.5)  # the handler is in place some milliseconds after the folder
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output

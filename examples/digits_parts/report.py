@@ -48,7 +48,7 @@ def final_lines(lines: list[Line], name: OptimizerName) -> list[Line]:
 
 def table(settings: Settings, lines: list[Line]) -> Table:
     """The optimizers side by side, after the last epoch."""
-    title = f"{settings.epochs} epochs, {len(settings.seeds)} seeds: mean ± standard deviation"
+    title = f"Epochs: {settings.epochs}. Seeds: {len(settings.seeds)}; mean ± standard deviation"
     result = Table(title=title)
     result.add_column("")
     rows: dict[str, list[str]] = {}

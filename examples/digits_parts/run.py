@@ -31,8 +31,8 @@ class Line(NamedTuple):
     accuracy_old_statistics: float  # the same weights with the statistics gathered while training
 
 
-def train_all(settings: Settings) -> list[Line] | None:
-    """Train with each optimizer from each seed; None after Ctrl-C."""
+def train_all(settings: Settings, interrupt: Interrupt) -> list[Line] | None:
+    """Train with each optimizer from each seed; None if Ctrl-C asked to stop."""
     digits = load(settings.held_out)
     columns = (
         TextColumn("{task.description}"),
@@ -42,7 +42,7 @@ def train_all(settings: Settings) -> list[Line] | None:
         TimeRemainingColumn(),
     )
     lines = []
-    with Interrupt() as interrupt, Progress(*columns) as progress:
+    with Progress(*columns) as progress:
         for name in settings.optimizers:
             task = progress.add_task(name, total=settings.epochs * len(settings.seeds), status="")
             for seed in settings.seeds:
