@@ -12,8 +12,9 @@ import sfplus_kernels
 PACKAGE = Path(sfplus_kernels.__file__).parent
 # what a part may import of the package, itself apart: optim -> ops -> backends -> {kernels, _C}
 ALLOWED = {
-    "optim": {"ops", "backends"},
-    "ops": {"backends"},
+    "optim": {"ops", "collective", "backends"},
+    "ops": {"collective", "backends"},
+    "collective": {"backends"},
     "backends": {"kernels", "_C"},
     "kernels": set(),
     "reference": set(),

@@ -88,7 +88,7 @@ class ClosureForm(ScheduledOptimizer):
         except BaseException:
             self._shift(moved, "modes", at_rest=True)
             raise
-        if self.param_groups[0]["skip_nonfinite"]:  # the host does not know whether it was skipped
+        if self.looks_first:  # the host does not know whether it was skipped
             self._shift(moved, "modes", at_rest=True)
         else:
             self._shift([p for p in moved if p.grad is None], "left behind", at_rest=True)
@@ -145,7 +145,10 @@ class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
         foreach: bool | None = None,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        process_group: Any = None,
+        shard_group: Any = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -158,6 +161,9 @@ class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
             weight_lr_power,
             foreach,
             maximize=maximize,
+            max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
+            process_group=process_group,
+            shard_group=shard_group,
             backend=backend,
         )
