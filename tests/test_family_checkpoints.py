@@ -178,7 +178,7 @@ def test_looking_between_steps_changes_nothing(kind: str, skip_nonfinite: bool) 
         (AdamWScheduleFreePaper, RAdamScheduleFree),
         (RAdamScheduleFree, RAdamScheduleFreeClosure),
         (SGDScheduleFreeClosure, SGDScheduleFree),
-        (schedulefree.SGDScheduleFree, SGDScheduleFree),
+        (schedulefree.SGDScheduleFree, AdamWScheduleFree),
     ],
 )
 def test_state_of_another_class_is_refused(writer: Any, reader: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global, Rule
+from sfplus_kernels.optim import upstream
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
 from sfplus_kernels.optim.run_state import POLYAK_KEYS
@@ -146,6 +148,34 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """eps."""
         return float(group["eps"])
+
+    def beta_of_y(self, group: Mapping[str, Any]) -> float:
+        """beta_k of the last step, as ``finalize`` forms it."""
+        anneal_steps, k = group["sf_beta1_anneal_steps"], max(group["k"] - 1, 0)
+        if not anneal_steps > 0:
+            return super().beta_of_y(group)
+        s = min(k / anneal_steps, 1)
+        ends = math.log1p(-group["sf_beta1"]), math.log1p(-group["sf_beta1_max"])
+        return 1 - math.exp((1 - s) * ends[0] + s * ends[1])
+
+    def to_upstream_state_dict(self) -> dict[str, Any]:
+        """A state dict that upstream's ``AdamCScheduleFreePlusPaper`` loads and continues from.
+
+        Save the parameters with it, in the same mode. Each tensor's own count of steps is lost: upstream
+        has one for the group.
+
+        Raises:
+            ValueError: ``polyak_beta`` is above 0, where upstream's running mean is another one.
+        """
+        if any(group["polyak_beta"] > 0 for group in self.param_groups):
+            raise ValueError(
+                f"polyak_beta is {self.param_groups[0]['polyak_beta']}; expected 0: upstream keeps another "
+                "running mean of the gradient's L1 norm and would not continue this run"
+            )
+        state_dict = upstream.upstream_state_dict(self, with_x_and_y=True)
+        for group in state_dict["param_groups"]:
+            group.update(grad_l1_ema=0.0, polyak_denom_ema=0.0)
+        return state_dict
 
     @torch.no_grad()
     def step(  # type: ignore[override]

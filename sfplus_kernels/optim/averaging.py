@@ -61,6 +61,10 @@ class Averaging(ScheduleFreeOptimizer):
         """e alone."""
         return ("displacement",)
 
+    def upstream_arguments(self) -> list[str]:
+        """The base's groups have no other of the averages' settings."""
+        return ["lr"]
+
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """As upstream."""
         return 0.0

@@ -24,6 +24,7 @@ class ClosureForm(ScheduledOptimizer):
     Parameters without a gradient move back. One step moves 12 bytes more per float32 parameter.
     """
 
+    has_modes = False
     # Tensors of (n_params,) that ``Engine.shift`` takes, and what they were made from.
     _betas: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 

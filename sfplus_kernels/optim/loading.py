@@ -9,21 +9,24 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels import ops
+from sfplus_kernels.optim import upstream
 
 if TYPE_CHECKING:
-    from sfplus_kernels.optim.base import ScheduleFreeOptimizer
+    from sfplus_kernels.optim.stateful import StatefulOptimizer
 
 
 def checked_state(
-    optimizer: ScheduleFreeOptimizer, loaded: Mapping[str, Any]
-) -> dict[Tensor, dict[str, Tensor]]:
-    """Per-parameter state of ``loaded``, copied to the parameters' devices and memory layouts.
+    optimizer: StatefulOptimizer, loaded: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Tensor]]]:
+    """Groups and per-parameter state of ``loaded``, copied to the parameters' devices and layouts.
 
     Raises:
         ValueError: another class, other groups, other keys, shapes or dtypes.
     """
     groups, saved_groups = optimizer.param_groups, loaded["param_groups"]
-    _check_class(type(optimizer).__name__, saved_groups)
+    from_upstream = upstream.is_upstream(saved_groups)
+    if not from_upstream:
+        _check_class(type(optimizer).__name__, saved_groups)
     sizes = [len(group["params"]) for group in groups]
     saved_sizes = [len(group["params"]) for group in saved_groups]
     if sizes != saved_sizes:
@@ -31,16 +34,38 @@ def checked_state(
             f"the state dict has groups of {saved_sizes} parameters; expected {sizes}, "
             "as in this optimizer: build it from the same model and groups"
         )
-    params = {
-        saved: (param, optimizer.state_tensors(saved_group))
-        for group, saved_group in zip(groups, saved_groups, strict=True)
-        for param, saved in zip(group["params"], saved_group["params"], strict=True)
-    }
-    return {
-        params[index][0]: _copied(*params[index], state, index)
-        for index, state in loaded["state"].items()
-        if index in params and state
-    }
+    if from_upstream:
+        converted = upstream.converted_groups(optimizer, saved_groups)
+    else:
+        converted = [dict(group) for group in saved_groups]
+    states = {}
+    for group, saved_group, new in zip(groups, saved_groups, converted, strict=True):
+        new["params"] = saved_group["params"]
+        names = optimizer.state_tensors(new)
+        for param, index in zip(group["params"], saved_group["params"], strict=True):
+            state = loaded["state"].get(index)
+            if not state:
+                continue
+            if from_upstream:
+                moments = tuple(name for name in names if name != "displacement")
+                states[param] = upstream.unsettled_state(param, moments, state, new["k"], index)
+            else:
+                states[param] = _copied(param, names, state, index)
+    if from_upstream:
+        _check_recoverable(optimizer, converted, states)
+    return converted, states
+
+
+def _check_recoverable(
+    optimizer: StatefulOptimizer, groups: list[dict[str, Any]], states: Mapping[Tensor, Any]
+) -> None:
+    only_z = any("x" not in state for state in states.values())
+    for group in groups:
+        if only_z and group["train_mode"] and optimizer.beta_of_y(group) == 0:
+            raise ValueError(
+                "upstream's state was saved in train mode with a momentum of 0, where y is z and x is "
+                "lost; save it in eval mode"
+            )
 
 
 def _check_class(expected: str, saved_groups: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfplus_kernels.optim import upstream
 from sfplus_kernels.optim.averaging import Averaging
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates
@@ -165,43 +166,53 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
         ]
         return {**merged, "state": state, "param_groups": groups}
 
+    def to_upstream_state_dict(self) -> dict[str, Any]:
+        """A state dict for upstream's ``ScheduleFreeWrapper`` around the same base."""
+        own, saved = self._averaging.to_upstream_state_dict(), self.base.state_dict()
+        state = {index: dict(values) for index, values in saved["state"].items()}
+        for index, values in own["state"].items():
+            state.setdefault(index, {}).update(values)
+        groups = [
+            {**group, **{key: other[key] for key in upstream.RUN_KEYS}}
+            for group, other in zip(saved["param_groups"], own["param_groups"], strict=True)
+        ]
+        return {**saved, "state": state, "param_groups": groups}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from ``state_dict()``.
+        """Resume from ``state_dict()``, or from that of upstream's ``ScheduleFreeWrapper``.
+
+        Upstream does not save the mode: call ``train()`` or ``eval()`` first, whichever it was saved in.
 
         Raises:
             ValueError: the state of something else, or of other groups or shapes.
         """
         groups = state_dict["param_groups"]
-        if not all("averaging" in group for group in groups):
+        if all("averaging" in group for group in groups):
+            own_groups = [{**g["averaging"], "params": g["params"]} for g in groups]
+            own_keys: tuple[str, ...] = OWN_STATE
+        elif all(key in group for group in groups for key in upstream.RUN_KEYS):
+            keys = ("lr", "params", *upstream.RUN_KEYS)
+            mode = {"train_mode": self._averaging.param_groups[0]["train_mode"]}
+            own_groups = [{key: group[key] for key in keys} | mode for group in groups]
+            own_keys = ("x", "y", "z")
+        else:
             raise ValueError(
-                "the state dict was not saved by ScheduleFreeWrapper: a group has no 'averaging'; "
-                "load it into the class that wrote it"
+                "the state dict was not saved by ScheduleFreeWrapper: a group has neither 'averaging' nor "
+                f"{', '.join(upstream.RUN_KEYS)}; load it into the class that wrote it"
             )
-        own_state: dict[Any, dict[str, Any]] = {}
-        base_state: dict[Any, dict[str, Any]] = {}
+        own: dict[Any, dict[str, Any]] = {}
+        rest: dict[Any, dict[str, Any]] = {}
         for index, values in state_dict["state"].items():
-            own = {key: value for key, value in values.items() if key in OWN_STATE}
-            if own:
-                own["step"] = own.pop("averaging_step")
-                own_state[index] = own
-            rest = {key: value for key, value in values.items() if key not in OWN_STATE}
-            if rest:
-                base_state[index] = rest
-        self._averaging.load_state_dict(
-            {
-                "state": own_state,
-                "param_groups": [{**g["averaging"], "params": g["params"]} for g in groups],
-            }
-        )
-        self.base.load_state_dict(
-            {
-                **state_dict,
-                "state": base_state,
-                "param_groups": [
-                    {k: v for k, v in group.items() if k != "averaging"} for group in groups
-                ],
-            }
-        )
+            for key, value in values.items():
+                part = own if key in own_keys else rest
+                part.setdefault(index, {})[key.removeprefix("averaging_")] = value
+        not_the_base = {"averaging", *upstream.RUN_KEYS} - set(self.base.defaults)
+        base_groups = [
+            {key: value for key, value in group.items() if key not in not_the_base}
+            for group in groups
+        ]
+        self._averaging.load_state_dict({"state": own, "param_groups": own_groups})
+        self.base.load_state_dict({**state_dict, "state": rest, "param_groups": base_groups})
 
     def __getstate__(self) -> dict[str, Any]:
         return {"base": self.base, "_averaging": self._averaging, "defaults": self.defaults}
