@@ -71,6 +71,11 @@ class Averaging(ScheduleFreeOptimizer):
 
     def follow_lr(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Take ``lr`` from the base's groups, times Prodigy's and D-Adaptation's ``d`` if there is one."""
+        if len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"the base has {len(groups)} groups, of which the wrapper knows {len(self.param_groups)}; "
+                "add a group with the wrapper's add_param_group()"
+            )
         for own, group in zip(self.param_groups, groups, strict=True):
             own["lr"] = group["lr"] * group["d"] if "d" in group else group["lr"]
 
@@ -97,10 +102,10 @@ class Averaging(ScheduleFreeOptimizer):
             hyper, settings = self._check_groups()
         except BaseException:
             self._take_back_decay(engine, active)
-            engine.put_back(plan)
+            engine.put_back(self._valid_plan(params, gradients))
             raise
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
-        engine.absorb_z(plan)
+        engine.absorb_z(self._valid_plan(params, gradients))  # p.data may be another tensor now
         torch.autograd.graph.increment_version(active)
         for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
             group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])
@@ -112,5 +117,9 @@ class Averaging(ScheduleFreeOptimizer):
             hyper = engine.run.hyper[entry.group]
             omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
             b, x = state["y_beta"], entry.displacement
-            z = (entry.y + (omega * b).to(x.dtype) * x) / (1 - omega * (1 - b)).to(x.dtype)
-            entry.y.detach().copy_(z)
+            param, y = entry.param.detach(), entry.y.detach()
+            y.add_(
+                param.to(y.dtype) - y.to(param.dtype).to(y.dtype)
+            )  # what the base has done so far
+            y.add_((omega * b).to(x.dtype) * x).div_((1 - omega * (1 - b)).to(x.dtype))
+            param.copy_(y)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ class ClosureForm(ScheduledOptimizer):
     Parameters without a gradient move back. One step moves 12 bytes more per float32 parameter.
     """
 
-    has_modes = False
+    has_modes = (
+        False  # for good in what is otherwise train mode, where the parameters are y (of b = 1)
+    )
     # Tensors of (n_params,) that ``Engine.shift`` takes, and what they were made from.
     _betas: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
@@ -47,6 +50,11 @@ class ClosureForm(ScheduledOptimizer):
 
     def eval(self) -> None:
         """Does nothing: the parameters hold x."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Does nothing: the parameters hold x, except while ``step`` calls its closure."""
+        yield
 
     @torch.no_grad()
     def iterates(self, param: Tensor) -> Iterates:

@@ -22,6 +22,7 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
 
     shared_arguments = ("maximize", "skip_nonfinite")
     rule = Rule.SCHEDULED
+    _host_counts = True  # whether ``k`` in the groups is that of the device
 
     def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
@@ -68,7 +69,10 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
     def _advance(self) -> None:
         """One step; the groups show its gamma."""
         check_finite = self.param_groups[0]["skip_nonfinite"]
+        if not (check_finite or self._host_counts):
+            self._save_run_state()  # skip_nonfinite was taken away
         self._run_step(check_finite=check_finite)
+        self._host_counts = not check_finite
         for group, gamma in zip(self.param_groups, self._get_engine().scheduled_lr, strict=True):
             host = not check_finite and not isinstance(group["lr"], Tensor)
             group["scheduled_lr"] = float(group["lr"]) * self.lr_factor(group) if host else gamma
