@@ -118,8 +118,7 @@ class Averaging(ScheduleFreeOptimizer):
             omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
             b, x = state["y_beta"], entry.displacement
             param, y = entry.param.detach(), entry.y.detach()
-            y.add_(
-                param.to(y.dtype) - y.to(param.dtype).to(y.dtype)
-            )  # what the base has done so far
+            if entry.master_param is not None:  # which has not followed the base so far
+                y.add_(param.to(y.dtype) - y.to(param.dtype).to(y.dtype))
             y.add_((omega * b).to(x.dtype) * x).div_((1 - omega * (1 - b)).to(x.dtype))
             param.copy_(y)
