@@ -162,8 +162,9 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         return ("exp_avg", "exp_avg_sq", "displacement")
 
     def figures(self) -> tuple[Global, ...]:
-        """All of them."""
-        return tuple(figure for figure in Global if figure is not Global.SKIP)
+        """All but the mark of a skipped step and what is only handed in."""
+        inputs = (Global.SKIP, Global.GRAD_SCALE, Global.CLIP_COEF, Global.FOUND_INF)
+        return tuple(figure for figure in Global if figure not in inputs)
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """eps."""

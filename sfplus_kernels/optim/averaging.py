@@ -13,10 +13,13 @@ from sfplus_kernels.backends.layout import Hyper, Rule
 from sfplus_kernels.ops import Engine, Move
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.checks import check_lr, check_number
+from sfplus_kernels.optim.tensor_state import Iterates
 
 
 class Averaging(ScheduleFreeOptimizer):
     """x and y around another optimizer, which finds z in the parameters when it steps."""
+
+    _holds_z = False  # during that step, when y and e are not what their names say
 
     def __init__(
         self,
@@ -71,8 +74,34 @@ class Averaging(ScheduleFreeOptimizer):
 
     def follow_lr(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Take ``lr`` from the base's groups, times Prodigy's and D-Adaptation's ``d`` if there is one."""
+        if len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"the base has {len(groups)} groups, of which the wrapper knows {len(self.param_groups)}; "
+                "add a group with the wrapper's add_param_group()"
+            )
         for own, group in zip(self.param_groups, groups, strict=True):
             own["lr"] = group["lr"] * group["d"] if "d" in group else group["lr"]
+
+    def _check_between_steps(self) -> None:
+        if self._holds_z:
+            raise RuntimeError(
+                "ScheduleFreeWrapper was asked for x, its state or another mode while the base steps, when "
+                "the parameters hold z; ask before or after step(), not in a hook of the base"
+            )
+
+    def _set_mode(self, *, train: bool) -> None:
+        self._check_between_steps()
+        super()._set_mode(train=train)
+
+    def iterates(self, param: Tensor) -> Iterates:
+        """As in the base class; raises RuntimeError while the base steps, as ``state_dict()`` does."""
+        self._check_between_steps()
+        return super().iterates(param)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in the base class."""
+        self._check_between_steps()
+        return super().state_dict()
 
     @contextmanager
     def z_in_parameters(self) -> Iterator[None]:
@@ -90,17 +119,20 @@ class Averaging(ScheduleFreeOptimizer):
         self._no_gradients = not active
         plan, engine = self._valid_plan(params, gradients), self._get_engine()
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        self._holds_z = True
         engine.interpolate(plan, Move.EXPOSE_Z)
         torch.autograd.graph.increment_version(active)
         try:
             yield
             hyper, settings = self._check_groups()
         except BaseException:
+            self._holds_z = False
             self._take_back_decay(engine, active)
-            engine.put_back(plan)
+            engine.put_back(self._valid_plan(params, gradients))
             raise
+        self._holds_z = False
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
-        engine.absorb_z(plan)
+        engine.absorb_z(self._valid_plan(params, gradients))  # p.data may be another tensor now
         torch.autograd.graph.increment_version(active)
         for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
             group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])
@@ -112,5 +144,8 @@ class Averaging(ScheduleFreeOptimizer):
             hyper = engine.run.hyper[entry.group]
             omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
             b, x = state["y_beta"], entry.displacement
-            z = (entry.y + (omega * b).to(x.dtype) * x) / (1 - omega * (1 - b)).to(x.dtype)
-            entry.y.detach().copy_(z)
+            param, y = entry.param.detach(), entry.y.detach()
+            if entry.master_param is not None:  # which has not followed the base so far
+                y.add_(param.to(y.dtype) - y.to(param.dtype).to(y.dtype))
+            y.add_((omega * b).to(x.dtype) * x).div_((1 - omega * (1 - b)).to(x.dtype))
+            param.copy_(y)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class ClosureForm(ScheduledOptimizer):
     traffic more per float32 parameter.
     """
 
-    has_modes = False
+    has_modes = False  # the parameters are always y, between steps with b = 1
     # Tensors of (n_params,) that ``Engine.shift`` takes, and what they were made from.
     _betas: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
@@ -48,6 +49,11 @@ class ClosureForm(ScheduledOptimizer):
 
     def eval(self) -> None:
         """Does nothing: the parameters hold x."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Does nothing: the parameters hold x, except while ``step`` calls its closure."""
+        yield
 
     @torch.no_grad()
     def iterates(self, param: Tensor) -> Iterates:
@@ -80,37 +86,36 @@ class ClosureForm(ScheduledOptimizer):
             )
         self._check_groups()
         moved = self._parameters_with_state()
-        self._shift(moved, "modes", at_rest=False)
+        y_betas, ones = self._beta_tensors()
+        self._shift(moved, "modes", y_betas)
         try:
             with torch.enable_grad():
                 loss = closure()
             self._advance()
         except BaseException:
-            self._shift(moved, "modes", at_rest=True)
+            self._shift(moved, "modes", ones)
             raise
         if self.looks_first:  # the host does not know whether it was skipped
-            self._shift(moved, "modes", at_rest=True)
+            self._shift(moved, "modes", ones)
         else:
-            self._shift([p for p in moved if p.grad is None], "left behind", at_rest=True)
+            self._shift([p for p in moved if p.grad is None], "left behind", ones)
         return loss
 
-    def _shift(self, params: list[Tensor], purpose: str, *, at_rest: bool) -> None:
-        """Rewrite parameters as x (``at_rest``) or as y; those that are so already stay."""
-        if not params:
-            return
-        engine, plan = self._get_engine(), self._valid_move_plan(params, purpose)
+    def _beta_tensors(self) -> tuple[Tensor, Tensor]:
+        """What ``Engine.shift`` takes to move all parameters to y, and to x."""
         betas = [(self.beta_of(group), len(group["params"])) for group in self.param_groups]
         values = tuple(beta for beta, size in betas for _ in range(size))
-        if (
-            self._betas is None
-            or self._betas[0] != values
-            or self._betas[1].device != engine.device
-        ):
-            y_betas = torch.tensor(values, dtype=torch.float64).to(engine.device)
+        device = self._get_engine().device
+        if self._betas is None or self._betas[0] != values or self._betas[1].device != device:
+            y_betas = torch.tensor(values, dtype=torch.float64).to(device)
             self._betas = (values, y_betas, torch.ones_like(y_betas))
-        _, y_betas, ones = self._betas
-        engine.shift(plan, ones if at_rest else y_betas)
-        torch.autograd.graph.increment_version(params)
+        return self._betas[1:]
+
+    def _shift(self, params: list[Tensor], purpose: str, betas: Tensor) -> None:
+        """Rewrite parameters as y of ``betas``; those that are so already stay."""
+        if params:
+            self._get_engine().shift(self._valid_move_plan(params, purpose), betas)
+            torch.autograd.graph.increment_version(params)
 
 
 class AdamWScheduleFreeClosure(ClosureForm, AdamWScheduleFree):

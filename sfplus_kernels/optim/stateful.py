@@ -65,7 +65,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 "was used up, or a model without parameters?"
             )
         run = dict.fromkeys((*self.global_keys, *run_state.GROUP_KEYS), 0)
-        mode = {"train_mode": False, "optimizer": type(self).__name__}
+        mode = {"train_mode": not self.has_modes, "optimizer": type(self).__name__}
         super().__init__(params, defaults | run | mode)
         if backend is not None:
             self._get_engine()  # a named backend that is unavailable raises here, not at step 1
