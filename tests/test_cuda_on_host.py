@@ -46,8 +46,8 @@ FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The stand-in for the GPU, and its kernels under the name ``cuda_on_host``."""
     monkeypatch.setitem(registry._RECORDS, BACKEND, cuda_on_host.RECORD)
-    for tests in (test_parity, test_family):
-        monkeypatch.setattr(tests, "steps_for", lambda _, steps: min(steps, STEPS))
+    monkeypatch.setattr(test_parity, "steps_for", lambda _, steps: min(steps, STEPS))
+    monkeypatch.setitem(test_family.STEPS, BACKEND, STEPS)
     settings = cuda_on_host.module().settings
     settings.reverse = settings.fail_next = False
     settings.device = 0
@@ -61,6 +61,11 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.parametrize("case", test_parity.CASES)
 def test_float64_agrees_with_the_reference(case: str) -> None:
     test_parity.test_float64_agrees_with_the_reference(BACKEND, case, 0.4)
+
+
+@pytest.mark.parametrize("name", test_family.FAMILY)
+def test_float64_agrees_with_upstream(name: str) -> None:
+    test_family.test_float64_agrees_with_upstream(BACKEND, name, "all at once")
 
 
 @pytest.mark.parametrize("grad", [torch.float32, torch.bfloat16])
