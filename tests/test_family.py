@@ -94,7 +94,7 @@ def reference_outcome(name: str, index: int, grouped: bool, steps: int) -> tuple
 
 BEYOND_CASES = [
     (backend, index, grouped)
-    for backend in STEPS
+    for backend in BACKENDS
     for index in range(len(BEYOND))
     for grouped in (False, True)
     if backend != "triton" or (grouped and BEYOND[index] in IN_THE_INTERPRETER)
@@ -162,7 +162,7 @@ def test_float32_is_as_good_as_upstream(backend: str, name: str) -> None:
 
 LOW_CASES = [
     (backend, name, dtype, low_gradients)
-    for backend in STEPS
+    for backend in BACKENDS
     for name in FAMILY
     for dtype in (torch.bfloat16, torch.float16)
     for low_gradients in (False, True)
