@@ -19,6 +19,7 @@ from sfplus_kernels.optim import (
     ScheduleFreeWrapper,
     SGDScheduleFree,
     SGDScheduleFreeClosure,
+    report_loss,
 )
 
 ScheduleFreePlus = AdamCScheduleFreePlus
@@ -37,4 +38,5 @@ __all__ = [
     "ScheduleFreeWrapper",
     "__version__",
     "backends",
+    "report_loss",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
+from sfplus_kernels.collective import Collective
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
@@ -23,6 +25,7 @@ __all__ = [
     "Engine",
     "Entry",
     "Move",
+    "Scaling",
     "check_gradient",
     "check_loss",
     "check_parameters",
@@ -125,6 +128,18 @@ def check_loss(loss: object) -> float | Tensor:
     )
 
 
+class Scaling(NamedTuple):
+    """What was done to this step's gradients, beside what the optimizer does itself."""
+
+    grad_scale: float | Tensor | None = None  # they are so many times the true ones
+    found_inf: float | Tensor | None = None  # not 0: one of them is not finite, skip the step
+    clip_coef: float | Tensor | None = None  # by which they were clipped
+    has_gradient: bool = True  # whether there is any in this process
+
+
+UNSCALED = Scaling()
+
+
 class Engine:
     """Run state, backend and plan of one optimizer on one device.
 
@@ -144,7 +159,7 @@ class Engine:
         self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
         self._settings: tuple[float, ...] | None = None
-        self._lr_tensors: list[tuple[int, Tensor]] = []
+        self._unusual: set[Global] = set()  # figures that were written for one step only
 
     def set_hyperparameters(
         self,
@@ -175,25 +190,54 @@ class Engine:
         self._backend.set_gradients(plan, gradients)
 
     def step(
-        self, plan: object, loss: float | Tensor | None = None, *, check_finite: bool = False
+        self,
+        plan: object,
+        loss: float | Tensor | None = None,
+        *,
+        check_finite: bool = False,
+        scaling: Scaling = UNSCALED,
+        collective: Collective | None = None,
     ) -> None:
         """One step, without waiting for the device; with a loss if the algorithm needs it and sums.
 
-        ``check_finite`` makes one without a loss a skipped step too if a gradient is not finite.
+        Args:
+            plan: made from the tensors that have a gradient.
+            loss: float or 0-dim tensor.
+            check_finite: without a loss, look at the gradients all the same: to clip them, and to skip the
+                step if one is not finite.
+            scaling: what was done to the gradients.
+            collective: with whom sums and loss are added up, if not with oneself.
         """
         if loss is not None:
-            slot = self.run.globals[Global.FUNCTION_VALUE]
-            if isinstance(loss, Tensor) and (
-                loss.device.type != "cpu" or self.device.type == "cpu"
-            ):
-                slot.copy_(loss)
-            else:
-                slot.fill_(float(loss))
-        reduced = loss is not None or check_finite
-        if reduced:
-            self._backend.reduce(plan, with_e=loss is not None)
-        self._backend.finalize(plan, self.run, reduced=reduced)
+            self._write_figure(Global.FUNCTION_VALUE, loss)
+        for index, value, usual in (
+            (Global.GRAD_SCALE, scaling.grad_scale, 1.0),
+            (Global.CLIP_COEF, scaling.clip_coef, 1.0),
+            (Global.FOUND_INF, scaling.found_inf, 0.0),
+        ):
+            if value is not None:
+                self._write_figure(index, value)
+                self._unusual.add(index)
+            elif index in self._unusual:
+                self._write_figure(index, usual)
+                self._unusual.remove(index)
+        partials = None
+        if loss is not None or check_finite:
+            partials = self._backend.reduce(plan, with_e=loss is not None)
+            if collective is not None:
+                figures = self.run.globals
+                partials = collective.all_reduce(partials, figures, scaling.has_gradient)
+                self._unusual.add(Global.FOUND_INF)
+        self._backend.finalize(plan, self.run, partials)
         self._backend.update(plan, self.run)
+
+    def _write_figure(self, index: Global, value: float | Tensor) -> None:
+        slot = self.run.globals[index]
+        on_host = isinstance(value, Tensor) and value.device.type == "cpu"
+        if isinstance(value, Tensor) and not (on_host and self.device.type != "cpu"):
+            slot.copy_(value.detach().reshape(()))
+        else:
+            slot.fill_(float(value))
 
     def interpolate(self, plan: object, move: Move) -> None:
         """Move the parameters of ``plan`` between y, x and z."""
@@ -208,7 +252,7 @@ class Engine:
 
     def absorb_z(self, plan: object) -> None:
         """After another optimizer's step on z: x follows it, and y and e are formed again."""
-        self._backend.finalize(plan, self.run, reduced=False)
+        self._backend.finalize(plan, self.run, None)
         self._backend.interpolate(plan, self.run, Move.ABSORB_Z)
 
     def put_back(self, plan: object) -> None:

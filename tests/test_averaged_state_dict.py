@@ -91,7 +91,7 @@ def test_it_is_the_state_dict_under_eval(backend: str, kind: str, dtype: torch.d
     assert list(shipped) == list(expected)
     assert_same_bits(dict(shipped), dict(expected))
     assert_same_bits(dict(optimizer.averaged_state_dict(model)), dict(expected))  # in eval mode too
-    if "closure" not in kind:
+    if "closure" not in kind and dtype == torch.float32:  # x and y may round to the same
         assert not torch.equal(shipped["embed.weight"], before[0]["embed.weight"])
     assert shipped["embed.weight"] is shipped["head.weight"]
     assert "norm.running_mean" in shipped

@@ -76,7 +76,7 @@ def record_launches(
     backend = triton_backend.TritonBackend()
     backend.reduce(plan, with_e=True)
     backend.reduce(plan, with_e=False)
-    backend.finalize(plan, run, reduced=True)
+    backend.finalize(plan, run, plan.partials)
     backend.update(plan, run)
     for move in Move:
         backend.interpolate(plan, run, move)

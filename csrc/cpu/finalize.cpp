@@ -14,11 +14,12 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
     }
   }
   double* globals = run.globals;
+  const double factor = true_sums(run.settings, globals, sums);
   const double k = run.groups[Group::K];  // of the first group, as in the paper's one group
   const double beta = momentum(run.settings, run.hyper[Hyper::SF_BETA1], k);
   const PolyakStep polyak = polyak_step(sums, run.settings, globals, beta, k);
 
-  bool skip = !std::isfinite(globals[Global::FUNCTION_VALUE]);
+  bool skip = !std::isfinite(globals[Global::FUNCTION_VALUE]) || globals[Global::FOUND_INF] != 0;
   for (const double sum : sums) skip = skip || !std::isfinite(sum);
   for (std::int64_t i = 0; i < run.n_groups; ++i) {
     const GroupStep step = group_step(run.hyper + i * Hyper::WIDTH, run.settings,
@@ -47,7 +48,7 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
     double* group = run.groups + i * Group::WIDTH;
     const GroupStep step = group_step(hyper, run.settings, group, polyak.polyak_lr);
     const double group_beta = momentum(run.settings, hyper[Hyper::SF_BETA1], k);
-    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], group_beta,
+    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], factor, group_beta,
                       run.group_coefs + i * GroupCoef::WIDTH);
     group[Group::K] += 1;
     group[Group::LR_MAX] = step.lr_max;

@@ -8,10 +8,12 @@
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \
   X(WARMUP_STEPS) X(WEIGHT_LR_POWER) X(SILENT_SGD_PHASE)
 #define SFPLUS_SETTING(X)                                                                  \
-  X(RULE) X(SF_BETA1_MAX) X(SF_BETA1_ANNEAL_STEPS) X(POLYAK_BETA) X(F_STAR) X(GRAD_SIGN)
+  X(RULE) X(SF_BETA1_MAX) X(SF_BETA1_ANNEAL_STEPS) X(POLYAK_BETA) X(F_STAR) X(GRAD_SIGN)   \
+  X(MAX_GRAD_NORM)
 #define SFPLUS_GLOBAL(X)                                                                   \
   X(FUNCTION_VALUE) X(GRAD_L1) X(GRAD_NORM) X(IP_TERM) X(GRAD_L1_EMA) X(POLYAK_LR)         \
-  X(SF_BETA1) X(SKIP) X(SKIPPED_STEPS) X(CONSECUTIVE_SKIPPED_STEPS)
+  X(SF_BETA1) X(SKIP) X(SKIPPED_STEPS) X(CONSECUTIVE_SKIPPED_STEPS)                        \
+  X(GRAD_SCALE) X(CLIP_COEF) X(FOUND_INF)
 #define SFPLUS_GROUP(X)                                                                    \
   X(K) X(LR_MAX) X(WEIGHT_SUM) X(CKP1) X(SCHEDULED_LR) X(Y_BETA) X(ADAPTIVE)
 #define SFPLUS_SCALAR(X) X(STEP) X(Y_BETA)

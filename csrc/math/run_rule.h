@@ -19,6 +19,22 @@ SFPLUS_INLINE double momentum(const double* settings, double sf_beta1, double k)
                       s * std::log1p(-settings[Setting::SF_BETA1_MAX]));
 }
 
+// What becomes of the gradients in memory, which are GRAD_SCALE CLIP_COEF times those of the loss: ``sums``
+// become those of the loss's own, and the returned factor unscales and clips what the moments see.
+SFPLUS_INLINE double true_sums(const double* settings, const double* globals, double* sums) {
+  const double scale = globals[Global::GRAD_SCALE], max_norm = settings[Setting::MAX_GRAD_NORM];
+  const double inverse = 1 / (scale * globals[Global::CLIP_COEF]);
+  sums[Sum::GRAD_L1] *= inverse;
+  sums[Sum::GRAD_DOT_E] *= inverse;
+  sums[Sum::GRAD_SQ] *= inverse * inverse;
+  double factor = 1 / scale;
+  if (max_norm > 0) {  // as torch.nn.utils.clip_grad_norm_
+    const double clip = max_norm / (std::sqrt(sums[Sum::GRAD_SQ]) + 1e-6);
+    if (clip < 1) factor *= clip;
+  }
+  return factor;
+}
+
 struct PolyakStep {
   double ip_term, ema, polyak_lr;
 };
@@ -88,13 +104,14 @@ SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* settings, 
   return step;
 }
 
+// ``factor`` is that of true_sums.
 SFPLUS_INLINE void write_group_coefs(const double* hyper, const GroupStep& step, double sign,
-                                     double beta, double* coefs) {
+                                     double factor, double beta, double* coefs) {
   const double beta1 = hyper[Hyper::BETA1], beta2 = hyper[Hyper::BETA2];
   coefs[GroupCoef::BETA1] = beta1;
-  coefs[GroupCoef::GRAD_TO_M] = sign * (1 - beta1);
+  coefs[GroupCoef::GRAD_TO_M] = sign * (1 - beta1) * factor;
   coefs[GroupCoef::BETA2] = beta2;
-  coefs[GroupCoef::GRAD_TO_V] = 1 - beta2;
+  coefs[GroupCoef::GRAD_TO_V] = (1 - beta2) * factor * factor;
   coefs[GroupCoef::EPS] = step.adaptive ? hyper[Hyper::EPS] : 1;
   coefs[GroupCoef::OMEGA] = step.omega;
   coefs[GroupCoef::E_KEPT] = 1 - step.c;

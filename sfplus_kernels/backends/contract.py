@@ -66,11 +66,15 @@ class RunState:
 
     @classmethod
     def zeros(cls, n_groups: int, n_params: int, device: torch.device) -> RunState:
+        """Before the first step: zeros, but ones for what the gradients are multiplied with."""
+
         def buffer(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
+        figures = buffer(len(Global))
+        figures[[Global.GRAD_SCALE, Global.CLIP_COEF]] = 1
         return cls(
-            globals=buffer(len(Global)),
+            globals=figures,
             groups=buffer(n_groups, len(Group)),
             tensors=buffer(n_params, len(Scalar)),
             hyper=buffer(n_groups, len(Hyper)),
@@ -92,16 +96,20 @@ class Backend(Protocol):
         They have the dtypes given by ``Entry.grad_dtype`` and any strides.
         """
 
-    def reduce(self, plan: Any, *, with_e: bool) -> None:
-        """sum |g|, sum g e and sum g^2 of all tensors, as partial sums inside the plan.
+    def reduce(self, plan: Any, *, with_e: bool) -> Tensor:
+        """sum |g|, sum g e and sum g^2 of all tensors.
 
         Without ``with_e`` only gradients are read, and sum g e is 0.
+
+        Returns:
+            Partial sums in float64, (n, len(Sum)), to be added up; memory of the plan.
         """
 
-    def finalize(self, plan: Any, run: RunState, reduced: bool) -> None:
+    def finalize(self, plan: Any, run: RunState, partials: Tensor | None) -> None:
         """Sums, loss and run state -> coefficients; advances the run state, or marks a skip.
 
-        ``reduced`` is False where this step has no ``reduce``: the sums then count as zero.
+        ``partials`` are what ``reduce`` returned, or their sum over several processes, (1, len(Sum)), or
+        None where this step has no ``reduce``: the sums then count as zero.
         """
 
     def update(self, plan: Any, run: RunState) -> None:

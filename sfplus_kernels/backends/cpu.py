@@ -47,7 +47,7 @@ class CpuBackend:
     def set_gradients(self, plan: CpuPlan, gradients: Sequence[Tensor]) -> None:
         point_at_gradients(plan.table, gradients)
 
-    def reduce(self, plan: CpuPlan, *, with_e: bool) -> None:
+    def reduce(self, plan: CpuPlan, *, with_e: bool) -> Tensor:
         load_grad_stages(plan.table)
         for native, launch in plan.launches:
             _C.reduce(
@@ -60,11 +60,13 @@ class CpuBackend:
                 torch.get_num_threads(),
             )
 
-    def finalize(self, plan: CpuPlan, run: RunState, reduced: bool) -> None:
+        return plan.table.partials
+
+    def finalize(self, plan: CpuPlan, run: RunState, partials: Tensor | None) -> None:
         table = plan.table
         _C.finalize(
-            table.partials.data_ptr(),
-            len(table.partials) if reduced else 0,
+            0 if partials is None else partials.data_ptr(),
+            0 if partials is None else len(partials),
             table.rows.data_ptr(),
             table.n_rows,
             _native_run(run),

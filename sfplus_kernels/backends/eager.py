@@ -31,7 +31,7 @@ class EagerPlan:
     entries: list[Entry]
     slots: Tensor  # (n_active,) rows of RunState.tensors
     groups: Tensor  # (n_active,) the group of each
-    sums: Tensor  # (3,) float64, columns as in layout.Sum
+    sums: Tensor  # (1, 3) float64, columns as in layout.Sum
 
     def with_gradients(self) -> list[tuple[Entry, Tensor]]:
         """Gradients are read from the parameters: a list kept here would keep them alive."""
@@ -47,28 +47,35 @@ class EagerBackend:
             entries=list(entries),
             slots=torch.tensor([e.slot for e in active], dtype=torch.int64, device=device),
             groups=torch.tensor([e.group for e in active], dtype=torch.int64, device=device),
-            sums=torch.zeros(3, dtype=torch.float64, device=device),
+            sums=torch.zeros(1, 3, dtype=torch.float64, device=device),
         )
 
     def set_gradients(self, plan: EagerPlan, gradients: Sequence[Tensor]) -> None:
         """Nothing to prepare: each pass reads ``param.grad``."""
 
-    def reduce(self, plan: EagerPlan, *, with_e: bool) -> None:
+    def reduce(self, plan: EagerPlan, *, with_e: bool) -> Tensor:
         plan.sums.zero_()
         for entry, gradient in plan.with_gradients():
             g = gradient.to(entry.displacement.dtype)
             dot = (g * entry.displacement).sum() if with_e else g.new_zeros(())
             plan.sums += torch.stack((g.abs().sum(), dot, g.square().sum())).to(torch.float64)
+        return plan.sums
 
-    def finalize(self, plan: EagerPlan, run: RunState, reduced: bool) -> None:
-        if not reduced:
-            plan.sums.zero_()
+    def finalize(self, plan: EagerPlan, run: RunState, partials: Tensor | None) -> None:
         lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent = (
             _columns(run.hyper, Hyper)
         )
-        rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign = run.settings.unbind()
+        rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm = (
+            run.settings.unbind()
+        )
         polyak = rule == Rule.POLYAK
-        l1, dot, squares = plan.sums.unbind()
+        # of the loss's own gradients; those in memory may be scaled and clipped
+        scale = run.globals[Global.GRAD_SCALE]
+        inverse = 1 / (scale * run.globals[Global.CLIP_COEF])
+        sums = torch.zeros_like(plan.sums[0]) if partials is None else partials.sum(0)
+        l1, dot, squares = sums[0] * inverse, sums[1] * inverse, sums[2] * inverse**2
+        clip = torch.where(max_norm > 0, max_norm / (squares.sqrt() + 1e-6), 1).clamp(max=1)
+        grad_factor = clip / scale
         f = run.globals[Global.FUNCTION_VALUE]
         k = run.groups[:, Group.K]
 
@@ -98,7 +105,8 @@ class EagerBackend:
         omega = torch.where(polyak, gamma**2, gamma) * weight_decay
 
         in_range = (gamma <= MAX_COEFFICIENT) & (omega <= MAX_COEFFICIENT) & weight_sum.isfinite()
-        skip = ~(plan.sums.isfinite().all() & f.isfinite() & in_range.all())
+        finite = torch.stack((l1, dot, squares, f)).isfinite().all()
+        skip = ~(finite & in_range.all() & (run.globals[Global.FOUND_INF] == 0))
 
         def keep_or(old: Tensor, new: Tensor) -> None:
             old.copy_(torch.where(skip, old, new))
@@ -117,7 +125,8 @@ class EagerBackend:
         keep_or(run.groups, torch.stack((k + 1, lr_max, weight_sum, c, gamma, beta, adaptive), 1))
         delta_to_y = -(1 - beta * (1 - c))
         added = torch.where(adaptive > 0, eps, 1)
-        coefs = (beta1, sign * (1 - beta1), beta2, 1 - beta2, added, omega, 1 - c, delta_to_y)
+        to_m, to_v = sign * (1 - beta1) * grad_factor, (1 - beta2) * grad_factor**2
+        coefs = (beta1, to_m, beta2, to_v, added, omega, 1 - c, delta_to_y)
         keep_or(run.group_coefs, torch.stack(coefs, dim=1))
 
         # per tensor: bias corrections with its own step count, and its own b

@@ -62,12 +62,15 @@ class Setting(IntEnum):
     POLYAK_BETA = 3
     F_STAR = 4
     GRAD_SIGN = 5  # -1 when maximizing, else 1
+    MAX_GRAD_NORM = 6  # clip to this global L2 norm; 0 is off
 
 
 class Global(IntEnum):
     """Run state and last-step figures without a group: ``RunState.globals``.
 
-    ``FUNCTION_VALUE`` is also the way in: the host writes the loss there before ``finalize``.
+    Some are also the way in, written before ``finalize``: the loss to ``FUNCTION_VALUE``, and, where
+    gradients are scaled or clipped by others, ``GRAD_SCALE``, ``CLIP_COEF`` and ``FOUND_INF``. The
+    gradients in memory are GRAD_SCALE CLIP_COEF times those of the loss.
     """
 
     FUNCTION_VALUE = 0
@@ -80,6 +83,9 @@ class Global(IntEnum):
     SKIP = 7  # 1 when this step is skipped, else 0
     SKIPPED_STEPS = 8
     CONSECUTIVE_SKIPPED_STEPS = 9
+    GRAD_SCALE = 10  # of a gradient scaler, else 1; taken out of moments and sums
+    CLIP_COEF = 11  # by which gradients were clipped before, else 1; taken out of the sums only
+    FOUND_INF = 12  # not 0: skip this step, whatever the sums are
 
 
 class Group(IntEnum):
@@ -112,9 +118,9 @@ class GroupCoef(IntEnum):
     """
 
     BETA1 = 0
-    GRAD_TO_M = 1  # (1 - beta1), negative when maximizing
+    GRAD_TO_M = 1  # (1 - beta1) factor, negative when maximizing; factor unscales and clips
     BETA2 = 2
-    GRAD_TO_V = 3  # 1 - beta2
+    GRAD_TO_V = 3  # (1 - beta2) factor^2
     EPS = 4
     OMEGA = 5  # the decay of this step, at y
     E_KEPT = 6  # 1 - c_k

@@ -146,7 +146,7 @@ class TritonBackend:
     def set_gradients(self, plan: AddressTable, gradients: Sequence[Tensor]) -> None:
         point_at_gradients(plan, gradients)
 
-    def reduce(self, plan: AddressTable, *, with_e: bool) -> None:
+    def reduce(self, plan: AddressTable, *, with_e: bool) -> Tensor:
         load_grad_stages(plan)
         with _launching(plan.rows.device):
             for launch in plan.launches:
@@ -166,16 +166,18 @@ class TritonBackend:
                     **_config("reduce", launch).arguments(),
                 )
 
-    def finalize(self, plan: AddressTable, run: RunState, reduced: bool) -> None:
+        return plan.partials
+
+    def finalize(self, plan: AddressTable, run: RunState, partials: Tensor | None) -> None:
         with _launching(plan.rows.device):
             _grid(finalize_kernel, 1)(
-                plan.partials,
+                plan.partials if partials is None else partials,
                 run.globals,
                 run.groups,
                 run.hyper,
                 run.settings,
                 run.group_coefs,
-                len(plan.partials) if reduced else 0,
+                0 if partials is None else len(partials),
                 len(run.groups),
                 COLUMNS=COLUMNS,
                 MAX_COEFFICIENT=MAX_COEFFICIENT,

@@ -119,9 +119,21 @@ def finalize_kernel(
     sign = tl.load(settings_ptr + COLUMNS.Setting.GRAD_SIGN)
     f = tl.load(globals_ptr + COLUMNS.Global.FUNCTION_VALUE)
     ema = tl.load(globals_ptr + COLUMNS.Global.GRAD_L1_EMA)
+    scale = tl.load(globals_ptr + COLUMNS.Global.GRAD_SCALE)
+    clip_coef = tl.load(globals_ptr + COLUMNS.Global.CLIP_COEF)
+    found_inf = tl.load(globals_ptr + COLUMNS.Global.FOUND_INF)
+    max_norm = tl.load(settings_ptr + COLUMNS.Setting.MAX_GRAD_NORM)
     skipped_steps = tl.load(globals_ptr + COLUMNS.Global.SKIPPED_STEPS)
     skipped_in_a_row = tl.load(globals_ptr + COLUMNS.Global.CONSECUTIVE_SKIPPED_STEPS)
     k = tl.load(groups_ptr + COLUMNS.Group.K)
+
+    # sums of the loss's own gradients; those in memory may be scaled and clipped
+    inverse = 1 / (scale * clip_coef)
+    sum_l1 = sum_l1 * inverse
+    sum_dot = sum_dot * inverse
+    sum_squares = sum_squares * inverse * inverse
+    clip = tl.where(max_norm > 0, max_norm / (tl.sqrt(sum_squares) + 1e-6), 1.0)
+    factor = tl.where(clip < 1, clip, 1.0) / scale
 
     # beta_k and k are those of the first group
     beta = _momentum(tl.load(hyper_ptr + COLUMNS.Hyper.SF_BETA1), settings_ptr, k, COLUMNS)
@@ -139,7 +151,7 @@ def finalize_kernel(
     # a step that is not finite, or whose coefficients would overflow, is skipped
     infinity = float("inf")
     fine = (tl.abs(f) < infinity) & (sum_l1 < infinity)
-    fine = fine & (tl.abs(sum_dot) < infinity) & (sum_squares < infinity)
+    fine = fine & (tl.abs(sum_dot) < infinity) & (sum_squares < infinity) & (found_inf == 0)
     group_lanes = tl.arange(0, GROUP_BLOCK)
     n_bad = tl.full((GROUP_BLOCK,), 0, tl.int32)
     for first in range(0, n_groups, GROUP_BLOCK):
@@ -193,9 +205,9 @@ def finalize_kernel(
             eps = tl.where(adaptive, eps, 1.0)
             coefs = group_coefs_ptr + group * COLUMNS.GroupCoef.WIDTH
             tl.store(coefs + COLUMNS.GroupCoef.BETA1, beta1, mask)
-            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, sign * (1 - beta1), mask)
+            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, sign * (1 - beta1) * factor, mask)
             tl.store(coefs + COLUMNS.GroupCoef.BETA2, beta2, mask)
-            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_V, 1 - beta2, mask)
+            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_V, (1 - beta2) * factor * factor, mask)
             tl.store(coefs + COLUMNS.GroupCoef.EPS, eps, mask)
             tl.store(coefs + COLUMNS.GroupCoef.OMEGA, omega, mask)
             tl.store(coefs + COLUMNS.GroupCoef.E_KEPT, 1 - c, mask)

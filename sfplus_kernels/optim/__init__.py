@@ -9,6 +9,7 @@ from sfplus_kernels.optim.closure_forms import (
     RAdamScheduleFreeClosure,
     SGDScheduleFreeClosure,
 )
+from sfplus_kernels.optim.loss_reports import report_loss
 from sfplus_kernels.optim.radam_schedule_free import RAdamScheduleFree
 from sfplus_kernels.optim.sgd_schedule_free import SGDScheduleFree
 from sfplus_kernels.optim.tensor_state import Iterates
@@ -26,4 +27,5 @@ __all__ = [
     "SGDScheduleFreeClosure",
     "ScheduleFreeOptimizer",
     "ScheduleFreeWrapper",
+    "report_loss",
 ]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global, Rule
+from sfplus_kernels.collective import Collective
 from sfplus_kernels.optim import upstream
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
-from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
+from sfplus_kernels.optim.checks import check_betas, check_lr, check_max_grad_norm, check_number
+from sfplus_kernels.optim.loss_reports import LossReports
 from sfplus_kernels.optim.run_state import POLYAK_KEYS
 
 
@@ -50,6 +52,15 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         warmup_steps: gamma is multiplied by min(1, (k + 1) / warmup_steps); 0 is off.
         f_star: the loss that cannot be beaten; the Polyak step aims at it.
         maximize: ascend, towards an ``f_star`` above the objective.
+        max_grad_norm: clip to this L2 norm over all gradients, as ``torch.nn.utils.clip_grad_norm_``
+            does, but without writing them or a pass of its own; gamma is still computed from the unclipped
+            gradients. None is off.
+        process_group: the processes that train this model; None is torch.distributed's default group,
+            where it is initialised. The loss and the sums over the gradients are those of all of them,
+            added up in one ``all_reduce`` per step, which every process must join.
+        shard_group: the processes among which the parameters are divided, where these are plain tensors
+            (ZeroRedundancyOptimizer, FSDP1's flat parameters); None where each process holds all.
+        loss_reduce: "mean" or "sum" of the losses of the processes; None if they are the same already.
         backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -67,9 +78,11 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         "polyak_beta",
         "f_star",
         "maximize",
+        "max_grad_norm",
     )
     global_keys = POLYAK_KEYS
     advances_without_gradients = False
+    _loss_reports: LossReports | None = None
 
     def __init__(
         self,
@@ -89,6 +102,10 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         warmup_steps: int = 0,
         f_star: float = 0.0,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        process_group: Any = None,
+        shard_group: Any = None,
+        loss_reduce: str | None = "mean",
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -106,8 +123,10 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
             "warmup_steps": warmup_steps,
             "f_star": f_star,
             "maximize": maximize,
+            "max_grad_norm": max_grad_norm,
         }
-        super().__init__(params, defaults, backend)
+        collective = Collective(process_group, shard_group, loss_reduce)
+        super().__init__(params, defaults, backend, collective)
 
     def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""
@@ -135,6 +154,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
             check_number("polyak_beta", group["polyak_beta"], 0, 1, open_high=True),
             check_number("f_star", group["f_star"]),
             -1.0 if group["maximize"] else 1.0,
+            check_max_grad_norm(group["max_grad_norm"]),
         )
 
     def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -183,16 +203,20 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         closure: Callable[[], float | Tensor] | None = None,
         *,
         loss: float | Tensor | None = None,
+        clip_coef: float | Tensor | None = None,
     ) -> float | Tensor | None:
         """One step at the gradients in ``param.grad``.
 
         Args:
             closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
             loss: the loss that ``backward()`` was called on: a 0-dim tensor on any device (never waited
-                for) or a float.
+                for) or a float. If there is none, the mean of what ``report_loss`` was told since the
+                last step.
+            clip_coef: the factor, at most 1, by which the gradients were clipped before; the Polyak step
+                is then that of the unclipped ones. Not together with ``max_grad_norm``.
 
         Returns:
-            The loss, as it came. Without a loss, and only when every ``lr`` is 0, state is allocated
+            The loss. Without a loss, and only when every ``lr`` is 0, state is allocated
             and nothing else happens (checkpoint loaders do that).
 
         Raises:
@@ -200,6 +224,8 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
             TypeError, ValueError: no loss, two losses, not a scalar, not a number; unusable gradients.
                 Nothing has changed then.
         """
+        if closure is None and loss is None:
+            loss = self.loss_reports.take()
         if closure is None and loss is None and self._all_lr_zero():
             params = self._parameters()
             self._create_state(params, [p.grad for p in params])
@@ -213,15 +239,28 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         if loss is None:
             raise ValueError(
                 "step() got no loss (or the closure returned None); the Polyak step size needs it: "
-                "call step(loss=loss), or step(closure) with a closure that returns the loss"
+                "call step(loss=loss), step(closure) with a closure that returns the loss, or "
+                "report_loss(optimizer, loss) before step()"
             )
-        self._run_step(ops.check_loss(loss))
+        if clip_coef is not None and self.param_groups[0]["max_grad_norm"] is not None:
+            raise ValueError(
+                "step() got clip_coef, but max_grad_norm is "
+                f"{self.param_groups[0]['max_grad_norm']}: clip in one place, outside or here"
+            )
+        self._run_step(ops.check_loss(loss), clip_coef=clip_coef)
         if not self._no_gradients:
             for group, gamma in zip(
                 self.param_groups, self._get_engine().scheduled_lr, strict=True
             ):
                 group["scheduled_lr"] = gamma
         return loss
+
+    @property
+    def loss_reports(self) -> LossReports:
+        """The losses of the micro-batches since the last step; see ``report_loss``."""
+        if self._loss_reports is None:  # also after pickle and deepcopy, which do not take it along
+            self._loss_reports = LossReports()
+        return self._loss_reports
 
     def step_func(self, function_value: float | Tensor | None = None) -> float | Tensor | None:
         """Upstream's name for ``step(loss=function_value)``."""

@@ -58,7 +58,7 @@ class Averaging(ScheduleFreeOptimizer):
 
     def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
-        return (Rule.SCHEDULED, 0.0, 0.0, 0.0, 0.0, 1.0)
+        return (Rule.SCHEDULED, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
     def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """e alone."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.backends.layout import Global
-from sfplus_kernels.ops import Move
+from sfplus_kernels.ops import Move, Scaling
 from sfplus_kernels.optim import run_state
 from sfplus_kernels.optim.stateful import StatefulOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates, iterates
@@ -19,6 +19,10 @@ from sfplus_kernels.optim.tensor_state import Iterates, iterates
 
 class ScheduleFreeOptimizer(StatefulOptimizer):
     """Base of the Schedule-Free optimizers in displacement form (y in the parameter, e = z - x)."""
+
+    # For the time of a step torch.amp.GradScaler sets grad_scale and found_inf on the optimizer, and leaves
+    # the gradients as they are: update takes the scale out, finalize skips the step if an Inf was found.
+    _step_supports_amp_scaling = True
 
     # -- modes --------------------------------------------------------------------------------------
 
@@ -110,18 +114,38 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
                 "call optimizer.train() before the forward pass (and optimizer.eval() to evaluate)"
             )
 
-    def _run_step(self, loss: float | Tensor | None = None, *, check_finite: bool = False) -> None:
+    def _run_step(
+        self,
+        loss: float | Tensor | None = None,
+        *,
+        check_finite: bool = False,
+        clip_coef: float | Tensor | None = None,
+    ) -> None:
         """Check everything, then one step; raises before anything changed."""
         hyper, settings = self._check_groups()
         params = self._parameters()
         gradients = [p.grad for p in params]
         self._no_gradients = all(g is None for g in gradients)
-        if self._no_gradients and not self.advances_without_gradients:
+        # every process must take part in the sum, also one that has nothing to add
+        sums_up = (loss is not None or check_finite) and self._collective.active
+        if self._no_gradients and not self.advances_without_gradients and not sums_up:
             return
         plan = self._valid_plan(params, gradients)
         engine = self._get_engine()
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
-        engine.step(plan, loss, check_finite=check_finite)
+        scaling = Scaling(
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+            clip_coef=clip_coef,
+            has_gradient=not self._no_gradients,
+        )
+        engine.step(
+            plan,
+            loss,
+            check_finite=check_finite,
+            scaling=scaling,
+            collective=self._collective if sums_up else None,
+        )
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
         torch.autograd.graph.increment_version(

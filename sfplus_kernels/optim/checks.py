@@ -47,6 +47,11 @@ def check_lr(lr: object) -> float:
     return check_number("lr", lr, 0)
 
 
+def check_max_grad_norm(value: object) -> float:
+    """The largest L2 norm, above 0; 0 stands for None, no clipping."""
+    return 0.0 if value is None else check_number("max_grad_norm", value, 0, open_low=True)
+
+
 def check_betas(betas: object, *, first_may_be_one: bool = False) -> tuple[float, float]:
     """``betas`` as two numbers in [0, 1), or the first in [0, 1]."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:

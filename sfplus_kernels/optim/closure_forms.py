@@ -94,7 +94,7 @@ class ClosureForm(ScheduledOptimizer):
         except BaseException:
             self._shift(moved, "modes", ones)
             raise
-        if self.param_groups[0]["skip_nonfinite"]:  # the host does not know whether it was skipped
+        if self.looks_first:  # the host does not know whether it was skipped
             self._shift(moved, "modes", ones)
         else:
             self._shift([p for p in moved if p.grad is None], "left behind", ones)
@@ -149,7 +149,10 @@ class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
         foreach: bool | None = None,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        process_group: Any = None,
+        shard_group: Any = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -162,6 +165,9 @@ class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
             weight_lr_power,
             foreach,
             maximize=maximize,
+            max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
+            process_group=process_group,
+            shard_group=shard_group,
             backend=backend,
         )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sfplus_kernels.backends.layout import Rule
+from sfplus_kernels.collective import Collective
 from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
 from sfplus_kernels.optim.scheduled import ScheduledOptimizer
 
@@ -34,9 +35,13 @@ class RAdamScheduleFree(ScheduledOptimizer):
         foreach: accepted for upstream's sake; has no effect.
         silent_sgd_phase: stand still while gamma is not rectified, instead of steps of SGD.
         maximize: ascend.
+        max_grad_norm: clip to this L2 norm over all gradients, as ``torch.nn.utils.clip_grad_norm_``
+            does, but without writing them; None is off. Looks at all gradients first, as the next one.
         skip_nonfinite: look at all gradients first (4 bytes more of traffic per parameter), and let a
             step with a NaN, an Inf or an overflowing sum of squares in them change nothing but
             ``metrics()["skipped_steps"]``.
+        process_group, shard_group: with whom the look at the gradients is shared, as in
+            ``AdamCScheduleFreePlus``.
         backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -63,7 +68,10 @@ class RAdamScheduleFree(ScheduledOptimizer):
         silent_sgd_phase: bool = True,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        process_group: Any = None,
+        shard_group: Any = None,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -76,9 +84,10 @@ class RAdamScheduleFree(ScheduledOptimizer):
             "foreach": foreach,
             "silent_sgd_phase": silent_sgd_phase,
             "maximize": maximize,
+            "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
         }
-        super().__init__(params, defaults, backend)
+        super().__init__(params, defaults, backend, Collective(process_group, shard_group))
 
     def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""

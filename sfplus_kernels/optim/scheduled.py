@@ -10,23 +10,25 @@ from torch import Tensor
 
 from sfplus_kernels.backends.layout import Global, Rule
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
+from sfplus_kernels.optim.checks import check_max_grad_norm
 
 
 class ScheduledOptimizer(ScheduleFreeOptimizer):
     """Base of the Schedule-Free optimizers whose step size is a given learning rate.
 
     A step is one pass over memory. ``group["scheduled_lr"]`` is current after each step: a float, or,
-    where ``lr`` is a tensor or ``skip_nonfinite`` is set, a 0-dim float64 tensor on the device, which is
-    waited for only when read.
+    where ``lr`` is a tensor or a step may be skipped (``skip_nonfinite``, ``max_grad_norm``, AMP), a
+    0-dim float64 tensor on the device, which is waited for only when read.
     """
 
-    shared_arguments = ("maximize", "skip_nonfinite")
+    shared_arguments = ("maximize", "max_grad_norm", "skip_nonfinite")
     rule = Rule.SCHEDULED
-    _host_counts = True  # whether ``k`` in the groups is that of the device
+    _host_counts = True  # whether group["k"] is current
 
     def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
-        return (self.rule, 0.0, 0.0, 0.0, 0.0, -1.0 if group["maximize"] else 1.0)
+        sign = -1.0 if group["maximize"] else 1.0
+        return (self.rule, 0.0, 0.0, 0.0, 0.0, sign, check_max_grad_norm(group["max_grad_norm"]))
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """As upstream."""
@@ -35,7 +37,13 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
     def figures(self) -> tuple[Global, ...]:
         """The counters of skipped steps, and the norms of the gradient where they are looked at."""
         norms = (Global.GRAD_L1, Global.GRAD_NORM)
-        return (*(norms if self.param_groups[0]["skip_nonfinite"] else ()), *super().figures())
+        return (*(norms if self.looks_first else ()), *super().figures())
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether a step begins with a pass over the gradients."""
+        group = self.param_groups[0]
+        return bool(group["skip_nonfinite"] or group["max_grad_norm"])
 
     def lr_factor(self, group: Mapping[str, Any]) -> float:
         """gamma / lr of the next step of ``group``, as ``finalize`` forms it."""
@@ -68,13 +76,15 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
 
     def _advance(self) -> None:
         """One step; the groups show its gamma."""
-        check_finite = self.param_groups[0]["skip_nonfinite"]
-        if not (check_finite or self._host_counts):
-            self._save_run_state()  # skip_nonfinite was taken away
-        self._run_step(check_finite=check_finite)
-        self._host_counts = not check_finite
+        self._run_step(check_finite=self.looks_first)
+        # where no step is skipped, the host can count along
+        self._host_counts &= not self.looks_first and not hasattr(self, "found_inf")
         for group, gamma in zip(self.param_groups, self._get_engine().scheduled_lr, strict=True):
-            host = not check_finite and not isinstance(group["lr"], Tensor)
+            host = self._host_counts and not isinstance(group["lr"], Tensor)
             group["scheduled_lr"] = float(group["lr"]) * self.lr_factor(group) if host else gamma
-            if not check_finite:  # then no step is skipped, and the host can count along
+            if self._host_counts:
                 group["k"] += 1
+
+    def _save_run_state(self) -> None:
+        super()._save_run_state()
+        self._host_counts = True

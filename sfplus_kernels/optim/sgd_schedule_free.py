@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sfplus_kernels.collective import Collective
 from sfplus_kernels.optim.checks import check_lr, check_number
 from sfplus_kernels.optim.scheduled import ScheduledOptimizer
 
@@ -28,9 +29,13 @@ class SGDScheduleFree(ScheduledOptimizer):
         weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
         foreach: accepted for upstream's sake; has no effect.
         maximize: ascend.
+        max_grad_norm: clip to this L2 norm over all gradients, as ``torch.nn.utils.clip_grad_norm_``
+            does, but without writing them; None is off. Looks at all gradients first, as the next one.
         skip_nonfinite: look at all gradients first (4 bytes more of traffic per parameter), and let a
             step with a NaN, an Inf or an overflowing sum of squares in them change nothing but
             ``metrics()["skipped_steps"]``.
+        process_group, shard_group: with whom the look at the gradients is shared, as in
+            ``AdamCScheduleFreePlus``.
         backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -52,7 +57,10 @@ class SGDScheduleFree(ScheduledOptimizer):
         foreach: bool | None = None,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        process_group: Any = None,
+        shard_group: Any = None,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -64,9 +72,10 @@ class SGDScheduleFree(ScheduledOptimizer):
             "weight_lr_power": weight_lr_power,
             "foreach": foreach,
             "maximize": maximize,
+            "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
         }
-        super().__init__(params, defaults, backend)
+        super().__init__(params, defaults, backend, Collective(process_group, shard_group))
 
     def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""

@@ -12,12 +12,16 @@ from torch import Tensor
 from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global, Hyper
 from sfplus_kernels.backends.registry import check_name
+from sfplus_kernels.collective import Collective
 from sfplus_kernels.ops import Engine
 from sfplus_kernels.optim import run_state, upstream
 from sfplus_kernels.optim.checks import check_shared
 from sfplus_kernels.optim.loading import checked_state
 from sfplus_kernels.optim.plans import KeptPlan, move_key, step_keys
 from sfplus_kernels.optim.tensor_state import TensorState, create_missing_state, make_entries
+
+ALONE = Collective()
+"""With the processes of the default group, if there are any."""
 
 
 class StatefulOptimizer(torch.optim.Optimizer):
@@ -36,6 +40,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
     _backend_name: str | None = None
+    _collective = ALONE  # process groups cannot be pickled: a copy has the default one
     _engine: Engine | None = None
     _step_plan: KeptPlan | None = None
     _move_plans: Mapping[str, KeptPlan] = MappingProxyType({})  # by what each is for
@@ -43,9 +48,16 @@ class StatefulOptimizer(torch.optim.Optimizer):
     _loading: Mapping[Tensor, TensorState] | None = None
     _settled = True  # False while a loaded state has z instead of the displacement
 
-    def __init__(self, params: Any, defaults: dict[str, Any], backend: str | None) -> None:
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        backend: str | None,
+        collective: Collective = ALONE,
+    ) -> None:
         check_name(backend)
         self._backend_name = backend
+        self._collective = collective
         params = [params] if isinstance(params, Tensor) else list(params)
         if not any(p["params"] if isinstance(p, dict) else True for p in params):
             raise ValueError(
