@@ -1,5 +1,6 @@
 """The closure forms: the parameters hold x between steps, whatever happens inside one."""
 
+import contextlib
 import copy
 import functools
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from family import CLOSURE, drive, groups_of
 from support import assert_same_bits, device_of, make_params, set_gradients, stream
+from test_wrapper import awkward
 from torch import Tensor, nn
 
 from sfplus_kernels import SGDScheduleFreeClosure
@@ -226,6 +228,42 @@ def test_late_first_gradient(name: str) -> None:
         z = optimizer.iterates(p).z
         assert 0 < float((z - old).abs().max()) < 1
         assert bool(p.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", ["transposed", "misaligned", "strided", "channels_last"])
+def test_layouts_in_memory(backend: str, kind: str) -> None:
+    """Raising in every other closure, so that all tensors go there and back too."""
+    value = awkward(kind).to(device_of(backend))
+    params = [nn.Parameter(value), nn.Parameter(torch.ones(3, device=value.device))]
+    twins = [nn.Parameter(p.detach().clone().contiguous()) for p in params]
+    runs = [(SGDScheduleFreeClosure(its, 0.1, backend=backend), its) for its in (params, twins)]
+    for k, (_, gradients) in enumerate(stream([p.shape for p in params], 5)):
+        for optimizer, its in runs:
+
+            def closure(its: list = its, k: int = k, gradients: list = gradients) -> None:
+                set_gradients(its, gradients)
+                if k % 2:
+                    raise Stop
+
+            with contextlib.suppress(Stop):
+                optimizer.step(closure)
+    assert params[0].stride() == value.stride()
+    assert not torch.equal(params[1].detach(), torch.ones_like(params[1]))
+    assert_same_bits(values(params), values(twins))
+
+
+@pytest.mark.parametrize("name", CLOSURE)
+def test_model_converted_between_steps(name: str) -> None:
+    """Refused before the closure runs, and nothing moves."""
+    optimizer, params = make(name, dtype=torch.float32)
+    drive(optimizer, params, 2)
+    for p in params:
+        p.grad = None
+        p.data = p.data.to(torch.float64)
+    x = values(params)
+    with pytest.raises(RuntimeError, match=r"make a new optimizer after model\.to\(dtype\)"):
+        optimizer.step(functools.partial(ones_for, params))
+    assert_same_bits(values(params), x)
 
 
 def test_upstreams_order_of_the_sgd_arguments() -> None:

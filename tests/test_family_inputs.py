@@ -223,3 +223,58 @@ def test_bad_hyperparameters(name: str, arguments: dict[str, Any], message: str)
         groups = [{"params": params[:1]}, {"params": params[1:], **arguments}]
         with pytest.raises(ValueError, match=message):
             FAMILY[name].ours(groups)
+
+
+def layouts(device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Parameters, each with memory of its own, beside tensors with the strides of their gradients."""
+
+    def fresh(*shape: int) -> Tensor:
+        return torch.empty(shape, device=device)
+
+    def image() -> Tensor:
+        return fresh(2, 9, 4, 3)
+
+    return [
+        (image().to(memory_format=torch.channels_last), image()),
+        (image(), image().to(memory_format=torch.channels_last)),
+        (image()[..., ::2], fresh(2, 9, 4, 2)),
+        (fresh(7, 5).t(), fresh(5, 7)),
+        (fresh(5, 7), fresh(7, 5).t()),
+        (fresh(36)[1:], fresh(1).expand(35)),  # misaligned; stride 0
+    ]
+
+
+@pytest.mark.parametrize(("backend", "name"), BACKEND_NAMES)
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+def test_layouts_in_memory(backend: str, name: str, skip_nonfinite: bool) -> None:
+    """Gradients of other strides than their parameters, with the reduction pass and without it."""
+    generator = torch.Generator().manual_seed(0)
+    awkward = layouts(device_of(backend))
+    start = [torch.randn(p.shape, generator=generator) for p, _ in awkward]
+    runs: list[tuple[Any, list]] = []
+    for dense in (False, True):
+        params = [
+            torch.nn.Parameter((torch.empty_like(p).contiguous() if dense else p).copy_(value))
+            for (p, _), value in zip(awkward, start, strict=True)
+        ]
+        arguments = {**FAMILY[name].everything, "skip_nonfinite": skip_nonfinite}
+        runs.append((FAMILY[name].ours(params, backend=backend, **arguments), params))
+    for _ in range(3):
+        values = [torch.randn(p.shape, generator=generator).to(p.device) for p in runs[0][1]]
+        values[-1] = values[-1][:1].expand(35)
+        for number, (optimizer, params) in enumerate(runs):
+
+            def give(params: list = params, values: list = values, number: int = number) -> None:
+                for p, value, (_, like) in zip(params, values, awkward, strict=True):
+                    grad = value.contiguous()
+                    if number == 0:
+                        grad = value if 0 in like.stride() else torch.empty_like(like).copy_(value)
+                        assert grad.stride() == like.stride()
+                    p.grad = grad
+
+            set_train_mode(optimizer)
+            step_with(optimizer, give)
+    for mine, dense, old in zip(runs[0][1], runs[1][1], start, strict=True):
+        assert_same_bits(mine.detach(), dense.detach())
+        assert name == "radam" or not torch.equal(mine.detach().cpu(), old)
+    assert [p.stride() for p in runs[0][1]] == [p.stride() for p, _ in awkward]

@@ -74,6 +74,7 @@ class CpuBackend:
         )
 
     def update(self, plan: CpuPlan, run: RunState) -> None:
+        load_grad_stages(plan.table)
         load_param_stages(plan.table)
         native_run = _native_run(run)
         for native, launch in plan.launches:

@@ -176,7 +176,7 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
 
 
 def load_grad_stages(table: AddressTable) -> None:
-    """Bring gradients whose layout is not the state's into their stages: every step."""
+    """Bring gradients whose layout is not the state's into their stages: before each pass over them."""
     for row in table.staged_rows:
         grad = table.keep_alive[table.order[row]].param.grad
         if grad is not None:

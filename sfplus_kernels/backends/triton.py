@@ -199,6 +199,7 @@ class TritonBackend:
                 )
 
     def update(self, plan: AddressTable, run: RunState) -> None:
+        load_grad_stages(plan)
         load_param_stages(plan)
         with _launching(plan.rows.device):
             for launch in plan.launches:
