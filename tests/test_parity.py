@@ -153,6 +153,8 @@ def test_different_settings_give_different_results(backend: str) -> None:
         "warmup_steps": 2,
         "f_star": 1.0,
     }
+    if backend == "triton" and device_of(backend).type == "cpu":  # the interpreter is slow
+        changes = {name: changes[name] for name in ("betas", "polyak_beta", "f_star")}
     results = []
     for change in [{}, *({name: value} for name, value in changes.items())]:
         params = make_params([(5, 3)], device=device_of(backend))
