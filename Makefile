@@ -15,7 +15,7 @@ train: .venv/.installed ## train a small language model; ARGS="--help" lists the
 	$(PY) examples/train_lm.py $(ARGS)
 
 test: .venv/.installed lint ## lint, types, and all tests; ARGS go to pytest
-	$(PY) -m pytest -p no:benchmark -n 2 --dist loadgroup --cov --cov-report=term -q $(ARGS)
+	$(PY) -m pytest -p no:benchmark -n 2 --cov --cov-report=term -q $(ARGS)
 
 lint: .venv/.installed
 	$(PY) -m ruff check .

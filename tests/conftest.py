@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,29 @@ sys.path.append(str(Path(__file__).parent.parent))  # for bench; behind an insta
 
 import pytest
 from support import BACKENDS
+
+IN_ONE_PROCESS = (
+    "test_cuda_binary.py",
+    "test_cuda_on_host.py",
+    "test_digits.py",
+    "test_distributed.py",
+    "test_train_lm.py",
+    "test_triton_compile.py",
+)
+"""Files whose tests share something that takes long to make. By this name and not by xdist's mark for groups,
+which has no effect with pytest 9.2."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(IN_ONE_PROCESS) else nodeid
+
+    return Scheduler(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,6 @@ from cuda_binary import BITS, Kernel, architectures, kernels
 from sfplus_kernels import _C
 
 pytestmark = [
-    pytest.mark.xdist_group("cuda-binary"),  # one process disassembles, for all tests
     pytest.mark.skipif(bool(_C.CUDA_MISSING), reason=f"no CUDA kernels: {_C.CUDA_MISSING}"),
     pytest.mark.skipif(
         cuda_binary.cuobjdump() is None or shutil.which("c++filt") is None,

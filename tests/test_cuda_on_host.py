@@ -33,7 +33,6 @@ from sfplus_kernels.backends.cuda import LARGEST_CHUNK, SMALLEST_CHUNK, WARPS_PE
 from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Global, Move, Sum
 
 pytestmark = [
-    pytest.mark.xdist_group("cuda-on-host"),  # one process compiles, for all tests
     pytest.mark.usefixtures("on_host"),
 ]
 CPU = torch.device("cpu")

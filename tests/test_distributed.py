@@ -17,8 +17,6 @@ from torch import nn
 from sfplus_kernels import AdamCScheduleFreePlus
 from sfplus_kernels.collective import Collective
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 
 @functools.cache
 def results_of(world: int) -> list[dict[str, Any]]:

@@ -23,9 +23,6 @@ import pytest
 from sfplus_kernels.backends.layout import Move
 
 pytest.importorskip("triton")
-# one process of the tests compiles, for all of them
-pytestmark = pytest.mark.xdist_group("triton-compile")
-
 ARCHITECTURES = [80, 90, 100]
 EVERY_PAIR = 90
 """The architecture whose gradients have every dtype and for which the rarer passes are compiled; elsewhere
