@@ -19,6 +19,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/algorithm.md",
     "docs/coming-from-schedulefree.md",
+    "docs/large-jobs.md",
     "docs/performance.md",
 ]
 README = (ROOT / "README.md").read_text()
