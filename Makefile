@@ -4,9 +4,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
-SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*)
+SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
-.PHONY: help train test lint bench clean
+.PHONY: help train test lint bench readme-figures wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,18 +15,28 @@ train: .venv/.installed ## train a small language model; ARGS="--help" lists the
 	$(PY) examples/train_lm.py $(ARGS)
 
 test: .venv/.installed lint ## lint, types, and all tests; ARGS go to pytest
-	$(PY) -m pytest -p no:benchmark -n 2 --dist loadgroup --cov --cov-report=term -q $(ARGS)
+	$(PY) -m pytest -p no:benchmark -n 2 --cov --cov-report=term -q $(ARGS)
 
 lint: .venv/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: .venv/.installed ## time one optimizer step against its peers; ARGS="--size quick" is a rehearsal
-	$(PY) -m pytest bench -p no:xdist -q --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
+bench: .venv/.installed ## time one step of everything; leaves a report; ARGS="--quick" is a rehearsal
+	$(PY) -m bench $(ARGS)
+
+readme-figures: .venv/.installed ## write the README's performance section from the last run in bench/results
+	$(PY) -m bench.readme
+
+wheel: .venv/.torch ## build a wheel into dist; SFPLUS_CUDA=require|off to insist on the CUDA kernels or leave them out
+	rm -rf dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+wheel-test: ## install the wheel of dist into an empty environment with torch, and train there
+	$(PYTHON) tools/test_wheel.py constraints.txt dist/*.whl
 
 clean: ## remove the environment and everything built
-	rm -rf .venv build *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv build dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 
 # torch comes first and alone: what depends on it would otherwise choose a build of it.
 .venv/.torch: constraints.txt

@@ -1,65 +1,49 @@
-"""Options, provenance and the closing table of the benchmarks."""
+"""Options and provenance of the benchmarks under pytest-benchmark."""
 
 from __future__ import annotations
 
-import platform
-from collections import defaultdict
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from rich.console import Console
-from rich.table import Table
-from summary import COLUMNS, ROOFLINE, Record, table_rows
 
-import sfplus_kernels
-from sfplus_kernels import _C
-
-RECORDS: dict[str, Record] = defaultdict(Record)
-"""Filled by the benchmarks, in the order in which they ran first."""
+from bench.contestants import contestants
+from bench.provenance import collect
+from bench.sections import Bench
+from bench.workloads import Workload, suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--size", choices=["full", "quick"], default="full", help="of the tensors")
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    parser.addoption("--quick", action="store_true", help="small tensors: does everything run?")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.addoption("--device", default=default, help="such as cpu or cuda:1")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """Saved results say what they were measured on (pytest-benchmark adds the commit)."""
-    machine_info["sfplus"] = {
-        "size": config.getoption("--size"),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "isa": _C.isa(),
-        "torch": torch.__version__,
-        "sfplus_kernels": sfplus_kernels.__version__,
-        "gpu": None,  # what is measured here runs on the CPU
-    }
+    """Saved results say what they were measured on (pytest-benchmark adds commit and date).
+
+    What changes from run to run on one machine is left out: a comparison would warn of another machine.
+    """
+    known = collect(torch.device(config.getoption("--device")))
+    changing = ("clocks", "commit", "date")
+    machine_info["sfplus"] = {key: known[key] for key in known if key not in changing}
     machine_info["node"] = ""  # nobody needs the host's name
+    for key in ("hz_actual", "hz_actual_friendly"):
+        machine_info.get("cpu", {}).pop(key, None)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if ROOFLINE not in RECORDS:
-        return
-    n_params = RECORDS[ROOFLINE].n_params
-    table = Table(
-        title=f"One step over {n_params / 1e6:.1f} M float32 parameters, {processor()}, "
-        f"{torch.get_num_threads()} threads, {_C.isa()}, torch {torch.__version__}",
-        caption=f"{len(RECORDS[ROOFLINE].seconds)} rounds of each, taken in turns; bytes are counted, "
-        "not measured; the roofline is the in-place bandwidth",
-    )
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left")
-    for row in table_rows(RECORDS):
-        table.add_row(*row)
-    terminalreporter.write_line("")
-    Console(width=128).print(table)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One benchmark for each contestant that there is for the device."""
+    if "name" in metafunc.fixturenames:
+        device = torch.device(metafunc.config.getoption("--device"))
+        metafunc.parametrize("name", [c.name for c in contestants(device) if not c.absent])
+
+
+@pytest.fixture(scope="session")
+def bench(request: pytest.FixtureRequest) -> Bench:
+    device = torch.device(request.config.getoption("--device"))
+    return Bench(device, contestants(device), quick=request.config.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def workload(bench: Bench) -> Workload:
+    """The one in which every contestant takes part."""
+    return suite(bench.device.type, bench.quick)[0]

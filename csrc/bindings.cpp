@@ -3,34 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind.h"
 #include "cpu/dispatch.h"
 #include "cpu/passes.h"
 #include "math/dtypes.h"
+#ifdef SFPLUS_WITH_CUDA
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 
+using sfplus::Address;
+using sfplus::pointer;
+
 namespace {
-
-template <class T>
-T* pointer(std::intptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-using Address = std::intptr_t;
-
-sfplus::Table make_table(Address rows, Address gradients, Address chunks, std::int64_t n_chunks,
-                         std::int64_t chunk_size, std::int64_t n_elements) {
-  return {pointer<const std::int64_t>(rows), pointer<const std::int64_t>(gradients),
-          pointer<const std::int64_t>(chunks), n_chunks, chunk_size, n_elements};
-}
-
-sfplus::Run make_run(Address globals, Address groups, Address tensors, Address hyper, Address settings,
-                     Address group_coefs, Address tensor_coefs, std::int64_t n_groups) {
-  return {pointer<double>(globals),      pointer<double>(groups),
-          pointer<double>(tensors),      pointer<const double>(hyper),
-          pointer<const double>(settings), pointer<double>(group_coefs),
-          pointer<double>(tensor_coefs), n_groups};
-}
 
 py::dict layout() {
   py::dict enums;
@@ -54,13 +40,14 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled kernels; see sfplus_kernels/_C.pyi.";
   using release = py::call_guard<py::gil_scoped_release>;
 
-  py::class_<sfplus::Table>(m, "Table")
-      .def(py::init(&make_table), py::arg("rows"), py::arg("gradients"), py::arg("chunks"),
-           py::arg("n_chunks"), py::arg("chunk_size"), py::arg("n_elements"));
-  py::class_<sfplus::Run>(m, "Run")
-      .def(py::init(&make_run), py::arg("globals"), py::arg("groups"), py::arg("tensors"),
-           py::arg("hyper"), py::arg("settings"), py::arg("group_coefs"), py::arg("tensor_coefs"),
-           py::arg("n_groups"));
+  sfplus::bind_tables(m);
+  // why there are no CUDA kernels in this build, empty if there are
+#ifdef SFPLUS_WITH_CUDA
+  m.attr("CUDA_MISSING") = "";
+  sfplus::cuda::bind(m);
+#else
+  m.attr("CUDA_MISSING") = SFPLUS_CUDA_MISSING;
+#endif
 
   m.def(
       "reduce",

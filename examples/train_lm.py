@@ -11,23 +11,21 @@ from __future__ import annotations
 
 import shlex
 import sys
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from common import INTERRUPTED, new_folder
 from lm.data import Corpus
 from lm.model import HEAD_DIM
 from lm.optimizers import make_method
 from lm.report import draw, table
 from lm.run import train_all
-from lm.settings import CONFIG, OptimizerName, Settings
+from lm.settings import COMPARED, CONFIG, OptimizerName, Settings
 from rich.console import Console
 from torch import nn
-
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
 class Choice(StrEnum):
@@ -36,6 +34,7 @@ class Choice(StrEnum):
     BOTH = "both"
     SCHEDULE_FREE_PLUS = OptimizerName.SCHEDULE_FREE_PLUS.value
     ADAMW = OptimizerName.ADAMW.value
+    ADAMW_SCHEDULE_FREE = OptimizerName.ADAMW_SCHEDULE_FREE.value
 
 
 class Backend(StrEnum):
@@ -49,10 +48,11 @@ class Backend(StrEnum):
 def main(
     context: typer.Context,
     optimizer: Annotated[
-        Choice, typer.Option(help="Which to train, one after the other.")
+        Choice, typer.Option(help="Which to train; both is schedule-free-plus, then adamw.")
     ] = Choice.BOTH,
     backend: Annotated[
-        Backend | None, typer.Option(help="Of schedule-free-plus. (default: the best available)")
+        Backend | None,
+        typer.Option(help="Of the Schedule-Free optimizers. (default: the best available)"),
     ] = None,
     device: Annotated[
         str | None,
@@ -110,9 +110,7 @@ def main(
         if dim < HEAD_DIM or dim % HEAD_DIM:
             raise typer.BadParameter(f"{dim} is not a multiple of {HEAD_DIM}.", param_hint="--dim")
         settings = Settings(
-            optimizers=tuple(OptimizerName)
-            if optimizer is Choice.BOTH
-            else (OptimizerName(optimizer),),
+            optimizers=COMPARED if optimizer is Choice.BOTH else (OptimizerName(optimizer),),
             backend=backend.value if backend else None,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             steps=steps,
@@ -129,7 +127,7 @@ def main(
             corpus=corpus.fingerprint(),
         )
         check_usable(settings)
-        folder = new_folder(runs_dir, name)
+        folder = new_folder(runs_dir, name, "take another name, or go on with --resume {folder}")
         settings.save(folder)
 
     torch.set_num_threads(settings.threads)
@@ -153,20 +151,6 @@ def check_usable(settings: Settings) -> None:
             make_method(name, [weight], settings)
     except (RuntimeError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--backend") from error
-
-
-def new_folder(runs: Path, name: str | None) -> Path:
-    """Make the run folder; never one that exists, whose results it would mix with others."""
-    name = name if name is not None else datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    folder = runs / name
-    if name in ("", "..") or Path(name).name != name:
-        raise typer.BadParameter(f"{name!r} is not the name of a folder.", param_hint="--name")
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        hint = f"{folder} exists; take another name, or go on with --resume {folder}"
-        raise typer.BadParameter(hint, param_hint="--name") from error
-    return folder
 
 
 def is_given(context: typer.Context, key: str) -> bool:

@@ -66,6 +66,63 @@ def interpolate(table: Table, param_dtype: int, run: Run, move: int, n_threads: 
 def negate(x: int, numel: int, n_threads: int) -> None:
     """x <- -x on ``numel`` floats: one read and one write, to measure the memory's bandwidth with."""
 
+CUDA_MISSING: str
+"""Why this build has no CUDA kernels, such as ``SFPLUS_CUDA=off``; empty if it has them."""
+
+# The passes on a CUDA device; only where CUDA_MISSING is empty. Addresses are those of device memory. They
+# are launched on ``stream`` (``torch.cuda.Stream.cuda_stream``) of the device with number ``device``, which
+# is current only meanwhile, and nothing waits for them. RuntimeError: a kernel could not be launched.
+
+def cuda_reduce(
+    table: Table,
+    param_dtype: int,
+    grad_dtype: int,
+    with_e: bool,
+    partials: int,
+    n_partials: int,
+    device: int,
+    stream: int,
+) -> None:
+    """As ``reduce``."""
+
+def cuda_finalize(
+    partials: int,
+    n_partials: int,
+    rows: int,
+    n_rows: int,
+    run: Run,
+    max_coefficient: float,
+    device: int,
+    stream: int,
+) -> None:
+    """As ``finalize``."""
+
+def cuda_update(
+    table: Table,
+    param_dtype: int,
+    grad_dtype: int,
+    has_exp_avg: bool,
+    has_exp_avg_sq: bool,
+    run: Run,
+    device: int,
+    stream: int,
+) -> None:
+    """As ``update``; says which moments the rows have, which are out of the host's sight."""
+
+def cuda_interpolate(
+    table: Table, param_dtype: int, run: Run, move: int, device: int, stream: int
+) -> None:
+    """As ``interpolate``."""
+
+def cuda_versions() -> tuple[int, int]:
+    """Of the CUDA runtime that is linked in, and of the newest that the driver serves, 0 without a driver.
+
+    1000 major + 10 minor.
+    """
+
+def cuda_device_problem(device: int) -> str:
+    """Why the kernels cannot run on a device, in CUDA's words; empty if they can."""
+
 def layout() -> dict[str, dict[str, int]]:
     """The columns as the C++ code has them, by the names of the enums."""
 

@@ -13,6 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends.capture import (
+    HostStock,
+    capturing,
+    check_not_capturing,
+    check_recordable,
+)
 from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
@@ -26,9 +32,12 @@ __all__ = [
     "Entry",
     "Move",
     "Scaling",
+    "capturing",
     "check_gradient",
     "check_loss",
+    "check_not_capturing",
     "check_parameters",
+    "check_recordable",
     "needs_master",
     "state_dtype",
 ]
@@ -160,6 +169,11 @@ class Engine:
         self._hyper: list[tuple[float, ...]] | None = None
         self._settings: tuple[float, ...] | None = None
         self._unusual: set[Global] = set()  # figures that were written for one step only
+        # what CUDA graphs read: the plans of recorded steps, and the hyperparameters that they send again
+        self._recorded: list[object] = []
+        pin = device.type == "cuda"
+        self._host_hyper = HostStock(self.run.hyper.shape, torch.float64, pin)
+        self._host_settings = HostStock(self.run.settings.shape, torch.float64, pin)
 
     def set_hyperparameters(
         self,
@@ -169,14 +183,16 @@ class Engine:
     ) -> None:
         """Rows as in ``layout.Hyper`` and ``layout.Setting``; sent only when they changed.
 
+        A CUDA graph sends those of its capture at every replay; once there is one, so does every step.
         ``lr_tensors`` are (group, learning rate) for those that live on the device: copied there.
         """
         rows = [tuple(row) for row in hyper]
-        if rows != self._hyper:
-            self._write(self.run.hyper, rows)
+        always = bool(self._recorded) or capturing(self.device)
+        if always or rows != self._hyper:
+            self._write(self.run.hyper, rows, self._host_hyper)
             self._hyper = rows
-        if tuple(settings) != self._settings:
-            self._write(self.run.settings, settings)
+        if always or tuple(settings) != self._settings:
+            self._write(self.run.settings, settings, self._host_settings)
             self._settings = tuple(settings)
         for group, lr in lr_tensors:
             self.run.hyper[group, Hyper.LR].copy_(lr)
@@ -208,6 +224,7 @@ class Engine:
             scaling: what was done to the gradients.
             collective: with whom sums and loss are added up, if not with oneself.
         """
+        self._keep_if_recorded(plan)
         if loss is not None:
             self._write_figure(Global.FUNCTION_VALUE, loss)
         for index, value, usual in (
@@ -216,6 +233,7 @@ class Engine:
             (Global.FOUND_INF, scaling.found_inf, 0.0),
         ):
             if value is not None:
+                check_recordable(index.name.lower(), value, self.device)
                 self._write_figure(index, value)
                 self._unusual.add(index)
             elif index in self._unusual:
@@ -241,6 +259,7 @@ class Engine:
 
     def interpolate(self, plan: object, move: Move) -> None:
         """Move the parameters of ``plan`` between y, x and z."""
+        self._keep_if_recorded(plan)
         self._backend.interpolate(plan, self.run, move)
 
     def shift(self, plan: object, betas: Tensor) -> None:
@@ -248,22 +267,29 @@ class Engine:
         b = self.run.tensors[:, Scalar.Y_BETA]
         torch.sub(b, betas, out=self.run.tensor_coefs[:, TensorCoef.E_TO_Y])
         b.copy_(betas)
-        self._backend.interpolate(plan, self.run, Move.SHIFT)
+        self.interpolate(plan, Move.SHIFT)
 
     def absorb_z(self, plan: object) -> None:
         """After another optimizer's step on z: x follows it, and y and e are formed again."""
         self._backend.finalize(plan, self.run, None)
-        self._backend.interpolate(plan, self.run, Move.ABSORB_Z)
+        self.interpolate(plan, Move.ABSORB_Z)
 
     def put_back(self, plan: object) -> None:
         """As ``absorb_z``, but x stays and nothing counts."""
         self.run.globals[Global.SKIP] = 1
-        self._backend.interpolate(plan, self.run, Move.ABSORB_Z)
+        self.interpolate(plan, Move.ABSORB_Z)
 
-    def _write(self, buffer: Tensor, values: Iterable) -> None:
+    def _keep_if_recorded(self, plan: object) -> None:
+        if capturing(self.device) and not any(plan is kept for kept in self._recorded):
+            self._recorded.append(plan)
+
+    def _write(self, buffer: Tensor, values: Iterable, stock: HostStock) -> None:
         host = torch.tensor(values, dtype=torch.float64)
-        if self.device.type == "cuda":
+        if capturing(self.device):
+            host = stock.give(host)
+        elif self.device.type == "cuda":
             host = host.pin_memory()
+            stock.refill()
         buffer.copy_(host, non_blocking=True)
 
 

@@ -1,14 +1,42 @@
 """Settings that must be in place before torch and triton are imported by any test."""
 
 import os
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels then run on CPU tensors
 os.environ.pop("SFPLUS_BACKEND", None)
+sys.path.append(str(Path(__file__).parent.parent))  # for bench; behind an installed package
 
 import pytest
+from support import BACKENDS
+
+IN_ONE_PROCESS = (
+    "test_cuda_binary.py",
+    "test_cuda_on_host.py",
+    "test_digits.py",
+    "test_distributed.py",
+    "test_train_lm.py",
+    "test_triton_compile.py",
+)
+"""Files whose tests share something that takes long to make. By this name and not by xdist's mark for groups,
+which has no effect with pytest 9.2."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(IN_ONE_PROCESS) else nodeid
+
+    return Scheduler(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-@pytest.fixture(params=["eager", "cpu", "triton"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend in turn; one that cannot run fails its tests."""
     return str(request.param)

@@ -14,6 +14,10 @@ from sfplus_kernels import AdamCScheduleFreePlus
 # empty first, in the middle and last; odd sizes; 0-dim; one that crosses a chunk of the table
 SHAPES = [(0,), (7,), (33, 5), (), (0, 3), (257,), (64, 3), (1,), (0,)]
 
+BACKENDS = ["eager", "cpu", "triton", *(["cuda"] if torch.cuda.is_available() else [])]
+"""Those that the tests run on: without a GPU, Triton's in its interpreter, and test_cuda_on_host.py
+instead of ``cuda``."""
+
 EVERYTHING: dict[str, Any] = {
     "lr": 0.5,
     "sf_beta1": 0.8,
@@ -29,7 +33,8 @@ EVERYTHING: dict[str, Any] = {
 
 def device_of(backend: str) -> torch.device:
     """Where the tests of a backend run."""
-    return torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
+    on_gpu = backend in ("triton", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def steps_for(backend: str, steps: int) -> int:

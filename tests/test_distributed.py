@@ -1,8 +1,10 @@
 """Several processes (gloo, on this machine) take one step: that of one process on the whole model."""
 
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +17,36 @@ from torch import nn
 from sfplus_kernels import AdamCScheduleFreePlus
 from sfplus_kernels.collective import Collective
 
-pytestmark = pytest.mark.xdist_group("distributed")
 
-
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: Any) -> list[dict[str, Any]]:
-    """What each rank found, scenario by scenario."""
-    folder, script = tmp_path_factory.mktemp("ranks"), Path(worker.__file__)
+@functools.cache
+def results_of(world: int) -> list[dict[str, Any]]:
+    """What each of ``world`` ranks found, scenario by scenario."""
+    script = Path(worker.__file__)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(script)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(request.param), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(request.param)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, error in zip(ranks, errors, strict=True):
-        assert process.returncode == 0, error
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(rank), str(world), folder],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        try:
+            errors = [process.communicate(timeout=240)[1] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        for process, error in zip(ranks, errors, strict=True):
+            assert process.returncode == 0, error
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
+
+
+@pytest.fixture(params=[2, 3], ids=["2 ranks", "3 ranks"])
+def results(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The processes run once for all tests."""
+    return results_of(request.param)
 
 
 def whole_run(steps: int, **arguments: Any) -> list[torch.Tensor]:

@@ -19,13 +19,20 @@ from family import (
     step_with,
     upstream_outcome,
 )
-from support import assert_same_bits, device_of, make_params, set_gradients, stream
+from support import (
+    BACKENDS,
+    assert_same_bits,
+    device_of,
+    make_params,
+    set_gradients,
+    stream,
+)
 from torch import Tensor
 
 # Triton's interpreter is slow: there one short run with everything at once
-STEPS = {"eager": 300, "cpu": 300, "triton": 10}
+STEPS = {"eager": 300, "cpu": 300, "cuda": 300, "triton": 10}
 BACKEND_CASES = [
-    *((backend, *case) for backend in ("eager", "cpu") for case in CASES),
+    *((backend, *case) for backend in BACKENDS if backend != "triton" for case in CASES),
     *(("triton", name, "all at once") for name in FAMILY),
 ]
 
@@ -86,10 +93,11 @@ def reference_outcome(name: str, index: int, grouped: bool, steps: int) -> tuple
 
 BEYOND_CASES = [
     (backend, index, grouped)
-    for backend in STEPS
+    for backend in BACKENDS
     for index in range(len(BEYOND))
     for grouped in (False, True)
-    if backend == "cpu" or (grouped and (backend == "eager" or BEYOND[index] in IN_THE_INTERPRETER))
+    if backend in ("cpu", "cuda")
+    or (grouped and (backend == "eager" or BEYOND[index] in IN_THE_INTERPRETER))
 ]
 
 
@@ -154,7 +162,7 @@ def test_float32_is_as_good_as_upstream(backend: str, name: str) -> None:
 
 LOW_CASES = [
     (backend, name, dtype, low_gradients)
-    for backend in STEPS
+    for backend in BACKENDS
     for name in FAMILY
     for dtype in (torch.bfloat16, torch.float16)
     for low_gradients in (False, True)

@@ -13,7 +13,14 @@ from sfplus_kernels import AdamCScheduleFreePlus
 from sfplus_kernels.optim.run_state import GROUP_KEYS, POLYAK_KEYS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/algorithm.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/algorithm.md",
+    "docs/coming-from-schedulefree.md",
+    "docs/performance.md",
+]
 README = (ROOT / "README.md").read_text()
 
 
@@ -41,15 +48,17 @@ def test_links_lead_somewhere(document: str) -> None:
         assert source.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.+)$", source.read_text(), re.M)
-            assert anchor in {h.lower().replace(" ", "-") for h in headings}, target
+            assert anchor in {
+                re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings
+            }, target
     for path in re.findall(r"\b(?:tests|bench|docs|examples|csrc)/[\w/.-]*\w", text):
         assert (ROOT / path).exists(), path
 
 
 def test_commands_are_targets_of_the_makefile() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for document in DOCUMENTS:
-        commands = re.findall(r"(?:^    |`)make (\w+)", (ROOT / document).read_text(), re.M)
+        commands = re.findall(r"(?:^    |`)make ([\w-]+)", (ROOT / document).read_text(), re.M)
         assert set(commands) <= targets, document
 
 
@@ -63,15 +72,6 @@ def test_metadata() -> None:
     version = sfplus_kernels.__version__
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
-
-
-def test_performance_table_is_the_saved_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import summary
-
-    section = README.split("## What a step costs")[1]
-    (result,) = re.findall(r"\]\((bench/results/[^)]+)\)", section.split("\n## ")[0])
-    assert summary.markdown(ROOT / result) in section
 
 
 def test_quick_start_runs() -> None:
@@ -95,4 +95,44 @@ def test_quick_start_runs() -> None:
     assert not optimizer.param_groups[0]["train_mode"]  # type: ignore[attr-defined]
     assert all(
         not torch.equal(old, new) for old, new in zip(before, layer.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/coming-from-schedulefree.md"])
+def test_other_examples_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code blocks one after the other, with a model that has BatchNorm."""
+    import schedulefree
+    import torch
+
+    class Model(torch.nn.Module):
+        """Its output is the loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.layers(batch).square().mean()
+
+    monkeypatch.chdir(tmp_path)
+    names: dict = {name: getattr(sfplus_kernels, name) for name in sfplus_kernels.__all__}
+    names |= {"torch": torch, "model": Model(), "batch": torch.randn(8, 3)}
+    names["data"] = names["batches"] = [names["batch"]]
+    validated = []
+    names["validate"] = lambda model: validated.append(model.layers[0].weight.detach().clone())
+    names["optimizer"] = names["AdamWScheduleFree"](names["model"].parameters())
+    upstream = schedulefree.AdamWScheduleFree(names["model"].parameters())
+    names["checkpoint"] = {
+        "model": names["model"].state_dict(),
+        "optimizer": upstream.state_dict(),
+    }
+    blocks = re.findall(r"```python\n(.+?)```", (ROOT / document).read_text(), re.S)
+    assert len(blocks) > 1
+    for block in blocks:
+        exec(block, names)
+    assert len(validated) == (2 if document == "README.md" else 0)
+    for path in tmp_path.glob("model.pt"):
+        names["model"].load_state_dict(torch.load(path, weights_only=True))
+    assert {path.name for path in tmp_path.iterdir()} == (
+        {"model.pt"} if document == "README.md" else {"optimizer.pt"}
     )

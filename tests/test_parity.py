@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from support import (
+    BACKENDS,
     EVERYTHING,
     SHAPES,
     device_of,
@@ -31,7 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
     "maximize": {"maximize": True, "f_star": 5.0, "weight_decay": 1.0, "lr": 0.5},
     "f_star": {"f_star": 1.5, "lr": 0.7},
 }
-BACKENDS = ["eager", "cpu", "triton"]
 # Triton's interpreter is slow: there with missing gradients only, and not every pair of dtypes
 BACKEND_CASES = [
     (backend, case, missing)
@@ -153,6 +153,8 @@ def test_different_settings_give_different_results(backend: str) -> None:
         "warmup_steps": 2,
         "f_star": 1.0,
     }
+    if backend == "triton" and device_of(backend).type == "cpu":  # the interpreter is slow
+        changes = {name: changes[name] for name in ("betas", "polyak_beta", "f_star")}
     results = []
     for change in [{}, *({name: value} for name, value in changes.items())]:
         params = make_params([(5, 3)], device=device_of(backend))

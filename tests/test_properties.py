@@ -85,7 +85,8 @@ def test_any_set_of_tensors(backend: str, case: dict) -> None:
     reference = AdamCScheduleFreePlusReference(in_groups(truth, case["cuts"]), **case["arguments"])
     optimizer.train()
     reference.train()
-    steps = stream([p.shape for p in params], 5, missing=case["missing"], seed=case["seed"])
+    n_steps = 3 if backend == "triton" and device.type == "cpu" else 5  # the interpreter is slow
+    steps = stream([p.shape for p in params], n_steps, missing=case["missing"], seed=case["seed"])
     for k, (loss, gradients) in enumerate(steps):
         for p, t, g, grad_dtype in zip(params, truth, gradients, grad_dtypes, strict=True):
             rounded = None if g is None else g.to(grad_dtype).double()

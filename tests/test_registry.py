@@ -1,6 +1,7 @@
 """Which backend is chosen, and what is said when one cannot be had."""
 
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -68,8 +69,75 @@ def test_triton_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         backends.select("triton", CPU)
 
 
+class Extension:
+    """A compiled extension with CUDA kernels, on a machine whose driver serves CUDA up to ``driver``."""
+
+    def __init__(self, missing: str = "", driver: int = 0, problem: str = "") -> None:
+        self.CUDA_MISSING, self._driver, self._problem = missing, driver, problem
+
+    def cuda_versions(self) -> tuple[int, int]:
+        return 13000, self._driver
+
+    def cuda_device_problem(self, device: int) -> str:
+        return self._problem
+
+
+@pytest.mark.parametrize(
+    ("extension", "device_type", "said"),
+    [
+        (
+            Extension("SFPLUS_CUDA=off"),
+            "cuda",
+            r"^not built \(SFPLUS_CUDA=off\).*SFPLUS_CUDA=require",
+        ),
+        (Extension(), "cuda", "^no NVIDIA driver$"),
+        (
+            Extension(driver=12040),
+            "cuda",
+            r"^driver too old for CUDA 13\.0: has 12\.4, needs 13\.0",
+        ),
+        (Extension(driver=13010), "cpu", "^it works on cuda tensors, not on cpu$"),
+        (Extension(driver=13000), "cuda", "^torch finds no CUDA device$"),
+    ],
+)
+def test_cuda_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, extension: Extension, device_type: str, said: str
+) -> None:
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: extension)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = registry._RECORDS["cuda"].unavailable_reason(device_type)
+    assert reason is not None
+    assert re.search(said, reason)
+
+
+def test_cuda_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for whose architecture there is no code."""
+    extension = Extension(driver=14000, problem="no kernel image is available")
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: extension)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert registry._RECORDS["cuda"].unavailable_reason("cuda") == "no kernel image is available"
+    extension._problem = ""
+    assert registry._RECORDS["cuda"].unavailable_reason("cuda") is None
+    assert registry._RECORDS["cuda"].automatic_on == {"cuda"}
+    assert backends.names().index("cuda") < backends.names().index("triton")
+
+
+def test_the_extension_itself_knows_its_driver() -> None:
+    from sfplus_kernels import _C
+
+    if _C.CUDA_MISSING:
+        assert not hasattr(_C, "cuda_versions")
+        assert "not built" in backends.report()["cuda"]
+    else:
+        runtime, driver = _C.cuda_versions()
+        assert runtime >= 13000
+        assert driver >= 0
+        assert (backends.report()["cuda"] == "no NVIDIA driver") == (driver == 0)
+
+
 def test_report_names_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(backends.report()) == ["cpu", "triton", "eager"] == backends.names()
+    assert list(backends.report()) == ["cpu", "cuda", "triton", "eager"] == backends.names()
     assert backends.report()["cpu"] == "available"
     hide(monkeypatch, "cpu")
     assert backends.report()["cpu"] == "hidden by a test"
@@ -86,13 +154,15 @@ def test_command_line_report() -> None:
     ).stdout
     for word in ("sfplus_kernels", "torch", "triton", "backend cpu", "backend eager", "available"):
         assert word in text
+    assert re.search(r"^backend cuda +\S", text, re.MULTILINE)
     if not torch.cuda.is_available():
         assert "TRITON_INTERPRET" in text
 
 
 def test_the_named_backend_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
-    for name in backends.names():
+    serving = [name for name in backends.names() if name != "cuda"]
+    for name in serving:
         implementation = backends.select(name, CPU)[1]
 
         def update(
@@ -102,7 +172,7 @@ def test_the_named_backend_does_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
             real(plan, state)
 
         monkeypatch.setattr(implementation, "update", update)
-    for name in (*backends.names(), None):
+    for name in (*serving, None):
         params = make_params([(3,)])
         run(AdamCScheduleFreePlus(params, backend=name), params, 1)
-    assert used == [*backends.names(), "cpu"]
+    assert used == [*serving, "cpu"]

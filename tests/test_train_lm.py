@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import train_lm
 import typer
+from common import Interrupt
 from lm import data, files, report
 from lm.model import GPT
 from lm.run import Trainer
@@ -137,6 +138,21 @@ def test_adamw_schedule(tmp_path: Path) -> None:
     assert rates[2:] == pytest.approx([3e-3 * k / 18 for k in range(18, 0, -1)])
 
 
+def test_schedule_free_adamw(tmp_path: Path) -> None:
+    arguments = ("--optimizer", "adamw-schedulefree", "--log-every", "1")
+    folder = train(tmp_path, "alone", *arguments, steps=120)
+    (lines,) = files.read_metrics(folder).values()
+    losses = [line["loss"] for line in lines]
+    assert sum(losses[-10:]) / 10 < losses[0] - 0.5
+    assert lines[-1]["validation_loss_x"] < losses[0] - 0.5
+    # warmup over a tenth of the run, and no decay after it
+    peak = max(line["gamma"] for line in lines)
+    assert [line["gamma"] for line in lines] == pytest.approx(
+        [peak * min(1, k / 12) for k in range(1, 121)]
+    )
+    assert (folder / report.PICTURE).exists()
+
+
 def test_state_bytes(whole: Path) -> None:
     checkpoint = files.load_checkpoint(whole)
     assert checkpoint is not None
@@ -248,7 +264,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_second_ctrl_c_kills() -> None:
-    with files.Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.requested
         with pytest.raises(KeyboardInterrupt):
@@ -335,7 +351,7 @@ def test_resume_with_other_text_or_no_settings(whole: Path, tmp_path: Path) -> N
 
 def test_config_round_trip(whole: Path, tmp_path: Path) -> None:
     settings = Settings.load(whole)
-    assert settings.optimizers == tuple(OptimizerName)
+    assert settings.optimizers == (OptimizerName.SCHEDULE_FREE_PLUS, OptimizerName.ADAMW)
     settings.save(tmp_path)
     assert Settings.load(tmp_path) == settings
 

@@ -72,4 +72,4 @@ def test_make_method_names() -> None:
     names = [
         type(make_method(name, [parameter], settings).optimizer).__name__ for name in OptimizerName
     ]
-    assert names == ["AdamCScheduleFreePlus", "AdamW"]
+    assert names == ["AdamCScheduleFreePlus", "AdamW", "AdamWScheduleFree"]

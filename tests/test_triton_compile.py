@@ -23,12 +23,10 @@ import pytest
 from sfplus_kernels.backends.layout import Move
 
 pytest.importorskip("triton")
-# one process of the tests compiles, for all of them
-pytestmark = pytest.mark.xdist_group("triton-compile")
-
 ARCHITECTURES = [80, 90, 100]
 EVERY_PAIR = 90
-"""The architecture whose gradients have every dtype; elsewhere they have the parameter's."""
+"""The architecture whose gradients have every dtype and for which the rarer passes are compiled; elsewhere
+gradients have the parameter's."""
 
 BITS = {"fp64": 64, "fp32": 32, "bf16": 16, "fp16": 16}
 HALVES = ["bf16", "fp16"]
@@ -174,9 +172,11 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
         state = "fp64" if param == "fp64" else "fp32"
         for grad in BITS if arch == EVERY_PAIR else [param]:
             expected |= {f"reduce {state} {grad}", f"update {param} {grad}"}
-            expected.add(f"reduce {state} {grad} gradients_only")
+            if arch == EVERY_PAIR:
+                expected.add(f"reduce {state} {grad} gradients_only")
         expected |= {f"update {param} {param} no_momentum", f"update {param} {param} sgd"}
-        expected |= {f"interpolate {param} {move.name.lower()}" for move in Move}
+        moves = Move if arch == EVERY_PAIR else (Move.TO_X, Move.TO_Y)
+        expected |= {f"interpolate {param} {move.name.lower()}" for move in moves}
     assert set(kernels) == expected
     targets = {re.findall(r"^\.target sm_(\d+)", k.ptx, re.MULTILINE)[0] for k in kernels.values()}
     assert targets == {str(arch)}

@@ -36,15 +36,17 @@ TYPES = {torch.float64: "*fp64", torch.int64: "*i64", int: "i32"}
 def main(arch: int, every_pair: bool) -> None:
     """Print, as JSON, what becomes of every kernel on ``sm_{arch}``, by its name.
 
-    ``every_pair``: for gradients of every dtype, else for those of the parameter's.
+    ``every_pair``: for gradients of every dtype, else for those of the parameter's, and for the rarer
+    passes too.
     """
     compiled: dict[str, dict[str, Any]] = {}
     for param_dtype in ops.FLOAT_DTYPES:
         for grad_dtype in ops.FLOAT_DTYPES if every_pair else [param_dtype]:
             for n_moments in (2, 1, 0) if grad_dtype == param_dtype else (2,):
-                small = record_launches(param_dtype, grad_dtype, n_moments, [99])
+                small = record_launches(param_dtype, grad_dtype, n_moments, [99], every_pair)
                 # nothing of this one but its dtypes is the same
-                large = record_launches(param_dtype, grad_dtype, n_moments, [40_000, 8_192, 5])
+                numels = [40_000, 8_192, 5]
+                large = record_launches(param_dtype, grad_dtype, n_moments, numels, every_pair)
                 for launch, other in zip(small, large, strict=True):
                     if launch.name not in compiled:
                         figures = launch.compile(arch)
@@ -54,9 +56,13 @@ def main(arch: int, every_pair: bool) -> None:
 
 
 def record_launches(
-    param_dtype: torch.dtype, grad_dtype: torch.dtype, n_moments: int, numels: list[int]
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    n_moments: int,
+    numels: list[int],
+    rare_passes: bool,
 ) -> list[RecordedLaunch]:
-    """The launches of one step and of both interpolations, one parameter in each group."""
+    """The launches of one step and of the interpolations, one parameter in each group."""
     launches: list[RecordedLaunch] = []
 
     def recorder(kernel: Any, n_programs: int) -> Callable[..., None]:
@@ -75,10 +81,11 @@ def record_launches(
     plan = table.build_table(entries, torch.device("cpu"), triton_backend.chunk_size(False))
     backend = triton_backend.TritonBackend()
     backend.reduce(plan, with_e=True)
-    backend.reduce(plan, with_e=False)
+    if rare_passes:
+        backend.reduce(plan, with_e=False)
     backend.finalize(plan, run, plan.partials)
     backend.update(plan, run)
-    for move in Move:
+    for move in Move if rare_passes else (Move.TO_X, Move.TO_Y):
         backend.interpolate(plan, run, move)
     return launches
 

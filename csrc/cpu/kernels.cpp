@@ -41,18 +41,6 @@ void reduce_chunk(const ReduceChunk& chunk, double* sums) {
   }
 }
 
-template <class T>
-UpdateCoefs<T> update_coefs(const double* group, const double* tensor) {
-  // formed in double, rounded once
-  return {static_cast<T>(group[GroupCoef::BETA1]),      static_cast<T>(group[GroupCoef::GRAD_TO_M]),
-          static_cast<T>(group[GroupCoef::BETA2]),      static_cast<T>(group[GroupCoef::GRAD_TO_V]),
-          static_cast<T>(group[GroupCoef::EPS]),        static_cast<T>(group[GroupCoef::OMEGA]),
-          static_cast<T>(group[GroupCoef::E_KEPT]),     static_cast<T>(group[GroupCoef::DELTA_TO_Y]),
-          static_cast<T>(tensor[TensorCoef::STEP_SIZE]),
-          static_cast<T>(tensor[TensorCoef::INV_SQRT_BC2]),
-          static_cast<T>(tensor[TensorCoef::E_TO_Y])};
-}
-
 template <Direction direction, class State, class Param, class Grad>
 void update_chunk(const UpdateChunk& chunk) {
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y

@@ -4,34 +4,14 @@
 #include <cstdint>
 
 #include "../math/layout.h"
+#include "../table.h"
 
 namespace sfplus {
-
-// The columns of every pointer are those of layout.h; the tables are sfplus_kernels/backends/table.py's.
-struct Table {
-  const std::int64_t* rows;       // (n_rows, Row::WIDTH)
-  const std::int64_t* gradients;  // (n_rows,) addresses; unused by interpolate
-  const std::int64_t* chunks;     // (n_chunks, Chunk::WIDTH), of this launch only
-  std::int64_t n_chunks;
-  std::int64_t chunk_size;  // elements
-  std::int64_t n_elements;  // in all chunks
-};
 
 // Slot i of partials, (n_partials, Sum::WIDTH), becomes the sums over the chunks i, i + n_partials, ...; the
 // sum of g e is 0 without with_e.
 void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, double* partials,
             std::int64_t n_partials, int n_threads);
-
-struct Run {
-  double* globals;
-  double* groups;         // (n_groups, Group::WIDTH)
-  double* tensors;        // (n_params, Scalar::WIDTH)
-  const double* hyper;    // (n_groups, Hyper::WIDTH)
-  const double* settings;
-  double* group_coefs;    // (n_groups, GroupCoef::WIDTH)
-  double* tensor_coefs;   // (n_params, TensorCoef::WIDTH)
-  std::int64_t n_groups;
-};
 
 // A step with a non-finite sum or loss, or a gamma or an omega above max_coefficient, is marked as skipped
 // and advances nothing.

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "config.h"
+#include "layout.h"
 
 namespace sfplus {
 inline namespace SFPLUS_ISA {
@@ -14,6 +15,18 @@ struct UpdateCoefs {
   T beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y;  // of the group
   T step_size, inv_sqrt_bc2, e_to_y;                                     // of the tensor
 };
+
+// Rows of group_coefs and tensor_coefs: formed in double, rounded once.
+template <class T>
+SFPLUS_INLINE UpdateCoefs<T> update_coefs(const double* group, const double* tensor) {
+  return {static_cast<T>(group[GroupCoef::BETA1]),      static_cast<T>(group[GroupCoef::GRAD_TO_M]),
+          static_cast<T>(group[GroupCoef::BETA2]),      static_cast<T>(group[GroupCoef::GRAD_TO_V]),
+          static_cast<T>(group[GroupCoef::EPS]),        static_cast<T>(group[GroupCoef::OMEGA]),
+          static_cast<T>(group[GroupCoef::E_KEPT]),     static_cast<T>(group[GroupCoef::DELTA_TO_Y]),
+          static_cast<T>(tensor[TensorCoef::STEP_SIZE]),
+          static_cast<T>(tensor[TensorCoef::INV_SQRT_BC2]),
+          static_cast<T>(tensor[TensorCoef::E_TO_Y])};
+}
 
 // The direction u: ADAM keeps both moments, ADAM_NO_MOMENTUM the second only, SGD none.
 enum class Direction { ADAM, ADAM_NO_MOMENTUM, SGD };

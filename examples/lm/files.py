@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -61,20 +59,3 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         return None
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint
-
-
-class Interrupt:
-    """``with Interrupt() as interrupt:`` Ctrl-C sets ``interrupt.requested``; a second one kills."""
-
-    requested = False
-
-    def __enter__(self) -> Interrupt:
-        self._previous = signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, self._previous)

@@ -22,7 +22,11 @@ from matplotlib.axes import Axes
 
 PICTURE = "loss.png"
 FINAL_STEPS = 50  # one batch is noisy: the final training loss is a mean over these
-COLOURS = {OptimizerName.SCHEDULE_FREE_PLUS: "tab:blue", OptimizerName.ADAMW: "tab:orange"}
+COLOURS = {
+    OptimizerName.SCHEDULE_FREE_PLUS: "tab:blue",
+    OptimizerName.ADAMW: "tab:orange",
+    OptimizerName.ADAMW_SCHEDULE_FREE: "tab:green",
+}
 
 Lines = list[dict[str, Any]]
 
@@ -48,14 +52,14 @@ def draw(folder: Path, settings: Settings) -> Path:
         for point, style in (("x", "o-"), ("y", "^--")):
             step, value = column(lines, f"validation_loss_{point}")
             if len(step):
-                where = f" at {point}" if name == OptimizerName.SCHEDULE_FREE_PLUS else ""
+                where = f" at {point}" if name != OptimizerName.ADAMW else ""
                 label = f"{name}: validation{where}"
                 losses.plot(step, value, style, color=colour, mfc="white", ms=5, label=label)
         for rate in ("gamma", "lr"):
             step, value = column(lines, rate)
             if len(step):
                 rates.semilogy(step, value, color=colour, label=f"{name}: {rate}")
-        if name == OptimizerName.SCHEDULE_FREE_PLUS:
+        if name != OptimizerName.ADAMW:
             draw_fit(losses, lines, settings)
     losses.set(ylabel="loss (nats per byte)", title=f"{folder.name}: seed {settings.seed}")
     losses.set_ylim(top=min(losses.get_ylim()[1], 6))
@@ -72,7 +76,7 @@ def draw(folder: Path, settings: Settings) -> Path:
 def draw_fit(axes: Axes, lines: Lines, settings: Settings) -> None:
     """The fitted curve, on to twice the length.
 
-    Only for the run without a schedule: with one, the loss falls because the rate does, and a run of
+    Only for runs without a schedule: with one, the loss falls because the rate does, and a run of
     twice the length would have another schedule.
     """
     step, loss = column(lines, "loss")

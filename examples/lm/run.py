@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import Interrupt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor
 
 from lm.clock import Clock, Mark
 from lm.data import Corpus, windows
-from lm.files import Interrupt, MetricsFile, load_checkpoint, save_checkpoint
+from lm.files import MetricsFile, load_checkpoint, save_checkpoint
 from lm.model import GPT
 from lm.optimizers import make_method
 from lm.settings import OptimizerName, Settings

@@ -15,6 +15,11 @@ class OptimizerName(StrEnum):
 
     SCHEDULE_FREE_PLUS = "schedule-free-plus"
     ADAMW = "adamw"
+    ADAMW_SCHEDULE_FREE = "adamw-schedulefree"
+
+
+COMPARED = (OptimizerName.SCHEDULE_FREE_PLUS, OptimizerName.ADAMW)
+"""What a run without ``--optimizer`` trains."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -45,6 +46,45 @@ def _cpu_reason(device_type: str) -> str | None:
     return None
 
 
+def _cuda_reason(device_type: str) -> str | None:
+    try:
+        native: Any = importlib.import_module("sfplus_kernels._C")
+    except ImportError as error:
+        return f"the compiled extension sfplus_kernels._C cannot be imported ({error})"
+    if native.CUDA_MISSING:
+        return (
+            f"not built ({native.CUDA_MISSING}); install a wheel that has the CUDA kernels, or build with "
+            "SFPLUS_CUDA=require to see what is missing"
+        )
+    runtime, driver = native.cuda_versions()
+    reason = driver_problem(runtime, driver)
+    if reason is not None:
+        return reason
+    if device_type != "cuda":
+        return f"it works on cuda tensors, not on {device_type}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    device = torch.cuda.current_device()
+    return native.cuda_device_problem(device) or None
+
+
+def driver_problem(runtime: int, driver: int) -> str | None:
+    """Why a driver cannot serve the CUDA runtime that is linked in, if so.
+
+    Both are 1000 major + 10 minor; ``driver`` is the newest CUDA that it serves, 0 if there is none. It
+    may be of an older minor version than the runtime, not of an older major one.
+    """
+    if driver == 0:
+        return "no NVIDIA driver"
+    if driver // 1000 < runtime // 1000:
+        has, built = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver, runtime))
+        return (
+            f"driver too old for CUDA {built}: has {has}, needs {runtime // 1000}.0 or later; "
+            "update the NVIDIA driver"
+        )
+    return None
+
+
 def _triton_reason(device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install triton"
@@ -78,6 +118,14 @@ _RECORDS = {
             "CpuBackend",
             _cpu_reason,
             frozenset({"cpu"}),
+        ),
+        BackendRecord(
+            "cuda",
+            "compiled CUDA kernels",
+            "sfplus_kernels.backends.cuda",
+            "CudaBackend",
+            _cuda_reason,
+            frozenset({"cuda"}),
         ),
         BackendRecord(
             "triton",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends.capture import HostStock, capturing
 from sfplus_kernels.backends.contract import Entry
 from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Sum
 
@@ -40,7 +41,10 @@ class AddressTable:
     """Device memory that names every tensor of a pass; see ``layout`` for the columns."""
 
     rows: Tensor  # (n_rows, len(Row)) int64
-    gradients: Tensor  # (n_rows,) int64, addresses
+    gradients: Tensor  # (n_rows,) int64, addresses: those of ``own_gradients``, or a capture's
+    own_gradients: Tensor  # refilled when an address changed
+    captured_gradients: list[Tensor]  # each the table of one recorded step; never changed
+    host_gradients: HostStock  # what recorded steps fill theirs from
     chunks: Tensor  # (n_chunks, len(Chunk)) int64
     partials: Tensor  # (sum of n_partials, len(Sum)) float64
     launches: list[Launch]
@@ -122,9 +126,13 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
             rows.append(_row(entry, param))
 
     n_rows = len(rows)
+    own_gradients = torch.zeros(n_rows, dtype=torch.int64, device=device)
     return AddressTable(
         rows=_send(rows, device),
-        gradients=torch.zeros(n_rows, dtype=torch.int64, device=device),
+        gradients=own_gradients,
+        own_gradients=own_gradients,
+        captured_gradients=[],
+        host_gradients=HostStock((n_rows,), torch.int64, pin=device.type == "cuda"),
         chunks=_send(torch.cat(chunk_tables) if chunk_tables else [], device),
         partials=torch.zeros(first_partial, len(Sum), dtype=torch.float64, device=device),
         launches=launches,
@@ -138,7 +146,11 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
 
 
 def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None:
-    """Refill the gradient addresses; a gradient of another layout is read through its stage."""
+    """Refill the gradient addresses; a gradient of another layout is read through its stage.
+
+    A step that is recorded into a CUDA graph gets a table of its own: its replays read the addresses of
+    the capture, whatever steps are run between them.
+    """
     addresses: list[int] = []
     table.staged_rows.clear()
     for row, index in enumerate(table.order):
@@ -150,7 +162,17 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
             table.staged_rows.append(row)
             grad = table.grad_stages[row]
         addresses.append(grad.data_ptr())
-    table.gradients.copy_(_send(addresses, table.gradients.device), non_blocking=True)
+    host, device = torch.tensor(addresses, dtype=torch.int64), table.own_gradients.device
+    if capturing(device):
+        recorded = torch.empty_like(table.own_gradients)  # in the graph's own memory
+        recorded.copy_(table.host_gradients.give(host), non_blocking=True)
+        table.captured_gradients.append(recorded)
+        table.gradients = recorded
+        return
+    if device.type == "cuda":
+        host = host.pin_memory()
+        table.host_gradients.refill()
+    table.gradients = table.own_gradients.copy_(host, non_blocking=True)
 
 
 def load_grad_stages(table: AddressTable) -> None:

@@ -61,7 +61,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         shard_group: the processes among which the parameters are divided, where these are plain tensors
             (ZeroRedundancyOptimizer, FSDP1's flat parameters); None where each process holds all.
         loss_reduce: "mean" or "sum" of the losses of the processes; None if they are the same already.
-        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+        backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
         TypeError, ValueError: a hyperparameter out of range, unusable parameters, an unknown backend.
@@ -162,8 +162,9 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         return ("exp_avg", "exp_avg_sq", "displacement")
 
     def figures(self) -> tuple[Global, ...]:
-        """All of them."""
-        return tuple(figure for figure in Global if figure is not Global.SKIP)
+        """All but the mark of a skipped step and what is only handed in."""
+        inputs = (Global.SKIP, Global.GRAD_SCALE, Global.CLIP_COEF, Global.FOUND_INF)
+        return tuple(figure for figure in Global if figure not in inputs)
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """eps."""

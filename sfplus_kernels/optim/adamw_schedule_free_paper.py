@@ -41,7 +41,7 @@ class AdamWScheduleFreePaper(ScheduledOptimizer):
             ``metrics()["skipped_steps"]``.
         process_group, shard_group: with whom the look at the gradients is shared, as in
             ``AdamCScheduleFreePlus``.
-        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+        backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
         TypeError, ValueError: a hyperparameter out of range, unusable parameters, an unknown backend.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.backends.layout import Global
-from sfplus_kernels.ops import Move, Scaling
+from sfplus_kernels.ops import Move, Scaling, check_recordable
 from sfplus_kernels.optim import run_state
 from sfplus_kernels.optim.stateful import StatefulOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates, iterates
@@ -130,6 +130,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         sums_up = (loss is not None or check_finite) and self._collective.active
         if self._no_gradients and not self.advances_without_gradients and not sums_up:
             return
+        check_recordable("the loss", loss, params[0].device)
         plan = self._valid_plan(params, gradients)
         engine = self._get_engine()
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())

@@ -22,7 +22,8 @@ class ClosureForm(ScheduledOptimizer):
 
     In terms of the displacement form the parameter is y written with b = 1, which is x. A step moves it
     to y of the group's beta, calls the closure, and is then a step with beta_k = 1, which leaves x.
-    Parameters without a gradient move back. One step moves 12 bytes more per float32 parameter.
+    Parameters without a gradient move back (where a step may be skipped, all do). Each such move is 12
+    bytes of traffic more per float32 parameter.
     """
 
     has_modes = False  # the parameters are always y, between steps with b = 1

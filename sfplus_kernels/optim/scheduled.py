@@ -23,7 +23,7 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
 
     shared_arguments = ("maximize", "max_grad_norm", "skip_nonfinite")
     rule = Rule.SCHEDULED
-    _host_counts = True  # whether group["k"] is current
+    _host_counts = True  # whether ``k`` in the groups is that of the device
 
     def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
@@ -76,9 +76,12 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
 
     def _advance(self) -> None:
         """One step; the groups show its gamma."""
+        host_counts = not self.looks_first and not hasattr(self, "found_inf")
+        if host_counts and not self._host_counts:
+            self._save_run_state()  # steps may have been skipped before, but are no more
         self._run_step(check_finite=self.looks_first)
         # where no step is skipped, the host can count along
-        self._host_counts &= not self.looks_first and not hasattr(self, "found_inf")
+        self._host_counts = host_counts
         for group, gamma in zip(self.param_groups, self._get_engine().scheduled_lr, strict=True):
             host = self._host_counts and not isinstance(group["lr"], Tensor)
             group["scheduled_lr"] = float(group["lr"]) * self.lr_factor(group) if host else gamma

@@ -134,9 +134,13 @@ class StatefulOptimizer(torch.optim.Optimizer):
         last = self._step_plan
         if last is not None and not last.serves(key, self._state_key()):
             last = None
-        if last is not None and gradient_key == last.gradient_key:
+        # a graph's replays read the table of their capture: it gets one of its own, and the next step another
+        recording = ops.capturing(params[0].device)
+        if last is not None and gradient_key == last.gradient_key and not recording:
             return last.plan
 
+        if last is None:
+            ops.check_not_capturing(params[0].device)
         ops.check_parameters(params)
         for index, (param, grad) in enumerate(zip(params, gradients, strict=True)):
             if grad is not None:
@@ -147,7 +151,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
             entries = self._entries([p for p, _ in active], {id(p): g.dtype for p, g in active})
             last = KeptPlan.make(engine, entries, key, self._state_key())
         engine.set_gradients(last.plan, [g for _, g in active])
-        last.gradient_key = gradient_key
+        last.gradient_key = [] if recording else gradient_key
         self._step_plan = last
         return last.plan
 
@@ -157,9 +161,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def _valid_move_plan(self, params: list[Tensor], purpose: str = "modes") -> object:
         """As ``_valid_plan``, for a pass that reads no gradients; one is kept for each ``purpose``."""
-        key, engine = move_key(params), self._get_engine()
+        key = move_key(params)
         last = self._move_plans.get(purpose)
         if last is None or not last.serves(key, self._state_key()):
+            ops.check_not_capturing(params[0].device)
+            engine = self._get_engine()
             last = KeptPlan.make(engine, self._entries(params), key, self._state_key())
             self._move_plans = {**self._move_plans, purpose: last}
         return last.plan

@@ -23,7 +23,7 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
 
     The base optimizer steps z; x is the average of the z, and gradients are taken at y between the two.
     Momentum in the base is not needed, since beta takes its place. Around the base's own step come two
-    passes of 16 bytes per float32 parameter together; 4 bytes of state.
+    passes of 16 bytes per float32 parameter each; 4 bytes of state beside the base's.
 
     Args:
         base: the optimizer of z. The wrapper shares its ``param_groups``: LR schedulers may be given either
@@ -34,7 +34,7 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
         momentum: beta of Schedule-Free, in [0, 1].
         weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
         r: power of the step in the averaging weights.
-        backend: "cpu", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
+        backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
         TypeError, ValueError: no optimizer, or one that averages already; a hyperparameter out of range;

@@ -1,0 +1,60 @@
+"""The bandwidth that the memory gives: what every step is measured against, timed as the steps are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+IN_PLACE, COPY, TRIAD, READ = "in-place", "copy", "triad", "read-only"
+
+
+class Ceiling(NamedTuple):
+    """A loop over memory: bytes of one run of it, and how."""
+
+    run: Callable[[], Any]
+    traffic: int
+    what: str
+
+
+def main_ceiling(device_type: str) -> str:
+    """What a step is compared with.
+
+    On a CPU the in-place loop: a copy also reads the lines that it writes, which is not in its count.
+    """
+    return COPY if device_type == "cuda" else IN_PLACE
+
+
+def make_arena(device: torch.device, quick: bool, cache: int) -> Tensor:
+    """Memory for the loops and for flushing caches: far larger than these."""
+    numel = 3 * 2 ** (23 if quick else 28 if device.type == "cuda" else 26)
+    least = (
+        min(2 * cache, 3 * 2**30) // 4
+    )  # a last-level cache that is shared with others can be huge
+    return torch.ones(max(numel, least // 3 * 3), device=device)
+
+
+def ceilings(arena: Tensor) -> dict[str, Ceiling]:
+    """All four loops over ``arena``."""
+    a, b, c = arena.view(3, -1)
+    nbytes = arena.numel() * arena.itemsize
+    return {
+        IN_PLACE: Ceiling(_in_place(arena), 2 * nbytes, "x <- -x"),
+        COPY: Ceiling(lambda: a.copy_(b), 2 * nbytes // 3, "a <- b"),
+        TRIAD: Ceiling(lambda: torch.add(b, c, alpha=0.5, out=a), nbytes, "a <- b + s c"),
+        READ: Ceiling(lambda: torch.dot(a, b), 2 * nbytes // 3, "sum a b"),
+    }
+
+
+def _in_place(arena: Tensor) -> Callable[[], Any]:
+    """Our own threaded loop where the extension is there, else torch's."""
+    if arena.device.type == "cpu":
+        try:
+            from sfplus_kernels import _C
+        except ImportError:
+            pass
+        else:
+            return lambda: _C.negate(arena.data_ptr(), arena.numel(), torch.get_num_threads())
+    return arena.neg_

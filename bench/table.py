@@ -1,0 +1,63 @@
+"""Tables of a run: one set of columns for the terminal, the report and the README."""
+
+from __future__ import annotations
+
+from bench.rows import Row
+
+COLUMNS = (
+    "",
+    "ms, median",
+    "p20 - p80",
+    "B/param",
+    "GB/s",
+    "of roofline",
+    "x AdamW fused",
+    "state B/param",
+)
+NARROW = (0, 1, 5, 6)
+"""The columns that matter most, where there is no room for all."""
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Three figures, whatever the size."""
+    if seconds is None:
+        return ""
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 10 else f"{value:.1f}"
+
+
+def number(value: float | None, digits: int = 0, unit: str = "") -> str:
+    return "" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One row in the order of ``COLUMNS``; what does not apply is empty."""
+    if row.status != "ok":
+        return (row.name, row.status, row.reason, "", "", "", "", "")
+    moves = row.traffic > 0 and row.section != "host"
+    is_ceiling = row.name == row.ceiling or row.section == "ceiling"
+    state = None if is_ceiling or row.state_bytes is None else row.state_bytes / row.n_params
+    return (
+        f"{row.name} bandwidth" if is_ceiling else row.name,
+        milliseconds(row.median),
+        f"{milliseconds(row.p20)} - {milliseconds(row.p80)}",
+        number(row.bytes_per_param) if moves else "",
+        number((row.bandwidth or 0) / 1e9, 1) if moves else "",
+        number(row.percent_of_roofline, 0, " %"),
+        "" if is_ceiling else number(row.ratio_to_baseline, 2),
+        number(state, 1),
+    )
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows that were measured, as a Markdown table."""
+    lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1))]
+    lines += [cells(row) for row in rows if row.status == "ok"]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def device_line(provenance: dict) -> str:
+    """What it was measured on, in one line."""
+    where = [str(provenance["device"]), f"{provenance['threads']} threads"]
+    where += [str(provenance["isa"])] if provenance["isa"] else []
+    return ", ".join([*where, f"torch {provenance['torch']}"])

@@ -1,0 +1,142 @@
+"""Timing rounds: the caches are filled with something else first, and the contestants take turns."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Step = Callable[[], Any]
+
+
+class CpuTimer:
+    """Wall time of a step with cold caches. ``arena`` is memory that no step uses."""
+
+    def __init__(self, arena: Tensor, cache: int) -> None:
+        self.sweep = arena[-min(2 * cache // arena.itemsize, arena.numel()) :]
+
+    def flush(self) -> None:
+        """Fill the caches with changed lines of other memory, as other work between two steps does."""
+        self.sweep.neg_()
+        time.sleep(0.002)  # torch's threads, which have just worked, fall asleep as ours do
+
+    def time(self, step: Step) -> float:
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    def host_time(self, step: Step) -> float:
+        """Of a step with next to nothing to compute."""
+        return self.time(step)
+
+    def wait(self) -> None:
+        pass
+
+
+class CudaTimer:
+    """A GPU's own time of a step with a cold L2, from events. Never run: no GPU was at hand."""
+
+    LEAD = (
+        10_000_000  # clock cycles, some 5 ms: the host is ahead of the device when the step begins
+    )
+
+    def __init__(self, arena: Tensor, cache: int) -> None:
+        self.sweep = arena[-min(4 * cache // arena.itemsize, arena.numel()) :]
+        self.start = torch.cuda.Event(enable_timing=True)
+        self.end = torch.cuda.Event(enable_timing=True)
+
+    def flush(self) -> None:
+        self.sweep.neg_()
+
+    def time(self, step: Step) -> float:
+        torch.cuda._sleep(self.LEAD)  # else gaps between launches would be timed, not kernels
+        self.start.record()
+        step()
+        self.end.record()
+        self.end.synchronize()
+        milliseconds: float = self.start.elapsed_time(self.end)
+        return milliseconds / 1e3
+
+    def host_time(self, step: Step) -> float:
+        """Until the step returns to the host, whose queue is empty when it begins."""
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return seconds
+
+    def wait(self) -> None:
+        torch.cuda.synchronize()
+
+
+Timer = CpuTimer | CudaTimer
+
+
+def take_turns(
+    timer: Timer,
+    steps: Mapping[str, Step],
+    budget: float,
+    tick: Callable[[], None],
+    *,
+    least: int = 7,
+    most: int = 51,
+    host: bool = False,
+) -> dict[str, list[float]]:
+    """Seconds of each round of each step.
+
+    In a turn each step has one round, in an order drawn anew: on a machine that does other things too
+    all of them see the same weather. There are as many turns as fit into ``budget`` seconds, by the time
+    of the first, within ``least`` and ``most``; fewer than ``least``, but at least three, where a disturbed
+    machine makes them take three times the budget. ``tick`` is called after each round.
+    """
+    names = list(steps)
+    order = random.Random(0)
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    for step in steps.values():
+        step()  # allocates what is allocated once
+    timer.wait()
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        turns = least
+        turn = 0
+        while turn < turns:
+            order.shuffle(names)
+            for name in names:
+                if host:
+                    seconds = timer.host_time(steps[name])
+                else:
+                    timer.flush()
+                    seconds = timer.time(steps[name])
+                rounds[name].append(seconds)
+                tick()
+            if turn == 0:
+                first = time.perf_counter() - start
+                turns = int(min(max(budget / first, least), most))
+            turn += 1
+            if turn >= 3 and time.perf_counter() - start > 3 * budget:
+                break
+    finally:
+        gc.enable()
+    return rounds
+
+
+def captured(step: Step) -> Step:
+    """The step as the replay of a CUDA graph. Never run: no GPU was at hand."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

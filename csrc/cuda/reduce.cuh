@@ -1,0 +1,69 @@
+// The reduction pass: one read of g, and of e where it is asked for. 8 bytes per element, or 4, in float32.
+#pragma once
+
+#include <cmath>
+
+#include "block_sum.cuh"
+
+namespace sfplus {
+namespace cuda {
+
+// Packs of each tensor that a thread has under way at once.
+template <bool with_e>
+constexpr int kReduceTurns = with_e ? 2 : 4;
+
+// Block i makes slot i of partials: the sums over the chunks i, i + n_partials, ..., which its warps take in
+// turns. Which warp takes which follows from the table alone, so the bits do too.
+template <bool with_e, class State, class Grad>
+__global__ void __launch_bounds__(kThreads, 8)
+    reduce_kernel(const Table table, double* partials, const std::int64_t n_partials) {
+  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  const std::int64_t slot = blockIdx.x;
+  constexpr int n = kPack<State>;
+  double sums[Sum::WIDTH] = {};
+  for (std::int64_t index = slot + warp * n_partials; index < table.n_chunks;
+       index += kWarps * n_partials) {
+    const Piece piece = piece_of(table, index);
+    // default caching: update, which takes the chunks from the last to the first, may find some of it
+    const Grad* grad = reinterpret_cast<const Grad*>(table.gradients[piece.row]) + piece.start;
+    const State* displacement = with_e ? piece.at<const State>(Row::DISPLACEMENT) : nullptr;
+    const bool vectors = aligned<Grad, n>(grad) && aligned<State, n>(displacement);
+    State l1 = 0, dot = 0, squares = 0;  // of a few dozen terms each, then on in double
+    share_out<n, kReduceTurns<with_e>>(piece.numel, vectors, lane, [&](auto count, auto turns,
+                                                                       int offset) {
+      constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;
+      Pack<Grad, kCount> g[kTurns];
+      Pack<State, kCount> e[kTurns];
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const int at = offset + turn * kLanes * kCount;
+        g[turn] = Pack<Grad, kCount>::template read<Cache::KEEP>(grad + at);
+        if constexpr (with_e) {
+          e[turn] = Pack<State, kCount>::template read<Cache::KEEP>(displacement + at);
+        }
+      }
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          const State value = widen<State>(g[turn].elements[i]);
+          l1 += std::fabs(value);
+          if constexpr (with_e) dot += value * e[turn].elements[i];
+          squares += value * value;
+        }
+      }
+    });
+    sums[Sum::GRAD_L1] += static_cast<double>(l1);
+    sums[Sum::GRAD_DOT_E] += static_cast<double>(dot);
+    sums[Sum::GRAD_SQ] += static_cast<double>(squares);
+  }
+  block_sum<kWarps>(sums);
+  if (threadIdx.x == 0) {  // the array stays in registers: no index that is known at run time only
+    for (int column = 0; column < Sum::WIDTH; ++column) {
+      partials[slot * Sum::WIDTH + column] = sums[column];
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace sfplus

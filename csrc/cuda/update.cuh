@@ -1,0 +1,91 @@
+// The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the direction
+// keeps them), and of the parameter if it is not y itself. 36 bytes per element where all are float32.
+#pragma once
+
+#include <type_traits>
+
+#include "../math/update_rule.h"
+#include "walk.cuh"
+
+namespace sfplus {
+namespace cuda {
+
+// With fewer tensors a thread takes two packs of each: five loads at least are then under way.
+template <Direction direction>
+constexpr int kUpdateTurns = direction == Direction::SGD ? 2 : 1;
+
+// Blocks of a multiprocessor that the compiler is to leave registers for: 72 of them, or 80 where a value is
+// rounded to bfloat16, or 96 where it is rounded to float16 or any of it is double.
+template <class State, class Param, class Grad>
+constexpr int kUpdateBlocks =
+    sizeof(State) == 8 || sizeof(Grad) == 8 || std::is_same<Param, float16>::value ? 5
+    : sizeof(Param) < sizeof(State)                                                ? 6
+                                                                                   : 7;
+
+// One chunk per warp, from the last to the first: reduce, which goes the other way, has just left the last
+// ones in the cache, and the next forward pass begins with the first ones. Nothing on a skipped step.
+template <Direction direction, class State, class Param, class Grad>
+__global__ void __launch_bounds__(kThreads, kUpdateBlocks<State, Param, Grad>)
+    update_kernel(const Table table, const double* globals, const double* group_coefs,
+                  const double* tensor_coefs) {
+  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
+  constexpr int n = kPack<State>;
+  if (globals[Global::SKIP] != 0) return;
+  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  const std::int64_t turn_of_warp = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp;
+  if (turn_of_warp >= table.n_chunks) return;
+  const Piece piece = piece_of(table, table.n_chunks - 1 - turn_of_warp);
+  const UpdateCoefs<State> coefs =
+      update_coefs<State>(group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
+                          tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH);
+  const Grad* grad = reinterpret_cast<const Grad*>(table.gradients[piece.row]) + piece.start;
+  State* y = piece.at<State>(Row::Y);
+  State* e = piece.at<State>(Row::DISPLACEMENT);
+  State* m = kHasM ? piece.at<State>(Row::EXP_AVG) : nullptr;
+  State* v = kHasV ? piece.at<State>(Row::EXP_AVG_SQ) : nullptr;
+  Param* param = kFollows ? piece.at<Param>(Row::PARAM) : nullptr;
+  const bool vectors = aligned<Grad, n>(grad) && aligned<State, n>(y) && aligned<State, n>(e) &&
+                       aligned<State, n>(m) && aligned<State, n>(v) && aligned<Param, n>(param);
+
+  share_out<n, kUpdateTurns<direction>>(piece.numel, vectors, lane, [&](auto count, auto turns, int offset) {
+    constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;
+    using States = Pack<State, kCount>;
+    Pack<Grad, kCount> g[kTurns];
+    States old_m[kTurns] = {}, old_v[kTurns] = {}, old_y[kTurns], old_e[kTurns];
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int at = offset + turn * kLanes * kCount;
+      g[turn] = Pack<Grad, kCount>::template read<Cache::STREAM>(grad + at);
+      if constexpr (kHasM) old_m[turn] = States::template read<Cache::STREAM>(m + at);
+      if constexpr (kHasV) old_v[turn] = States::template read<Cache::STREAM>(v + at);
+      old_e[turn] = States::template read<Cache::STREAM>(e + at);
+      old_y[turn] = States::template read<Cache::STREAM>(y + at);
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int at = offset + turn * kLanes * kCount;
+      Pack<Param, kCount> follower;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        update_element<direction>(widen<State>(g[turn].elements[i]), old_m[turn].elements[i],
+                                  old_v[turn].elements[i], old_y[turn].elements[i],
+                                  old_e[turn].elements[i], coefs);
+        if constexpr (kFollows) follower.elements[i] = narrow<Param>(old_y[turn].elements[i]);
+      }
+      if constexpr (kHasM) old_m[turn].template write<Cache::STREAM>(m + at);
+      if constexpr (kHasV) old_v[turn].template write<Cache::STREAM>(v + at);
+      old_e[turn].template write<Cache::STREAM>(e + at);
+      // what the forward pass reads is worth keeping
+      if constexpr (kFollows) {
+        old_y[turn].template write<Cache::STREAM>(y + at);
+        follower.template write<Cache::KEEP>(param + at);
+      } else {
+        old_y[turn].template write<Cache::KEEP>(y + at);
+      }
+    }
+  });
+}
+
+}  // namespace cuda
+}  // namespace sfplus

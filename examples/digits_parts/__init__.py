@@ -1,0 +1,1 @@
+"""The parts of ``examples/digits.py``: images, model, optimizers, training, report."""
