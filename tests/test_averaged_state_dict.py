@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from family import FAMILY, groups_of, step_with
-from support import EVERYTHING, assert_same_bits, device_of, set_gradients, stream
+from support import BACKENDS, EVERYTHING, assert_same_bits, device_of, set_gradients, stream
 from torch import Tensor, nn
 
 from sfplus_kernels import AdamCScheduleFreePlus, ScheduleFreeWrapper
@@ -68,7 +68,7 @@ def copied(model: nn.Module, optimizer: Any) -> Any:
 KINDS = [*FAMILY, "wrapper", "plus"]
 CASES = [
     (backend, kind, dtype)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for kind in KINDS
     for dtype in (torch.float32, torch.bfloat16)
     if backend == "cpu" or kind in ("adamw", "sgd closure")

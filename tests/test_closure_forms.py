@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from family import CLOSURE, drive, groups_of
-from support import assert_same_bits, device_of, make_params, set_gradients, stream
+from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients, stream
 from test_wrapper import awkward
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ SHAPES = [(7,), (33, 5), (), (0,)]
 # Triton's interpreter is slow: there one of the three
 BACKEND_NAMES = [
     (backend, name)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for name in CLOSURE
     if backend != "triton" or name == "adamw closure"
 ]

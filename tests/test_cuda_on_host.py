@@ -23,6 +23,7 @@ from torch import Tensor
 pytest.importorskip("pybind11")
 import cuda_on_host
 import test_family
+import test_family_inputs
 import test_parity
 from cuda_on_host import CudaOnHost
 
@@ -71,6 +72,12 @@ def test_float64_agrees_with_upstream(name: str) -> None:
 @pytest.mark.parametrize("param", [torch.float32, torch.bfloat16])
 def test_low_precision_is_as_good_as_plain_torch(param: torch.dtype, grad: torch.dtype) -> None:
     test_parity.test_low_precision_is_as_good_as_plain_torch(BACKEND, param, grad)
+
+
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "sgd closure"])
+def test_layouts_in_memory(name: str, skip_nonfinite: bool) -> None:
+    test_family_inputs.test_layouts_in_memory(BACKEND, name, skip_nonfinite)
 
 
 # -- beside the C++ kernels, whose arithmetic is the same ----------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from family import FAMILY, PLAIN, drive, outcome
-from support import assert_same_bits, device_of, make_params
+from support import BACKENDS, assert_same_bits, device_of, make_params
 
 
 def beta(name: str, value: float) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_small_steps_of_low_precision_parameters_count(name: str, dtype: torch.d
 # Triton's interpreter is slow: there one class
 ATTACKS = [
     (backend, name, attack)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for name in FAMILY
     for attack in ("NaN", "Inf", "frozen", "huge lr")
     if backend != "triton" or name == "adamw"

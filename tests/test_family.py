@@ -19,7 +19,14 @@ from family import (
     step_with,
     upstream_outcome,
 )
-from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients, stream
+from support import (
+    BACKENDS,
+    assert_same_bits,
+    device_of,
+    make_params,
+    set_gradients,
+    stream,
+)
 from torch import Tensor
 
 # Triton's interpreter is slow: there one short run with everything at once

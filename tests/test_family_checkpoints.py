@@ -8,7 +8,7 @@ import pytest
 import schedulefree
 import torch
 from family import FAMILY, drive, groups_of
-from support import assert_same_bits, device_of, make_params, set_gradients
+from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients
 from torch import nn
 
 from sfplus_kernels import (
@@ -83,7 +83,7 @@ def test_state_is_what_the_rule_needs(kind: str) -> None:
 # Triton's interpreter is slow: there only the case with everything in it
 RESUMED = [
     (backend, kind, dtype, mode)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for kind in KINDS
     for dtype in (torch.float64, torch.float32, torch.bfloat16)
     for mode in ("train", "eval")

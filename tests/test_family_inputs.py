@@ -7,7 +7,7 @@ import pytest
 import schedulefree
 import torch
 from family import FAMILY, PLAIN, drive, groups_of, iterates_of, set_train_mode, step_with
-from support import assert_same_bits, device_of, make_params, steps_for
+from support import BACKENDS, assert_same_bits, device_of, make_params, steps_for
 from torch import Tensor
 
 from sfplus_kernels import AdamWScheduleFree, RAdamScheduleFree
@@ -16,7 +16,7 @@ SHAPES = [(0,), (7,), (33, 5), (), (0, 3)]
 # Triton's interpreter is slow: there one class with modes, and one without
 BACKEND_NAMES = [
     (backend, name)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for name in FAMILY
     if backend != "triton" or name in ("adamw", "sgd closure")
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from family import FAMILY, PLAIN, drive, groups_of, step_with
-from support import assert_same_bits, device_of, make_params, set_gradients, stream
+from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients, stream
 from torch import Tensor
 
 from sfplus_kernels.backends.layout import Move
@@ -47,7 +47,7 @@ FAULTS = [
 ]
 CASES = [
     (backend, name, *fault)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for number, name in enumerate(PLAIN)
     for place, fault in enumerate(FAULTS)
     if backend != "triton" or place == number

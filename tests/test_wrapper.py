@@ -10,7 +10,7 @@ import pytest
 import schedulefree
 import torch
 from family import difference, set_train_mode
-from support import device_of, make_params, set_gradients, stream
+from support import BACKENDS, device_of, make_params, set_gradients, stream
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -36,7 +36,7 @@ EVERYTHING: dict[str, Any] = {
 SHAPES = [(0,), (7,), (33, 5), (), (257,)]
 BACKEND_BASES = [
     (backend, base)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for base in BASES
     if backend != "triton" or base in ("sgd, momentum", "adamw")
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, device_of, make_params, set_gradients
+from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients
 from test_wrapper import BASES, EVERYTHING, SHAPES, feed, groups_of, iterates_of
 from torch import Tensor, nn
 
@@ -179,7 +179,7 @@ def test_bad_calls_change_nothing() -> None:
 # Triton's interpreter is slow: there one of them
 RESUMED = [
     (backend, base, dtype, mode)
-    for backend in ("eager", "cpu", "triton")
+    for backend in BACKENDS
     for base in ("sgd", "adamw", "rmsprop")
     for dtype in (torch.float64, torch.float32, torch.bfloat16)
     for mode in ("train", "eval")

@@ -106,6 +106,7 @@ class CudaBackend:
         )
 
     def update(self, plan: CudaPlan, run: RunState) -> None:
+        load_grad_stages(plan.table)
         load_param_stages(plan.table)
         native_run, (device, stream) = self._native_run(run), _queue(plan)
         for native, launch in plan.launches:
