@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Two processes run the tests on two cores: with more threads each they would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if not torch.cuda.is_available():
