@@ -154,7 +154,8 @@ def test_cmake_says_what_it_does_without_nvcc(
     program.write_text(
         "cmake_minimum_required(VERSION 3.24)\n"
         "set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR x86_64)\n"
-        f"include({ROOT}/cmake/cuda.cmake)\nmessage(STATUS MISSING=${{SFPLUS_CUDA_MISSING}})\n"
+        f'include("{ROOT}/cmake/cuda.cmake")\n'
+        "message(STATUS MISSING=${SFPLUS_CUDA_MISSING})\n"
     )
     python = tmp_path / "python"  # one whose packages have no nvcc
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
