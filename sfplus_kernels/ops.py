@@ -23,6 +23,7 @@ from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
 from sfplus_kernels.collective import Collective
+from sfplus_kernels.sharding import holds_sums, local
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
@@ -57,7 +58,7 @@ def check_parameters(params: Sequence[Tensor]) -> torch.device:
     """The one device of ``params``.
 
     Raises:
-        TypeError: a dtype other than float64, float32, bfloat16, float16, or a DTensor.
+        TypeError: a dtype other than float64, float32, bfloat16, float16, or a DTensor of sums.
         ValueError: several devices, or one piece of memory under two parameters.
     """
     seen: dict[int, int] = {}
@@ -67,10 +68,10 @@ def check_parameters(params: Sequence[Tensor]) -> torch.device:
                 f"parameter {index} has dtype {param.dtype}; expected one of {_names()}. "
                 "Leave it out of the optimizer, or convert the model with model.to(dtype)"
             )
-        if hasattr(param, "device_mesh"):
+        if holds_sums(param):
             raise TypeError(
-                f"parameter {index} is a DTensor, which this version does not support; "
-                "use an optimizer on plain tensors (single process, or DDP with an averaged loss)"
+                f"parameter {index} is a DTensor with the placements {param.placements}; expected "  # type: ignore[attr-defined]
+                "shards or replicas: redistribute it"
             )
         if param.layout is not torch.strided:
             raise TypeError(f"parameter {index} has layout {param.layout}; expected a dense tensor")
@@ -80,8 +81,9 @@ def check_parameters(params: Sequence[Tensor]) -> torch.device:
                 f"(parameter {index}). The step size is one number for all of them, formed on one "
                 "device: move the model to one device"
             )
-        if param.numel() > 0:
-            other = seen.setdefault(param.data_ptr(), index)
+        part = local(param)
+        if part.numel() > 0:
+            other = seen.setdefault(part.data_ptr(), index)
             if other != index:
                 raise ValueError(
                     f"parameters {other} and {index} share their memory, so a step would move it "
@@ -100,10 +102,6 @@ def check_gradient(param: Tensor, grad: Tensor, index: int) -> None:
     if grad.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f"the gradient of parameter {index} has dtype {grad.dtype}; expected one of {_names()}"
-        )
-    if hasattr(grad, "device_mesh"):
-        raise TypeError(
-            f"the gradient of parameter {index} is a DTensor; this version takes plain tensors"
         )
     if grad.shape != param.shape or grad.device != param.device:
         raise ValueError(
@@ -201,9 +199,9 @@ class Engine:
         """The backend's plan for ``entries``, to be kept while their addresses stay."""
         return self._backend.plan(entries, self.device)
 
-    def set_gradients(self, plan: object, gradients: Sequence[Tensor]) -> None:
-        """Tell ``plan`` where this step's gradients are."""
-        self._backend.set_gradients(plan, gradients)
+    def set_gradients(self, plan: object, gradients: Sequence[Tensor], *, moved: bool) -> None:
+        """Bring this step's gradients to ``plan``; ``moved`` if they are elsewhere than at the last."""
+        self._backend.set_gradients(plan, gradients, moved=moved)
 
     def step(
         self,
@@ -217,7 +215,7 @@ class Engine:
         """One step, without waiting for the device; with a loss if the algorithm needs it and sums.
 
         Args:
-            plan: made from the tensors that have a gradient.
+            plan: made from the tensors that have a gradient, and told where these are.
             loss: float or 0-dim tensor.
             check_finite: without a loss, look at the gradients all the same: to clip them, and to skip the
                 step if one is not finite.

@@ -12,9 +12,10 @@ import sfplus_kernels
 PACKAGE = Path(sfplus_kernels.__file__).parent
 # what a part may import of the package, itself apart: optim -> ops -> backends -> {kernels, _C}
 ALLOWED = {
-    "optim": {"ops", "collective", "backends"},
-    "ops": {"collective", "backends"},
+    "optim": {"ops", "collective", "sharding", "backends"},
+    "ops": {"collective", "sharding", "backends"},
     "collective": {"backends"},
+    "sharding": set(),
     "backends": {"kernels", "_C"},
     "kernels": set(),
     "reference": set(),

@@ -214,3 +214,15 @@ def test_several_hundred_groups(backend: str) -> None:
     run(reference, truth, 3)
     for p, q in zip(params, truth, strict=True):
         torch.testing.assert_close(p.detach().cpu(), q.detach(), rtol=1e-11, atol=1e-13)
+
+
+def test_empty_tensors_count_their_steps(backend: str) -> None:
+    """A process may hold nothing of a parameter, and be the one that saves how often it was stepped."""
+    params = make_params([(0,), (3,), (0, 2)], device=device_of(backend))
+    optimizer = AdamCScheduleFreePlus(params, backend=backend, **EVERYTHING)
+    run(optimizer, params, 2)
+    params[0].grad = None
+    optimizer.step(loss=1.0)
+    assert [float(optimizer.state[p]["step"]) for p in params] == [2, 3, 3]
+    b = [float(optimizer.state[p]["y_beta"]) for p in params]
+    assert b[1] == b[2] != b[0]

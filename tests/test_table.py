@@ -9,10 +9,9 @@ from sfplus_kernels.backends.contract import Entry
 from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Chunk, Row
 from sfplus_kernels.backends.table import (
     Launch,
+    bring_gradients,
     build_table,
     cut_into_chunks,
-    load_grad_stages,
-    point_at_gradients,
     same_layout,
 )
 
@@ -47,7 +46,7 @@ def entry(shape: tuple[int, ...], dtype: torch.dtype, grad: torch.dtype | None, 
     return Entry(p, *state[:3], master, group=slot % 2, slot=slot, grad_dtype=grad)
 
 
-def test_one_launch_per_dtype_pair_and_no_empty_tensor() -> None:
+def test_one_launch_per_dtype_pair_and_no_chunk_of_an_empty_tensor() -> None:
     f32, b16 = torch.float32, torch.bfloat16
     kinds = [
         ((0,), f32, f32),
@@ -64,10 +63,10 @@ def test_one_launch_per_dtype_pair_and_no_empty_tensor() -> None:
         (b16, b16),
         (b16, f32),
     ]
-    assert table.order == [1, 4, 6, 2, 5]
-    assert table.rows[:, Row.NUMEL].tolist() == [5, 16, 3, 7, 9]
+    assert table.order == [1, 4, 6, 2, 5, 0, 3, 7]
+    assert table.rows[:, Row.NUMEL].tolist() == [5, 16, 3, 7, 9, 0, 0, 0]
     assert table.rows[:, Row.SLOT].tolist() == table.order
-    assert table.rows[:, Row.GROUP].tolist() == [1, 0, 0, 0, 1]
+    assert table.rows[:, Row.GROUP].tolist() == [1, 0, 0, 0, 1, 0, 1, 1]
     assert [x.n_chunks for x in table.launches] == [2 + 4 + 1, 2, 3]
     assert [x.first_chunk for x in table.launches] == [0, 7, 9]
     assert table.chunks[:, Chunk.ROW].tolist() == [0] * 2 + [1] * 4 + [2] + [3] * 2 + [4] * 3
@@ -103,16 +102,15 @@ def test_gradient_addresses() -> None:
     entries = [entry((0,), f32, f32, 0), entry((6, 2), f32, f32, 1)]
     table = build_table(entries, torch.device("cpu"), chunk_size=4)
     plain, turned = torch.ones(6, 2), torch.arange(12.0).view(2, 6).t()
-    point_at_gradients(table, [torch.ones(0), plain])
-    assert table.gradients.tolist() == [plain.data_ptr()]
-    entries[1].param.grad = turned
-    point_at_gradients(table, [torch.ones(0), turned])
-    for scale in (1, 3):  # the gradient changes where it is
+    bring_gradients(table, [torch.ones(0), plain], moved=True)
+    assert table.order == [1, 0]
+    assert table.gradients.tolist() == [plain.data_ptr(), 0]
+    for scale, moved in ((1, True), (3, False)):  # the gradient changes where it is
         turned.mul_(scale)
-        load_grad_stages(table)
+        bring_gradients(table, [torch.ones(0), turned], moved=moved)
         stage = table.grad_stages[0]
-        assert table.gradients.tolist() == [stage.data_ptr()]
+        assert table.gradients[0] == stage.data_ptr()
         assert torch.equal(stage, turned)
         assert stage.is_contiguous()
-    point_at_gradients(table, [torch.ones(0), plain])
+    bring_gradients(table, [torch.ones(0), plain], moved=True)
     assert table.staged_rows == []

@@ -33,6 +33,8 @@ coefficients they, or what they are multiplied with, would overflow."""
 class Entry(NamedTuple):
     """The tensors of one parameter, all of one shape, the state tensors of one layout in memory.
 
+    Of a DTensor they are what this process holds of it.
+
     ``exp_avg``, ``exp_avg_sq``, ``displacement`` and ``master_param`` have the state's dtype: float64 for
     a float64 parameter, else float32. A moment is None where the algorithm keeps none, ``exp_avg`` also
     where it keeps only the other; ``master_param`` is None where the parameter itself holds y.
@@ -46,6 +48,7 @@ class Entry(NamedTuple):
     group: int
     slot: int
     grad_dtype: torch.dtype | None  # None in an interpolation, which reads no gradient
+    shards: int = 1  # among how many processes the elements are divided; 1 where each holds all
 
     @property
     def y(self) -> Tensor:
@@ -88,16 +91,24 @@ class Backend(Protocol):
     """One implementation of the step. Plans are made by the backend and opaque to the caller."""
 
     def plan(self, entries: Sequence[Entry], device: torch.device) -> Any:
-        """Everything about these tensors that can be prepared once. Empty tensors are left out."""
+        """Everything about these tensors that can be prepared once.
 
-    def set_gradients(self, plan: Any, gradients: Sequence[Tensor]) -> None:
-        """Point the plan at this step's gradients: ``param.grad`` of each entry, in their order.
+        An empty tensor counts its steps like any other: a process may hold nothing of a parameter whose
+        elements are elsewhere, and save its count.
+        """
 
-        They have the dtypes given by ``Entry.grad_dtype`` and any strides.
+    def set_gradients(self, plan: Any, gradients: Sequence[Tensor], *, moved: bool = True) -> None:
+        """Bring this step's gradients to the plan, one for each entry, in their order.
+
+        They have the dtypes given by ``Entry.grad_dtype`` and any strides. Called once in a step, before
+        the passes that read them; the caller keeps the gradients alive until the last of these.
+
+        Args:
+            moved: whether an address or a layout is another one than in the last call.
         """
 
     def reduce(self, plan: Any, *, with_e: bool) -> Tensor:
-        """sum |g|, sum g e and sum g^2 of all tensors.
+        """sum |g|, sum g e and sum g^2 of all tensors, those of each tensor times its ``shards``.
 
         Without ``with_e`` only gradients are read, and sum g e is 0.
 

@@ -14,11 +14,11 @@ from sfplus_kernels.backends.layout import Move
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
+    bring_gradients,
     build_table,
-    load_grad_stages,
     load_param_stages,
-    point_at_gradients,
     store_param_stages,
+    weigh_partials,
 )
 
 CHUNK_SIZE = 16384
@@ -44,11 +44,12 @@ class CpuBackend:
         table = build_table(entries, device, CHUNK_SIZE)
         return CpuPlan(table, [(_native(table, launch), launch) for launch in table.launches])
 
-    def set_gradients(self, plan: CpuPlan, gradients: Sequence[Tensor]) -> None:
-        point_at_gradients(plan.table, gradients)
+    def set_gradients(
+        self, plan: CpuPlan, gradients: Sequence[Tensor], *, moved: bool = True
+    ) -> None:
+        bring_gradients(plan.table, gradients, moved=moved)
 
     def reduce(self, plan: CpuPlan, *, with_e: bool) -> Tensor:
-        load_grad_stages(plan.table)
         for native, launch in plan.launches:
             _C.reduce(
                 native,
@@ -59,7 +60,7 @@ class CpuBackend:
                 launch.n_partials,
                 torch.get_num_threads(),
             )
-
+        weigh_partials(plan.table)
         return plan.table.partials
 
     def finalize(self, plan: CpuPlan, run: RunState, partials: Tensor | None) -> None:
@@ -74,7 +75,6 @@ class CpuBackend:
         )
 
     def update(self, plan: CpuPlan, run: RunState) -> None:
-        load_grad_stages(plan.table)
         load_param_stages(plan.table)
         native_run = _native_run(run)
         for native, launch in plan.launches:

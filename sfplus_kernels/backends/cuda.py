@@ -15,11 +15,11 @@ from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Move
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
+    bring_gradients,
     build_table,
-    load_grad_stages,
     load_param_stages,
-    point_at_gradients,
     store_param_stages,
+    weigh_partials,
 )
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -71,12 +71,14 @@ class CudaBackend:
         self._name_launches(plan)
         return plan
 
-    def set_gradients(self, plan: CudaPlan, gradients: Sequence[Tensor]) -> None:
-        point_at_gradients(plan.table, gradients)
-        self._name_launches(plan)
+    def set_gradients(
+        self, plan: CudaPlan, gradients: Sequence[Tensor], *, moved: bool = True
+    ) -> None:
+        bring_gradients(plan.table, gradients, moved=moved)
+        if moved:
+            self._name_launches(plan)
 
     def reduce(self, plan: CudaPlan, *, with_e: bool) -> Tensor:
-        load_grad_stages(plan.table)
         device, stream = _queue(plan)
         first = plan.table.partials.data_ptr()
         row_bytes = plan.table.partials.stride(0) * plan.table.partials.element_size()
@@ -91,6 +93,7 @@ class CudaBackend:
                 device,
                 stream,
             )
+        weigh_partials(plan.table)
         return plan.table.partials
 
     def finalize(self, plan: CudaPlan, run: RunState, partials: Tensor | None) -> None:
@@ -106,7 +109,6 @@ class CudaBackend:
         )
 
     def update(self, plan: CudaPlan, run: RunState) -> None:
-        load_grad_stages(plan.table)
         load_param_stages(plan.table)
         native_run, (device, stream) = self._native_run(run), _queue(plan)
         for native, launch in plan.launches:

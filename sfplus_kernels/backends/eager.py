@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,33 +32,32 @@ class EagerPlan:
     slots: Tensor  # (n_active,) rows of RunState.tensors
     groups: Tensor  # (n_active,) the group of each
     sums: Tensor  # (1, 3) float64, columns as in layout.Sum
-
-    def with_gradients(self) -> list[tuple[Entry, Tensor]]:
-        """Gradients are read from the parameters: a list kept here would keep them alive."""
-        return [(e, e.param.grad.detach()) for e in self.entries if e.param.grad is not None]
+    gradients: list[Tensor] = field(default_factory=list)  # from set_gradients until update
 
 
 class EagerBackend:
     """See ``contract.Backend``."""
 
     def plan(self, entries: Sequence[Entry], device: torch.device) -> EagerPlan:
-        active = [e for e in entries if e.param.numel() > 0]
         return EagerPlan(
             entries=list(entries),
-            slots=torch.tensor([e.slot for e in active], dtype=torch.int64, device=device),
-            groups=torch.tensor([e.group for e in active], dtype=torch.int64, device=device),
+            slots=torch.tensor([e.slot for e in entries], dtype=torch.int64, device=device),
+            groups=torch.tensor([e.group for e in entries], dtype=torch.int64, device=device),
             sums=torch.zeros(1, 3, dtype=torch.float64, device=device),
         )
 
-    def set_gradients(self, plan: EagerPlan, gradients: Sequence[Tensor]) -> None:
-        """Nothing to prepare: each pass reads ``param.grad``."""
+    def set_gradients(
+        self, plan: EagerPlan, gradients: Sequence[Tensor], *, moved: bool = True
+    ) -> None:
+        plan.gradients = [g.detach() for g in gradients]
 
     def reduce(self, plan: EagerPlan, *, with_e: bool) -> Tensor:
         plan.sums.zero_()
-        for entry, gradient in plan.with_gradients():
+        for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
             g = gradient.to(entry.displacement.dtype)
             dot = (g * entry.displacement).sum() if with_e else g.new_zeros(())
-            plan.sums += torch.stack((g.abs().sum(), dot, g.square().sum())).to(torch.float64)
+            sums = torch.stack((g.abs().sum(), dot, g.square().sum())).to(torch.float64)
+            plan.sums += sums if entry.shards == 1 else sums * entry.shards
         return plan.sums
 
     def finalize(self, plan: EagerPlan, run: RunState, partials: Tensor | None) -> None:
@@ -144,7 +143,7 @@ class EagerBackend:
 
     def update(self, plan: EagerPlan, run: RunState) -> None:
         skip = run.globals[Global.SKIP] > 0
-        for entry, gradient in plan.with_gradients():
+        for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
             y, e = entry.y.detach(), entry.displacement
             # formed in float64, rounded once to the dtype of the arithmetic
             group_coefs = run.group_coefs[entry.group].to(e.dtype)
@@ -173,6 +172,7 @@ class EagerBackend:
             if entry.master_param is not None:
                 param = entry.param.detach()
                 param.copy_(torch.where(skip, param, y.to(param.dtype)))
+        plan.gradients = []  # kept longer, they would be memory that zero_grad() does not free
 
     def interpolate(self, plan: EagerPlan, run: RunState, move: Move) -> None:
         skip = run.globals[Global.SKIP] > 0

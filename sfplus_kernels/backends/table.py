@@ -19,7 +19,7 @@ from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Sum
 
 @dataclass(frozen=True)
 class Launch:
-    """The tensors of one (parameter, gradient) dtype pair and set of moments: a range of the chunks."""
+    """The tensors of one kind (see ``sort_into_launches``): a range of the chunks."""
 
     param_dtype: torch.dtype
     grad_dtype: torch.dtype | None
@@ -29,6 +29,7 @@ class Launch:
     n_chunks: int
     n_elements: int
     first_partial: int  # row of ``AddressTable.partials`` where this launch's slots begin
+    shards: int = 1  # as in ``Entry``
 
     @property
     def n_partials(self) -> int:
@@ -82,12 +83,16 @@ def same_layout(strides: Sequence[int], tensor: Tensor) -> bool:
 
 
 def sort_into_launches(entries: Sequence[Entry]) -> list[list[int]]:
-    """Indices of the non-empty entries, one list for each launch, in order of first appearance."""
+    """Indices of the non-empty entries, one list for each launch, in order of first appearance.
+
+    A launch has one (parameter, gradient) dtype pair, one set of moments and one number of shards.
+    """
     kinds: dict[tuple, list[int]] = {}
     for index, entry in enumerate(entries):
         if entry.param.numel() > 0:
             moments = (entry.exp_avg is not None, entry.exp_avg_sq is not None)
-            kinds.setdefault((entry.param.dtype, entry.grad_dtype, moments), []).append(index)
+            kind = (entry.param.dtype, entry.grad_dtype, moments, entry.shards)
+            kinds.setdefault(kind, []).append(index)
     return list(kinds.values())
 
 
@@ -111,6 +116,7 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
             n_chunks=len(chunks),
             n_elements=sum(e.param.numel() for e in members),
             first_partial=first_partial,
+            shards=members[0].shards,
         )
         launches.append(launch)
         chunk_tables.append(chunks)
@@ -124,6 +130,10 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
                 param_stages.append((param, dense))
                 param = dense
             rows.append(_row(entry, param))
+    # empty tensors have no chunk, and a row all the same: finalize counts their steps
+    empty = [index for index, entry in enumerate(entries) if entry.param.numel() == 0]
+    order.extend(empty)
+    rows.extend(_row(entries[index], entries[index].param) for index in empty)
 
     n_rows = len(rows)
     own_gradients = torch.zeros(n_rows, dtype=torch.int64, device=device)
@@ -145,6 +155,14 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
     )
 
 
+def bring_gradients(table: AddressTable, gradients: Sequence[Tensor], *, moved: bool) -> None:
+    """Refill the gradient addresses where they ``moved``, and the stages of gradients of another layout."""
+    if moved:
+        point_at_gradients(table, gradients)
+    for row in table.staged_rows:
+        table.grad_stages[row].copy_(gradients[table.order[row]].detach())
+
+
 def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None:
     """Refill the gradient addresses; a gradient of another layout is read through its stage.
 
@@ -155,7 +173,7 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
     table.staged_rows.clear()
     for row, index in enumerate(table.order):
         grad = gradients[index]
-        if not same_layout(table.state_strides[row], grad):
+        if grad.numel() > 0 and not same_layout(table.state_strides[row], grad):
             if row not in table.grad_stages:
                 state = table.keep_alive[index].displacement
                 table.grad_stages[row] = torch.empty_like(state, dtype=grad.dtype)
@@ -175,12 +193,11 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
     table.gradients = table.own_gradients.copy_(host, non_blocking=True)
 
 
-def load_grad_stages(table: AddressTable) -> None:
-    """Bring gradients whose layout is not the state's into their stages: before each pass over them."""
-    for row in table.staged_rows:
-        grad = table.keep_alive[table.order[row]].param.grad
-        if grad is not None:
-            table.grad_stages[row].copy_(grad.detach())
+def weigh_partials(table: AddressTable) -> None:
+    """Multiply the sums of each launch with its number of shards."""
+    for launch in table.launches:
+        if launch.shards != 1:
+            table.partials.narrow(0, launch.first_partial, launch.n_partials).mul_(launch.shards)
 
 
 def load_param_stages(table: AddressTable) -> None:

@@ -19,11 +19,11 @@ from sfplus_kernels.backends.contract import MAX_COEFFICIENT, Entry, RunState
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
+    bring_gradients,
     build_table,
-    load_grad_stages,
     load_param_stages,
-    point_at_gradients,
     store_param_stages,
+    weigh_partials,
 )
 from sfplus_kernels.kernels.finalize import finalize_kernel, finalize_tensors_kernel
 from sfplus_kernels.kernels.interpolate import interpolate_kernel
@@ -143,11 +143,12 @@ class TritonBackend:
             )
         return build_table(entries, device, chunk_size(INTERPRETED))
 
-    def set_gradients(self, plan: AddressTable, gradients: Sequence[Tensor]) -> None:
-        point_at_gradients(plan, gradients)
+    def set_gradients(
+        self, plan: AddressTable, gradients: Sequence[Tensor], *, moved: bool = True
+    ) -> None:
+        bring_gradients(plan, gradients, moved=moved)
 
     def reduce(self, plan: AddressTable, *, with_e: bool) -> Tensor:
-        load_grad_stages(plan)
         with _launching(plan.rows.device):
             for launch in plan.launches:
                 _grid(reduce_kernel, launch.n_partials)(
@@ -165,7 +166,7 @@ class TritonBackend:
                     GRAD_DTYPE=_grad_dtype(launch),
                     **_config("reduce", launch).arguments(),
                 )
-
+        weigh_partials(plan)
         return plan.partials
 
     def finalize(self, plan: AddressTable, run: RunState, partials: Tensor | None) -> None:
@@ -199,7 +200,6 @@ class TritonBackend:
                 )
 
     def update(self, plan: AddressTable, run: RunState) -> None:
-        load_grad_stages(plan)
         load_param_stages(plan)
         with _launching(plan.rows.device):
             for launch in plan.launches:

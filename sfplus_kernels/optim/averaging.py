@@ -114,10 +114,10 @@ class Averaging(ScheduleFreeOptimizer):
         """
         hyper, settings = self._check_groups()
         params = self._parameters()
-        gradients = [p.grad for p in params]
+        gradients = self._local_gradients(params)
         active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
         self._no_gradients = not active
-        plan, engine = self._valid_plan(params, gradients), self._get_engine()
+        plan, engine = self._valid_plan(params, gradients).plan, self._get_engine()
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
         self._holds_z = True
         engine.interpolate(plan, Move.EXPOSE_Z)
@@ -128,11 +128,13 @@ class Averaging(ScheduleFreeOptimizer):
         except BaseException:
             self._holds_z = False
             self._take_back_decay(engine, active)
-            engine.put_back(self._valid_plan(params, gradients))
+            engine.put_back(self._valid_plan(params, gradients).plan)
             raise
         self._holds_z = False
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
-        engine.absorb_z(self._valid_plan(params, gradients))  # p.data may be another tensor now
+        engine.absorb_z(
+            self._valid_plan(params, gradients).plan
+        )  # p.data may be another tensor now
         torch.autograd.graph.increment_version(active)
         for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
             group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])

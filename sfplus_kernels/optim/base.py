@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global
 from sfplus_kernels.ops import Move, Scaling, check_recordable
 from sfplus_kernels.optim import run_state
 from sfplus_kernels.optim.stateful import StatefulOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates, iterates
+from sfplus_kernels.sharding import local
 
 
 class ScheduleFreeOptimizer(StatefulOptimizer):
@@ -57,7 +59,9 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
             yield
             return
         # eval() then train() would round twice; a master_param is exact and needs no copy
-        params = [p for p in self._parameters() if "master_param" not in self.state.get(p, {})]
+        params = [
+            local(p) for p in self._parameters() if "master_param" not in self.state.get(p, {})
+        ]
         saved = [p.detach().clone() for p in params]
         self.eval()
         try:
@@ -66,7 +70,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
             self.train()
             with torch.no_grad():
                 for param, y in zip(params, saved, strict=True):
-                    param.copy_(y)
+                    param.detach().copy_(y)
 
     @torch.no_grad()
     def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
@@ -124,15 +128,20 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         """Check everything, then one step; raises before anything changed."""
         hyper, settings = self._check_groups()
         params = self._parameters()
-        gradients = [p.grad for p in params]
+        gradients = self._local_gradients(params)
         self._no_gradients = all(g is None for g in gradients)
         # every process must take part in the sum, also one that has nothing to add
         sums_up = (loss is not None or check_finite) and self._collective.active
         if self._no_gradients and not self.advances_without_gradients and not sums_up:
             return
         check_recordable("the loss", loss, params[0].device)
-        plan = self._valid_plan(params, gradients)
+        kept = self._valid_plan(params, gradients)
         engine = self._get_engine()
+        kept.bring_gradients(
+            engine,
+            [g for g in gradients if g is not None],
+            recording=ops.capturing(engine.device),
+        )
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
         scaling = Scaling(
             grad_scale=getattr(self, "grad_scale", None),
@@ -141,7 +150,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
             has_gradient=not self._no_gradients,
         )
         engine.step(
-            plan,
+            kept.plan,
             loss,
             check_finite=check_finite,
             scaling=scaling,

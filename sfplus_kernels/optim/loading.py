@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfplus_kernels import ops
 from sfplus_kernels.optim import upstream
+from sfplus_kernels.sharding import as_part_of, local, placed_as
 
 if TYPE_CHECKING:
     from sfplus_kernels.optim.stateful import StatefulOptimizer
@@ -97,7 +98,8 @@ def _copied(
                 f"{value.dtype}; expected {tuple(param.shape)} and {dtype}"
             )
         # the parameter's own layout in memory, whatever that of the saved tensor
-        copied[name] = torch.empty_like(param.detach(), dtype=dtype).copy_(value)
+        part = torch.empty_like(local(param).detach(), dtype=dtype).copy_(placed_as(value, param))
+        copied[name] = as_part_of(part, param)
     for name in ("step", "y_beta"):
         value = torch.as_tensor(state[name])
         if value.dim() != 0:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from sfplus_kernels import ops
 from sfplus_kernels.optim.tensor_state import TensorState
+from sfplus_kernels.sharding import local
 
 
 @dataclass
@@ -33,6 +33,18 @@ class KeptPlan:
         plan = engine.plan([entry for entry, _ in entries])
         return cls(plan, key, state_key, [(state, entry.displacement) for entry, state in entries])
 
+    def bring_gradients(
+        self, engine: ops.Engine, gradients: Sequence[Tensor], *, recording: bool
+    ) -> None:
+        """Tell the plan where this step's gradients are, before the passes that read them.
+
+        A step that is recorded into a CUDA graph gets a table of its own, which replays read; the next step
+        does not use it.
+        """
+        key = gradient_key(gradients)
+        engine.set_gradients(self.plan, gradients, moved=recording or key != self.gradient_key)
+        self.gradient_key = [] if recording else key
+
     def serves(self, key: list[tuple], state_key: tuple) -> bool:
         """Whether these tensors are where they were."""
         return (
@@ -42,15 +54,16 @@ class KeptPlan:
         )
 
 
-def step_keys(active: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[tuple], list[tuple]]:
-    """What must stay for a step's plan to be kept, and for its gradient addresses to be."""
-    try:
-        key = [(id(p), p.data_ptr(), g.dtype) for p, g in active]
-        return key, [(g.data_ptr(), g.stride()) for _, g in active]
-    except (RuntimeError, NotImplementedError):  # a sparse gradient has no address
-        return [], []
+def step_key(active: Sequence[tuple[Tensor, Tensor]]) -> list[tuple]:
+    """What must stay for the plan of a step, with these parameters and gradients, to be kept."""
+    return [(id(p), local(p).data_ptr(), g.dtype, g.layout, g.shape) for p, g in active]
 
 
-def move_key(params: Sequence[Any]) -> list[tuple]:
+def gradient_key(gradients: Sequence[Tensor]) -> list[tuple]:
+    """What must stay for the plan to know already where gradients are."""
+    return [(g.data_ptr(), g.stride()) for g in gradients]
+
+
+def move_key(params: Sequence[Tensor]) -> list[tuple]:
     """What must stay for a plan without gradients to be kept."""
-    return [(id(p), p.data_ptr()) for p in params]
+    return [(id(p), local(p).data_ptr()) for p in params]

@@ -17,8 +17,9 @@ from sfplus_kernels.ops import Engine
 from sfplus_kernels.optim import run_state, upstream
 from sfplus_kernels.optim.checks import check_shared
 from sfplus_kernels.optim.loading import checked_state
-from sfplus_kernels.optim.plans import KeptPlan, move_key, step_keys
+from sfplus_kernels.optim.plans import KeptPlan, move_key, step_key
 from sfplus_kernels.optim.tensor_state import TensorState, create_missing_state, make_entries
+from sfplus_kernels.sharding import local, local_gradient
 
 ALONE = Collective()
 """With the processes of the default group, if there are any."""
@@ -126,34 +127,33 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _valid_plan(self, params: list[Tensor], gradients: list[Tensor | None]) -> object:
-        """The plan for these tensors: the last one if nothing moved, else a new one."""
+    def _local_gradients(self, params: list[Tensor]) -> list[Tensor | None]:
+        """Of each gradient what this process holds; whoever asks keeps them until the step is over."""
+        return [None if p.grad is None else local_gradient(p, p.grad) for p in params]
+
+    def _valid_plan(self, params: list[Tensor], gradients: list[Tensor | None]) -> KeptPlan:
+        """The plan for these tensors: the last one if nothing moved, else a new one.
+
+        Args:
+            gradients: of each parameter what this process holds, as ``_local_gradients`` gives it.
+        """
         self._settle()
         active = [(p, g) for p, g in zip(params, gradients, strict=True) if g is not None]
-        key, gradient_key = step_keys(active)
+        key = step_key(active)
         last = self._step_plan
-        if last is not None and not last.serves(key, self._state_key()):
-            last = None
-        # a graph's replays read the table of their capture: it gets one of its own, and the next step another
-        recording = ops.capturing(params[0].device)
-        if last is not None and gradient_key == last.gradient_key and not recording:
-            return last.plan
+        if last is not None and last.serves(key, self._state_key()):
+            return last
 
-        if last is None:
-            ops.check_not_capturing(params[0].device)
+        ops.check_not_capturing(params[0].device)
         ops.check_parameters(params)
         for index, (param, grad) in enumerate(zip(params, gradients, strict=True)):
             if grad is not None:
-                ops.check_gradient(param, grad, index)
+                ops.check_gradient(local(param), grad, index)
         engine = self._get_engine()
-        if last is None:
-            self._create_state(params, gradients)
-            entries = self._entries([p for p, _ in active], {id(p): g.dtype for p, g in active})
-            last = KeptPlan.make(engine, entries, key, self._state_key())
-        engine.set_gradients(last.plan, [g for _, g in active])
-        last.gradient_key = [] if recording else gradient_key
-        self._step_plan = last
-        return last.plan
+        self._create_state(params, gradients)
+        entries = self._entries([p for p, _ in active], {id(p): g.dtype for p, g in active})
+        self._step_plan = KeptPlan.make(engine, entries, key, self._state_key())
+        return self._step_plan
 
     def _parameters_with_state(self) -> list[Tensor]:
         self._settle()

@@ -11,9 +11,11 @@ from torch import Tensor
 from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Scalar
 from sfplus_kernels.ops import Entry
+from sfplus_kernels.sharding import as_part_of, is_dtensor, local, shards
 
 TensorState = dict[str, Tensor]
 SCALARS = ("step", "y_beta")  # in the order of layout.Scalar
+BUFFERS = (*ops.STATE_TENSORS, "master_param")
 
 
 class Iterates(NamedTuple):
@@ -26,26 +28,28 @@ class Iterates(NamedTuple):
 
 def iterates(param: Tensor, state: TensorState | None, train_mode: bool) -> Iterates:
     """z = y + b e and x = y - (1 - b) e; three copies of a parameter that has no state yet."""
+    value = local(param).detach()
     if not state:
-        value = param.detach().to(ops.state_dtype(param))
-        return Iterates(value.clone(), value.clone(), value.clone())
-    e, b = state["displacement"], state["y_beta"]
+        values = [value.to(ops.state_dtype(param), copy=True) for _ in Iterates._fields]
+        return Iterates(*(as_part_of(copy, param) for copy in values))
+    e, b = local(state["displacement"]), state["y_beta"]
     z_share, x_share = b.to(e.dtype) * e, (1 - b).to(e.dtype) * e
     if "master_param" in state:
-        y = state["master_param"].clone()
+        y = local(state["master_param"]).clone()
     elif train_mode:
-        y = param.detach().clone()
+        y = value.clone()
     else:
-        y = param.detach() + x_share
-    return Iterates(x=y - x_share, y=y, z=y + z_share)
+        y = value + x_share
+    return Iterates(*(as_part_of(t, param) for t in (y - x_share, y, y + z_share)))
 
 
 def new_state(param: Tensor, names: Iterable[str]) -> TensorState:
     """State before the first step: zero moments, x = y = z = the parameter."""
-    value, dtype = param.detach(), ops.state_dtype(param)
-    state = {name: torch.zeros_like(value, dtype=dtype) for name in names}
+    value, dtype = local(param).detach(), ops.state_dtype(param)
+    buffers = {name: torch.zeros_like(value, dtype=dtype) for name in names}
     if ops.needs_master(param):
-        state["master_param"] = torch.empty_like(value, dtype=dtype).copy_(value)
+        buffers["master_param"] = torch.empty_like(value, dtype=dtype).copy_(value)
+    state = {name: as_part_of(buffer, param) for name, buffer in buffers.items()}
     for name in SCALARS:
         state[name] = torch.zeros((), dtype=torch.float64, device=param.device)
     return state
@@ -101,15 +105,17 @@ def make_entries(
             continue
         _follow_parameter(param, state)
         group_index, slot = places[id(param)]
+        buffers = {name: local(state[name]) for name in BUFFERS if name in state}
         entry = Entry(
-            param=param,
-            master_param=state.get("master_param"),
+            param=local(param),
+            master_param=buffers.get("master_param"),
             group=group_index,
             slot=slot,
             grad_dtype=None if grad_dtypes is None else grad_dtypes[id(param)],
-            exp_avg=state.get("exp_avg"),
-            exp_avg_sq=state.get("exp_avg_sq"),
-            displacement=state["displacement"],
+            exp_avg=buffers.get("exp_avg"),
+            exp_avg_sq=buffers.get("exp_avg_sq"),
+            displacement=buffers["displacement"],
+            shards=shards(param),
         )
         entries.append((entry, state))
     _adopt_scalars(entries, scalars)
@@ -141,16 +147,20 @@ def _adopt_scalars(entries: list[tuple[Entry, TensorState]], scalars: Tensor) ->
 
 
 def _follow_parameter(param: Tensor, state: TensorState) -> None:
-    buffers = [name for name in (*ops.STATE_TENSORS, "master_param") if name in state]
-    for name in buffers:
+    names = [name for name in BUFFERS if name in state]
+    for name in names:
         if state[name].device != param.device:
-            state[name] = state[name].to(param.device)
-    layout = state["displacement"].stride()
-    expected = (ops.state_dtype(param), param.shape, layout)
-    same = all((b.dtype, b.shape, b.stride()) == expected for b in map(state.__getitem__, buffers))
+            moved = local(state[name]).to(param.device)
+            state[name] = as_part_of(moved, param) if is_dtensor(state[name]) else moved
+    part = local(param)
+    buffers = [local(state[name]) for name in names]
+    expected = (ops.state_dtype(param), part.shape, local(state["displacement"]).stride())
+    same = all((b.dtype, b.shape, b.stride()) == expected for b in buffers)
+    same = same and all(shards(state[name]) == shards(param) for name in names)
     if not same or ops.needs_master(param) != ("master_param" in state):
-        made_for = {name: (state[name].dtype, tuple(state[name].shape)) for name in buffers}
+        made_for = {name: (b.dtype, tuple(b.shape)) for name, b in zip(names, buffers, strict=True)}
         raise RuntimeError(
-            f"a parameter is now {param.dtype} of shape {tuple(param.shape)}, but its state is "
-            f"{made_for}; make a new optimizer after model.to(dtype)"
+            f"a parameter is now {param.dtype}, of which this process holds shape {tuple(part.shape)}, but "
+            f"its state is {made_for}; make a new optimizer after model.to(dtype) or after the model is "
+            "divided among processes"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfplus_kernels import ops
 from sfplus_kernels.optim.tensor_state import TensorState
+from sfplus_kernels.sharding import as_part_of, local, placed_as
 
 if TYPE_CHECKING:
     from sfplus_kernels.optim.stateful import StatefulOptimizer
@@ -86,7 +87,8 @@ def unsettled_state(
                 f"{name} of parameter {index} has shape {tuple(value.shape)}; expected "
                 f"{tuple(param.shape)}"
             )
-        state[name] = torch.empty_like(param.detach(), dtype=ops.state_dtype(param)).copy_(value)
+        part = torch.empty_like(local(param).detach(), dtype=ops.state_dtype(param))
+        state[name] = as_part_of(part.copy_(placed_as(value, param)), param)
     state["step"] = torch.tensor(float(k), dtype=torch.float64, device=param.device)
     return state
 
@@ -97,11 +99,11 @@ def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> Non
     Raises:
         ValueError: x cannot be recovered.
     """
-    value = param.detach().to(ops.state_dtype(param))
-    z = state.pop("z").to(param.device)
-    y = state.pop("y").to(param.device) if "y" in state else None
+    value = local(param).detach().to(ops.state_dtype(param))
+    z = local(state.pop("z")).to(param.device)
+    y = local(state.pop("y")).to(param.device) if "y" in state else None
     if "x" in state:
-        e = z - state.pop("x").to(param.device)
+        e = z - local(state.pop("x")).to(param.device)
     elif not train_mode:
         e = z - value
     else:
@@ -109,8 +111,8 @@ def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> Non
     if ops.needs_master(param):
         if y is None:
             y = value if train_mode else value + (1 - b) * e
-        state["master_param"] = torch.empty_like(value).copy_(y)
-    state["displacement"] = torch.empty_like(value).copy_(e)
+        state["master_param"] = as_part_of(torch.empty_like(value).copy_(y), param)
+    state["displacement"] = as_part_of(torch.empty_like(value).copy_(e), param)
     state["y_beta"] = torch.tensor(b, dtype=torch.float64, device=param.device)
 
 
@@ -120,17 +122,17 @@ def upstream_state_dict(optimizer: StatefulOptimizer, *, with_x_and_y: bool) -> 
     params = optimizer._parameters()
     states = {}
     for number, own in saved["state"].items():
-        param, e = params[number], own["displacement"]
+        param, e = params[number], local(own["displacement"])
         b = own["y_beta"].to(e.dtype)
-        value = own.get("master_param", param.detach())
+        value = local(own.get("master_param", param)).detach()
         holds_y = optimizer.param_groups[0]["train_mode"] or "master_param" in own
         iterates = {"z": value + (b * e if holds_y else e)}
         if with_x_and_y:
             iterates["x"] = value - (1 - b) * e if holds_y else value
             iterates["y"] = value if holds_y else value + (1 - b) * e
-        moments = {name: own[name] for name in ("exp_avg", "exp_avg_sq") if name in own}
+        moments = {name: local(own[name]) for name in ("exp_avg", "exp_avg_sq") if name in own}
         states[number] = {
-            name: tensor.detach().to(param.dtype, copy=True)
+            name: as_part_of(tensor.detach().to(param.dtype, copy=True), param)
             for name, tensor in (iterates | moments).items()
         }
     names = [*optimizer.upstream_arguments(), *RUN_KEYS, "scheduled_lr", "params"]

@@ -1,0 +1,110 @@
+"""DTensors: what this process holds of a tensor, and among how many processes the whole is divided.
+
+Known by their attributes, so that ``torch.distributed.tensor`` is imported only by those who use it. What a
+process holds is a plain tensor; ``to_local()`` would make a new one of a parameter at each call, at some
+microseconds each, so it is taken from where DTensor keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of ``tensor``: a plain tensor on the same memory."""
+    part: Any = getattr(tensor, "_local_tensor", tensor)
+    if hasattr(part, "trigger_wait"):  # the result of a collective that nobody has used yet
+        part = part.wait()
+    return part  # type: ignore[no-any-return]
+
+
+def as_part_of(part: Tensor, whole: Tensor) -> Tensor:
+    """``part`` as what this process holds of a tensor that is divided as ``whole`` is; or just ``part``."""
+    if not is_dtensor(whole):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    like: Any = whole
+    return DTensor.from_local(
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
+
+
+def shards(param: Tensor) -> int:
+    """Among how many processes the elements of ``param`` are divided: 1 where each holds all of them."""
+    count = 1
+    if is_dtensor(param):
+        like: Any = param
+        for size, placement in zip(like.device_mesh.shape, like.placements, strict=True):
+            count *= 1 if placement.is_replicate() else size
+    return count
+
+
+def holds_sums(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor of which the processes hold terms that are still to be added up."""
+    like: Any = tensor
+    return is_dtensor(tensor) and any(placement.is_partial() for placement in like.placements)
+
+
+def local_gradient(param: Tensor, grad: Tensor) -> Tensor:
+    """What this process holds of ``grad``, divided as ``param`` is.
+
+    A gradient that is divided in another way, or that is still to be added up (as those of a norm under
+    sequence parallelism), is redistributed, which all processes of its mesh must do.
+
+    Raises:
+        TypeError: one of the two is a DTensor and the other is not.
+        ValueError: they are on different meshes.
+    """
+    spec, other = getattr(param, "_spec", None), getattr(grad, "_spec", None)
+    if spec is other:
+        return local(grad)
+    if spec is None or other is None:
+        kinds = [f"a {'plain tensor' if s is None else 'DTensor'}" for s in (spec, other)]
+        raise TypeError(
+            f"a parameter of shape {tuple(param.shape)} is {kinds[0]}, and its gradient {kinds[1]}; was the "
+            "parameter replaced after backward()? Call zero_grad() and run backward() again"
+        )
+    if spec.placements != other.placements:
+        if spec.mesh != other.mesh:
+            raise ValueError(
+                f"a parameter of shape {tuple(param.shape)} is on {spec.mesh}, its gradient on "
+                f"{other.mesh}; expected the same mesh"
+            )
+        redistributed: Any = grad
+        grad = redistributed.redistribute(placements=spec.placements)
+    return local(grad)
+
+
+def placed_as(value: Tensor, param: Tensor) -> Tensor:
+    """What this process holds of ``value`` once it is divided as ``param`` is.
+
+    ``value`` may be a DTensor, divided in any way, or a plain tensor with all elements. If it is not placed
+    as ``param`` already, all processes of its mesh must take part.
+    """
+    like: Any = param
+    if is_dtensor(value):
+        found: Any = value
+        if not is_dtensor(param):
+            return found.full_tensor()  # type: ignore[no-any-return]
+        if (found.device_mesh, found.placements) != (like.device_mesh, like.placements):
+            value = found.redistribute(like.device_mesh, like.placements)
+        return local(value)
+    if is_dtensor(param) and value.shape == param.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        whole = value.detach().to(like.device_mesh.device_type)
+        return local(distribute_tensor(whole, like.device_mesh, like.placements))
+    return value
