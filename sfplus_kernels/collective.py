@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ class Collective:
 
     Args:
         process_group: all processes that train this model; None is the default group.
-        shard_group: the processes among which the elements are divided; None where each process holds
-            all of them, as under DDP.
+        shard_group: the processes among which plain tensors are divided (and DTensors beyond what they say
+            themselves); None where each process holds all of them, as under DDP.
         loss_reduce: "mean" or "sum" of the processes' losses, or None where they are the same already.
     """
 
@@ -39,32 +40,76 @@ class Collective:
             )
 
     @property
+    def size(self) -> int:
+        """The number of processes that train this model."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.process_group)
+
+    @property
     def active(self) -> bool:
         """Whether there is any other process."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return False
-        return bool(dist.get_world_size(self.process_group) > 1)
+        return self.size > 1
 
-    def all_reduce(self, partials: Tensor, figures: Tensor, has_gradient: bool) -> Tensor:
+    @property
+    def group_shards(self) -> int:
+        """Among how many processes the parameters are divided, beside what DTensors say themselves."""
+        return 1 if self.shard_group is None else dist.get_world_size(self.shard_group)
+
+    def check_shards(self, counts: Iterable[int]) -> None:
+        """Raise ValueError if a tensor is divided among processes that do not take part in the sum.
+
+        Args:
+            counts: the numbers of shards that there are, as in ``contract.Entry``.
+        """
+        size, beside = self.size, self.group_shards
+        for count in counts:
+            if size % (count * beside) != 0:
+                raise ValueError(
+                    f"a parameter is divided among {count * beside} processes, and process_group has {size}; "
+                    "expected a multiple: every element must count once in the sums of the step. Pass "
+                    "as process_group all processes that train this model (None is the default group)"
+                )
+
+    def all_reduce(
+        self, partials: Tensor, figures: Tensor, has_gradient: bool, buffers: Buffers
+    ) -> Tensor:
         """The sums over all processes, (1, len(Sum)); ``figures`` (RunState.globals) get the loss.
 
         One ``all_reduce`` of six float64 numbers, which every process must join, also one that holds
         nothing. No process waits for its device. If one of them found an Inf, or none has a gradient,
         all skip the step.
         """
-        world = dist.get_world_size(self.process_group)
-        shards = 1 if self.shard_group is None else dist.get_world_size(self.shard_group)
-        packed = torch.empty(len(Sum) + 3, dtype=torch.float64, device=partials.device)
+        packed = buffers.packed
         torch.sum(partials, 0, out=packed[: len(Sum)])
-        packed[: len(Sum)] *= shards / world
+        packed[: len(Sum)] *= self.group_shards / self.size
         loss, found_inf, with_gradient = packed[len(Sum) :]
         loss.copy_(figures[Global.FUNCTION_VALUE])
         if self.loss_reduce == "mean":
-            loss /= world
+            loss /= self.size
         found_inf.copy_(figures[Global.FOUND_INF])
         with_gradient.fill_(float(has_gradient))
-        dist.all_reduce(packed, group=self.process_group)
+        if buffers.sent is not packed:
+            buffers.sent.copy_(packed)
+        dist.all_reduce(buffers.sent, group=self.process_group)
+        if buffers.sent is not packed:
+            packed.copy_(buffers.sent)
         if self.loss_reduce is not None:
             figures[Global.FUNCTION_VALUE].copy_(loss)
         figures[Global.FOUND_INF].copy_(torch.where(with_gradient > 0, found_inf, 1))
         return packed[: len(Sum)].unsqueeze(0)
+
+
+class Buffers:
+    """What one optimizer sends in ``Collective.all_reduce``: made once, used by every step."""
+
+    def __init__(self, collective: Collective, device: torch.device) -> None:
+        self.packed = torch.zeros(len(Sum) + 3, dtype=torch.float64, device=device)
+        self.sent = self.packed
+        # such as "cpu:gloo,cuda:nccl": parameters may be on the host where only their GPUs meet
+        meeting = [
+            pair.partition(":")[0]
+            for pair in dist.get_backend_config(collective.process_group).split(",")
+        ]
+        if device.type not in meeting:
+            self.sent = torch.zeros_like(self.packed, device=meeting[0])

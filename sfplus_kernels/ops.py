@@ -22,7 +22,7 @@ from sfplus_kernels.backends.capture import (
 from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
-from sfplus_kernels.collective import Collective
+from sfplus_kernels.collective import Buffers, Collective
 from sfplus_kernels.sharding import holds_sums, local
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +59,7 @@ def check_parameters(params: Sequence[Tensor]) -> torch.device:
 
     Raises:
         TypeError: a dtype other than float64, float32, bfloat16, float16, or a DTensor of sums.
-        ValueError: several devices, or one piece of memory under two parameters.
+        ValueError: several devices, one piece of memory under two parameters, or no memory.
     """
     seen: dict[int, int] = {}
     for index, param in enumerate(params):
@@ -83,6 +83,7 @@ def check_parameters(params: Sequence[Tensor]) -> torch.device:
             )
         part = local(param)
         if part.numel() > 0:
+            _check_memory(part, f"parameter {index}")
             other = seen.setdefault(part.data_ptr(), index)
             if other != index:
                 raise ValueError(
@@ -108,6 +109,16 @@ def check_gradient(param: Tensor, grad: Tensor, index: int) -> None:
             f"the gradient of parameter {index} has shape {tuple(grad.shape)} on {grad.device}; "
             f"expected {tuple(param.shape)} on {param.device}, as the parameter. Was the parameter "
             "replaced after backward()? Call zero_grad() and run backward() again"
+        )
+    _check_memory(grad, f"the gradient of parameter {index}")
+
+
+def _check_memory(tensor: Tensor, what: str) -> None:
+    if tensor.numel() > 0 and tensor.data_ptr() == 0:
+        raise ValueError(
+            f"{what} has the shape {tuple(tensor.shape)} but no memory: its storage was freed, or it was "
+            "given a DTensor as its data. Make a new optimizer of the tensors that are trained, or step "
+            "while they are in memory"
         )
 
 
@@ -166,6 +177,7 @@ class Engine:
         self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
         self._settings: tuple[float, ...] | None = None
+        self._buffers: Buffers | None = None
         self._unusual: set[Global] = set()  # figures that were written for one step only
         # what CUDA graphs read: the plans of recorded steps, and the hyperparameters that they send again
         self._recorded: list[object] = []
@@ -241,8 +253,11 @@ class Engine:
         if loss is not None or check_finite:
             partials = self._backend.reduce(plan, with_e=loss is not None)
             if collective is not None:
-                figures = self.run.globals
-                partials = collective.all_reduce(partials, figures, scaling.has_gradient)
+                if self._buffers is None:
+                    self._buffers = Buffers(collective, self.device)
+                partials = collective.all_reduce(
+                    partials, self.run.globals, scaling.has_gradient, self._buffers
+                )
                 self._unusual.add(Global.FOUND_INF)
         self._backend.finalize(plan, self.run, partials)
         self._backend.update(plan, self.run)

@@ -1,16 +1,11 @@
 """Several processes (gloo, on this machine) take one step: that of one process on the whole model."""
 
-import functools
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import distributed_worker as worker
 import pytest
 import torch
+from ranks import results_of
 from support import EVERYTHING, assert_same_bits, make_params, set_gradients, stream
 from torch import nn
 
@@ -18,35 +13,10 @@ from sfplus_kernels import AdamCScheduleFreePlus
 from sfplus_kernels.collective import Collective
 
 
-@functools.cache
-def results_of(world: int) -> list[dict[str, Any]]:
-    """What each of ``world`` ranks found, scenario by scenario."""
-    script = Path(worker.__file__)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(script), str(rank), str(world), folder],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world)
-        ]
-        try:
-            errors = [process.communicate(timeout=240)[1] for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-        for process, error in zip(ranks, errors, strict=True):
-            assert process.returncode == 0, error
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
-
-
 @pytest.fixture(params=[2, 3], ids=["2 ranks", "3 ranks"])
 def results(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """The processes run once for all tests."""
-    return results_of(request.param)
+    return results_of(worker, request.param)
 
 
 def whole_run(steps: int, **arguments: Any) -> list[torch.Tensor]:

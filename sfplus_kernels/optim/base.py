@@ -131,11 +131,14 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         gradients = self._local_gradients(params)
         self._no_gradients = all(g is None for g in gradients)
         # every process must take part in the sum, also one that has nothing to add
-        sums_up = (loss is not None or check_finite) and self._collective.active
+        has_sums = loss is not None or check_finite
+        sums_up = has_sums and self._collective.active
         if self._no_gradients and not self.advances_without_gradients and not sums_up:
             return
         check_recordable("the loss", loss, params[0].device)
         kept = self._valid_plan(params, gradients)
+        if has_sums:
+            self._collective.check_shards(kept.shards)
         engine = self._get_engine()
         kept.bring_gradients(
             engine,

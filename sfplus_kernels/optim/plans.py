@@ -20,6 +20,7 @@ class KeptPlan:
     key: list[tuple]  # parameters, their addresses, the dtypes of their gradients
     state_key: tuple  # the state's identity, its size, its buffers in each group
     watched: list[tuple[TensorState, Tensor]]  # state of each parameter, its displacement
+    shards: frozenset[int]  # among how many processes the tensors are divided
     gradient_key: list[tuple] = field(default_factory=list)
 
     @classmethod
@@ -31,7 +32,8 @@ class KeptPlan:
         state_key: tuple,
     ) -> KeptPlan:
         plan = engine.plan([entry for entry, _ in entries])
-        return cls(plan, key, state_key, [(state, entry.displacement) for entry, state in entries])
+        watched = [(state, state["displacement"]) for _, state in entries]
+        return cls(plan, key, state_key, watched, frozenset(e.shards for e, _ in entries))
 
     def bring_gradients(
         self, engine: ops.Engine, gradients: Sequence[Tensor], *, recording: bool
