@@ -7,9 +7,14 @@ microseconds each, so it is taken from where DTensor keeps it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+PLAIN = frozenset({Tensor, nn.Parameter, NoneType})
+"""What is certainly no DTensor: a look at each type is all that other models pay."""
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -23,6 +28,25 @@ def local(tensor: Tensor) -> Tensor:
     if hasattr(part, "trigger_wait"):  # the result of a collective that nobody has used yet
         part = part.wait()
     return part  # type: ignore[no-any-return]
+
+
+def local_parts(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """``local`` of each."""
+    if PLAIN.issuperset(map(type, tensors)):
+        return tensors
+    parts = [getattr(tensor, "_local_tensor", tensor) for tensor in tensors]
+    return parts if PLAIN.issuperset(map(type, parts)) else [local(tensor) for tensor in tensors]
+
+
+def local_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
+    """``local_gradient`` of each that has one."""
+    gradients = [param.grad for param in params]
+    if PLAIN.issuperset(map(type, params)) and PLAIN.issuperset(map(type, gradients)):
+        return gradients
+    return [
+        None if grad is None else local_gradient(param, grad)
+        for param, grad in zip(params, gradients, strict=True)
+    ]
 
 
 def as_part_of(part: Tensor, whole: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ IN_ONE_PROCESS = (
     "test_cuda_on_host.py",
     "test_digits.py",
     "test_distributed.py",
+    "test_distributed_checkpoint.py",
     "test_dtensor.py",
     "test_train_lm.py",
     "test_triton_compile.py",

@@ -13,14 +13,14 @@ import torch
 
 
 @functools.cache
-def results_of(worker: ModuleType, world: int) -> list[dict[str, Any]]:
+def results_of(worker: ModuleType, world: int, *arguments: str) -> list[dict[str, Any]]:
     """What each of ``world`` ranks found, scenario by scenario; they run once."""
     script = Path(str(worker.__file__))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(script), str(rank), str(world), folder],
+                [sys.executable, str(script), str(rank), str(world), folder, *arguments],
                 env=environment,
                 stderr=subprocess.PIPE,
                 text=True,

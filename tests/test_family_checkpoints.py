@@ -210,3 +210,23 @@ def test_inner_momentum_cannot_come_later() -> None:
     assert_same_bits(everything_of(optimizer, params), before)
     drive(optimizer, params, 5, skip=3)
     assert optimizer.metrics()["k"] == 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_in_eval_mode_while_every_lr_is_zero_makes_state_only(kind: str) -> None:
+    """Loaders of checkpoints do that; with another lr it stays an error."""
+    optimizer, params = make(kind, "cpu", torch.float32)
+    before = [p.detach().clone() for p in params]
+    set_gradients(params, [torch.zeros(p.shape) for p in params])
+    with pytest.raises((RuntimeError, ValueError), match="in eval mode|got no closure"):
+        optimizer.step()
+    assert not optimizer.state
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step(closure=None)
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
+    assert optimizer.metrics()["k"] == 0
+    assert all({"step", "y_beta", *BUFFERS[kind]} == set(optimizer.state[p]) for p in params)
+    assert_same_bits([p.detach() for p in params], before)

@@ -228,8 +228,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         if closure is None and loss is None:
             loss = self.loss_reports.take()
         if closure is None and loss is None and self._all_lr_zero():
-            params = self._parameters()
-            self._create_state(params, [p.grad for p in params])
+            self._only_create_state()
             return None
         self._check_train_mode()
         if closure is not None:
@@ -266,9 +265,6 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
     def step_func(self, function_value: float | Tensor | None = None) -> float | Tensor | None:
         """Upstream's name for ``step(loss=function_value)``."""
         return self.step(loss=function_value)
-
-    def _all_lr_zero(self) -> bool:
-        return all(float(group["lr"]) == 0 for group in self.param_groups)
 
 
 def _annealed(group: Mapping[str, Any]) -> bool:

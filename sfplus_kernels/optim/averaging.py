@@ -14,6 +14,7 @@ from sfplus_kernels.ops import Engine, Move
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.checks import check_lr, check_number
 from sfplus_kernels.optim.tensor_state import Iterates
+from sfplus_kernels.sharding import local_gradients
 
 
 class Averaging(ScheduleFreeOptimizer):
@@ -114,7 +115,7 @@ class Averaging(ScheduleFreeOptimizer):
         """
         hyper, settings = self._check_groups()
         params = self._parameters()
-        gradients = self._local_gradients(params)
+        gradients = local_gradients(params)
         active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
         self._no_gradients = not active
         plan, engine = self._valid_plan(params, gradients).plan, self._get_engine()

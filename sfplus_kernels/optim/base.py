@@ -16,7 +16,7 @@ from sfplus_kernels.ops import Move, Scaling, check_recordable
 from sfplus_kernels.optim import run_state
 from sfplus_kernels.optim.stateful import StatefulOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates, iterates
-from sfplus_kernels.sharding import local
+from sfplus_kernels.sharding import local, local_gradients
 
 
 class ScheduleFreeOptimizer(StatefulOptimizer):
@@ -128,7 +128,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         """Check everything, then one step; raises before anything changed."""
         hyper, settings = self._check_groups()
         params = self._parameters()
-        gradients = self._local_gradients(params)
+        gradients = local_gradients(params)
         self._no_gradients = all(g is None for g in gradients)
         # every process must take part in the sum, also one that has nothing to add
         has_sums = loss is not None or check_finite

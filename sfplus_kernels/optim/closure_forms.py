@@ -76,8 +76,13 @@ class ClosureForm(ScheduledOptimizer):
             What the closure returned.
 
         Raises:
-            TypeError, ValueError: no closure; unusable gradients or hyperparameters.
+            TypeError, ValueError: no closure; unusable gradients or hyperparameters. Without a closure,
+                only when every ``lr`` is 0, state is allocated and nothing else happens (checkpoint loaders
+                do that).
         """
+        if closure is None and self._all_lr_zero():
+            self._only_create_state()
+            return None
         if closure is None:
             raise ValueError(
                 f"{type(self).__name__}.step() got no closure; expected one that clears the gradients, "

@@ -63,9 +63,13 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
             What the closure returned, else None.
 
         Raises:
-            RuntimeError: in eval mode.
+            RuntimeError: in eval mode, except when every ``lr`` is 0: then state is allocated and nothing
+                else happens (checkpoint loaders do that).
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
+        if closure is None and not self.param_groups[0]["train_mode"] and self._all_lr_zero():
+            self._only_create_state()
+            return None
         self._check_train_mode()
         loss = None
         if closure is not None:

@@ -19,7 +19,7 @@ from sfplus_kernels.optim.checks import check_shared
 from sfplus_kernels.optim.loading import checked_state
 from sfplus_kernels.optim.plans import KeptPlan, move_key, step_key
 from sfplus_kernels.optim.tensor_state import TensorState, create_missing_state, make_entries
-from sfplus_kernels.sharding import local, local_gradient
+from sfplus_kernels.sharding import local, local_gradients
 
 ALONE = Collective()
 """With the processes of the default group, if there are any."""
@@ -127,19 +127,16 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _local_gradients(self, params: list[Tensor]) -> list[Tensor | None]:
-        """Of each gradient what this process holds; whoever asks keeps them until the step is over."""
-        return [None if p.grad is None else local_gradient(p, p.grad) for p in params]
-
     def _valid_plan(self, params: list[Tensor], gradients: list[Tensor | None]) -> KeptPlan:
         """The plan for these tensors: the last one if nothing moved, else a new one.
 
         Args:
-            gradients: of each parameter what this process holds, as ``_local_gradients`` gives it.
+            gradients: of each parameter's gradient what this process holds (``local_gradients``).
         """
         self._settle()
-        active = [(p, g) for p, g in zip(params, gradients, strict=True) if g is not None]
-        key = step_key(active)
+        active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
+        present = [g for g in gradients if g is not None]
+        key = step_key(active, present)
         last = self._step_plan
         if last is not None and last.serves(key, self._state_key()):
             return last
@@ -151,7 +148,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 ops.check_gradient(local(param), grad, index)
         engine = self._get_engine()
         self._create_state(params, gradients)
-        entries = self._entries([p for p, _ in active], {id(p): g.dtype for p, g in active})
+        dtypes = {id(p): g.dtype for p, g in zip(active, present, strict=True)}
+        entries = self._entries(active, dtypes)
         self._step_plan = KeptPlan.make(engine, entries, key, self._state_key())
         return self._step_plan
 
@@ -179,6 +177,17 @@ class StatefulOptimizer(torch.optim.Optimizer):
     ) -> list[tuple[ops.Entry, TensorState]]:
         scalars = self._get_engine().run.tensors
         return make_entries(params, self.param_groups, self.state, scalars, grad_dtypes)
+
+    def _all_lr_zero(self) -> bool:
+        return all(float(group["lr"]) == 0 for group in self.param_groups)
+
+    def _only_create_state(self) -> None:
+        """What ``step()`` without a loss or a closure does for loaders of checkpoints.
+
+        These set every ``lr`` to 0, and gradients to zero, to have the state made; nothing else changes.
+        """
+        params = self._parameters()
+        self._create_state(params, local_gradients(params))
 
     def _create_state(self, params: list[Tensor], gradients: list[Tensor | None]) -> None:
         names = [self.state_tensors(group) for group in self.param_groups for _ in group["params"]]

@@ -126,10 +126,17 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
             What the closure returned, else None.
 
         Raises:
-            RuntimeError: in eval mode.
+            RuntimeError: in eval mode, except when every ``lr`` is 0: then state is allocated and nothing
+                else happens (checkpoint loaders do that).
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
         averaging = self._averaging
+        if closure is None and not averaging.param_groups[0]["train_mode"]:
+            averaging.follow_lr(self.param_groups)
+            if averaging._all_lr_zero():
+                self.base.step()  # makes its state, and moves nothing
+                averaging._only_create_state()
+                return None
         averaging._check_train_mode()
         loss = None
         if closure is not None:
