@@ -19,6 +19,7 @@ from sfplus_kernels.optim import (
     ScheduleFreeWrapper,
     SGDScheduleFree,
     SGDScheduleFreeClosure,
+    SharedStep,
     report_loss,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "SGDScheduleFreeClosure",
     "ScheduleFreePlus",
     "ScheduleFreeWrapper",
+    "SharedStep",
     "__version__",
     "backends",
     "report_loss",

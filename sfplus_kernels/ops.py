@@ -1,17 +1,20 @@
 """The functional form of a step, and the only place where tensors are checked.
 
 ``Engine`` holds what one optimizer needs beside its per-tensor state: the fp64 run state, the chosen
-backend and its plan. It turns (entries, hyperparameters, loss) into ``reduce``, ``finalize``, ``update``.
+backend and its plan. It turns (entries, hyperparameters, loss) into ``reduce``, ``finalize``, ``update``, and
+gives each pass a range in the profiler.
 """
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 
 from sfplus_kernels.backends.capture import (
     HostStock,
@@ -152,10 +155,16 @@ class Scaling(NamedTuple):
     grad_scale: float | Tensor | None = None  # they are so many times the true ones
     found_inf: float | Tensor | None = None  # not 0: one of them is not finite, skip the step
     clip_coef: float | Tensor | None = None  # by which they were clipped
-    has_gradient: bool = True  # whether there is any in this process
 
 
-UNSCALED = Scaling()
+NO_RANGE = nullcontext()
+
+
+def profiled(name: str) -> AbstractContextManager[Any]:
+    """A range of that name in torch's profiler (and in NVTX, if it emits that); nothing without one."""
+    if _profiler_enabled():
+        return torch.profiler.record_function(f"sfplus_kernels::{name}")
+    return NO_RANGE
 
 
 class Engine:
@@ -215,26 +224,8 @@ class Engine:
         """Bring this step's gradients to ``plan``; ``moved`` if they are elsewhere than at the last."""
         self._backend.set_gradients(plan, gradients, moved=moved)
 
-    def step(
-        self,
-        plan: object,
-        loss: float | Tensor | None = None,
-        *,
-        check_finite: bool = False,
-        scaling: Scaling = UNSCALED,
-        collective: Collective | None = None,
-    ) -> None:
-        """One step, without waiting for the device; with a loss if the algorithm needs it and sums.
-
-        Args:
-            plan: made from the tensors that have a gradient, and told where these are.
-            loss: float or 0-dim tensor.
-            check_finite: without a loss, look at the gradients all the same: to clip them, and to skip the
-                step if one is not finite.
-            scaling: what was done to the gradients.
-            collective: with whom sums and loss are added up, if not with oneself.
-        """
-        self._keep_if_recorded(plan)
+    def hand_in(self, loss: float | Tensor | None, scaling: Scaling) -> None:
+        """Write what the step has to know beside the gradients: the loss, if the algorithm needs it."""
         if loss is not None:
             self._write_figure(Global.FUNCTION_VALUE, loss)
         for index, value, usual in (
@@ -249,18 +240,37 @@ class Engine:
             elif index in self._unusual:
                 self._write_figure(index, usual)
                 self._unusual.remove(index)
-        partials = None
-        if loss is not None or check_finite:
-            partials = self._backend.reduce(plan, with_e=loss is not None)
-            if collective is not None:
-                if self._buffers is None:
-                    self._buffers = Buffers(collective, self.device)
-                partials = collective.all_reduce(
-                    partials, self.run.globals, scaling.has_gradient, self._buffers
-                )
-                self._unusual.add(Global.FOUND_INF)
-        self._backend.finalize(plan, self.run, partials)
-        self._backend.update(plan, self.run)
+
+    def reduce(self, plan: object, *, with_e: bool) -> Tensor:
+        """Partial sums over the gradients that ``plan`` was told of, (n, len(Sum)); see the contract.
+
+        Args:
+            with_e: form sum g e too, for a Polyak step.
+        """
+        self._keep_if_recorded(plan)
+        with profiled("reduce"):
+            return self._backend.reduce(plan, with_e=with_e)
+
+    def share(self, collective: Collective, partials: Tensor, has_gradient: bool) -> Tensor:
+        """The sums over all processes, (1, len(Sum)); the loss that was handed in becomes that of all."""
+        if self._buffers is None:
+            self._buffers = Buffers(collective, self.device)
+        self._unusual.add(Global.FOUND_INF)
+        with profiled("all_reduce"):
+            return collective.all_reduce(partials, self.run.globals, has_gradient, self._buffers)
+
+    def finish(self, plan: object, partials: Tensor | None) -> None:
+        """Finalize and update, without waiting for the device.
+
+        Args:
+            plan: made from the tensors that have a gradient, and told where these are.
+            partials: from ``reduce``, or None if the step has no sums.
+        """
+        self._keep_if_recorded(plan)
+        with profiled("finalize"):
+            self._backend.finalize(plan, self.run, partials)
+        with profiled("update"):
+            self._backend.update(plan, self.run)
 
     def _write_figure(self, index: Global, value: float | Tensor) -> None:
         slot = self.run.globals[index]
@@ -273,7 +283,8 @@ class Engine:
     def interpolate(self, plan: object, move: Move) -> None:
         """Move the parameters of ``plan`` between y, x and z."""
         self._keep_if_recorded(plan)
-        self._backend.interpolate(plan, self.run, move)
+        with profiled("interpolate"):
+            self._backend.interpolate(plan, self.run, move)
 
     def shift(self, plan: object, betas: Tensor) -> None:
         """y of the tensors of ``plan`` from b to ``betas``, float64, one for each parameter."""

@@ -12,6 +12,7 @@ from sfplus_kernels.optim.closure_forms import (
 from sfplus_kernels.optim.loss_reports import report_loss
 from sfplus_kernels.optim.radam_schedule_free import RAdamScheduleFree
 from sfplus_kernels.optim.sgd_schedule_free import SGDScheduleFree
+from sfplus_kernels.optim.shared_step import SharedStep
 from sfplus_kernels.optim.tensor_state import Iterates
 from sfplus_kernels.optim.wrapper import ScheduleFreeWrapper
 
@@ -27,5 +28,6 @@ __all__ = [
     "SGDScheduleFreeClosure",
     "ScheduleFreeOptimizer",
     "ScheduleFreeWrapper",
+    "SharedStep",
     "report_loss",
 ]

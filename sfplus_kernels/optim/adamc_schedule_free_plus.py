@@ -17,6 +17,7 @@ from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.checks import check_betas, check_lr, check_max_grad_norm, check_number
 from sfplus_kernels.optim.loss_reports import LossReports
 from sfplus_kernels.optim.run_state import POLYAK_KEYS
+from sfplus_kernels.optim.shared_step import SharedStep
 
 
 class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
@@ -61,6 +62,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         shard_group: the processes among which the parameters are divided, where these are plain tensors
             (ZeroRedundancyOptimizer, FSDP1's flat parameters); None where each process holds all.
         loss_reduce: "mean" or "sum" of the losses of the processes; None if they are the same already.
+        shared_step: makes the steps of several optimizers those of one; see ``SharedStep``.
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -106,6 +108,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         process_group: Any = None,
         shard_group: Any = None,
         loss_reduce: str | None = "mean",
+        shared_step: SharedStep | None = None,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -127,6 +130,9 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         }
         collective = Collective(process_group, shard_group, loss_reduce)
         super().__init__(params, defaults, backend, collective)
+        if shared_step is not None:
+            shared_step.join(self)
+            self._shared_step = shared_step
 
     def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""

@@ -14,6 +14,8 @@ from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global
 from sfplus_kernels.ops import Move, Scaling, check_recordable
 from sfplus_kernels.optim import run_state
+from sfplus_kernels.optim.plans import ReadyStep
+from sfplus_kernels.optim.shared_step import SharedStep
 from sfplus_kernels.optim.stateful import StatefulOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates, iterates
 from sfplus_kernels.sharding import local, local_gradients
@@ -25,6 +27,8 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
     # For the time of a step torch.amp.GradScaler sets grad_scale and found_inf on the optimizer, and leaves
     # the gradients as they are: update takes the scale out, finalize skips the step if an Inf was found.
     _step_supports_amp_scaling = True
+
+    _shared_step: SharedStep | None = None
 
     # -- modes --------------------------------------------------------------------------------------
 
@@ -127,43 +131,45 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
     ) -> None:
         """Check everything, then one step; raises before anything changed."""
         hyper, settings = self._check_groups()
-        params = self._parameters()
-        gradients = local_gradients(params)
-        self._no_gradients = all(g is None for g in gradients)
-        # every process must take part in the sum, also one that has nothing to add
         has_sums = loss is not None or check_finite
-        sums_up = has_sums and self._collective.active
-        if self._no_gradients and not self.advances_without_gradients and not sums_up:
+        # every process must take part in the sum, also one that has nothing to add
+        collective = self._collective if has_sums and self._collective.active else None
+        params, shared = self._parameters(), self._shared_step
+        self._no_gradients = (
+            all(p.grad is None for p in params) if shared is None else not shared.any_gradient()
+        )
+        if self._no_gradients and not self.advances_without_gradients and collective is None:
             return
         check_recordable("the loss", loss, params[0].device)
-        kept = self._valid_plan(params, gradients)
+        ready = self._ready_step()
         if has_sums:
-            self._collective.check_shards(kept.shards)
+            self._collective.check_shards(ready.shards)
         engine = self._get_engine()
-        kept.bring_gradients(
-            engine,
-            [g for g in gradients if g is not None],
-            recording=ops.capturing(engine.device),
-        )
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
-        scaling = Scaling(
-            grad_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
-            clip_coef=clip_coef,
-            has_gradient=not self._no_gradients,
-        )
-        engine.step(
-            kept.plan,
-            loss,
-            check_finite=check_finite,
-            scaling=scaling,
-            collective=self._collective if sums_up else None,
-        )
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        engine.hand_in(loss, Scaling(scale, found_inf, clip_coef))
+        partials = None
+        if shared is not None:
+            partials = shared.sums(self, ready, collective)
+        elif has_sums:
+            partials = engine.reduce(ready.plan, with_e=loss is not None)
+            if collective is not None:
+                partials = engine.share(collective, partials, not self._no_gradients)
+        engine.finish(ready.plan, partials)
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
-        torch.autograd.graph.increment_version(
-            [p for p, g in zip(params, gradients, strict=True) if g is not None]
-        )
+        torch.autograd.graph.increment_version(ready.params)
+
+    def _ready_step(self) -> ReadyStep:
+        """Everything checked and prepared for the passes over this step's gradients."""
+        params = self._parameters()
+        gradients = local_gradients(params)
+        kept = self._valid_plan(params, gradients)
+        present = [g for g in gradients if g is not None]
+        engine = self._get_engine()
+        kept.bring_gradients(engine, present, recording=ops.capturing(engine.device))
+        active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
+        return ReadyStep(kept.plan, kept.shards, active, present)
 
     def _lr_tensors(self) -> list[tuple[int, Tensor]]:
         """(group, lr) of the learning rates that live on a device other than the host."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, is_, itemgetter
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -70,6 +71,15 @@ class KeptPlan:
             return all(map(is_, map(DISPLACEMENT, self.states), self.displacements))
         except KeyError:  # a state was emptied
             return False
+
+
+class ReadyStep(NamedTuple):
+    """A step that only has to be taken: its gradients are where the plan expects them."""
+
+    plan: object
+    shards: frozenset[int]
+    params: list[Tensor]  # those with a gradient
+    gradients: list[Tensor]  # kept alive until the step is taken
 
 
 def step_key(params: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple:
