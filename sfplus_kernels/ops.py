@@ -194,6 +194,10 @@ class Engine:
         self._host_hyper = HostStock(self.run.hyper.shape, torch.float64, pin)
         self._host_settings = HostStock(self.run.settings.shape, torch.float64, pin)
 
+    def figures(self) -> Tensor:
+        """A copy of the run state: those of ``Global``, then a row of ``Group`` for each group."""
+        return torch.cat([self.run.globals, self.run.groups.flatten()])
+
     def set_hyperparameters(
         self,
         hyper: Sequence[Sequence[float]],

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import EVERYTHING, assert_same_bits, make_params, run, snapshot
+from support import EVERYTHING, assert_same_bits, make_params, run, set_gradients, snapshot
 from torch import nn
 
-from sfplus_kernels import AdamCScheduleFreePlus
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
 
 HYPERPARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lr": -0.1}, ValueError, r"lr is -0.1; expected a number in \[0, inf\)"),
@@ -266,3 +266,21 @@ def test_iterates_of_a_stranger(ready: Any) -> None:
     optimizer, _ = ready
     with pytest.raises(ValueError, match="not a parameter of this optimizer"):
         optimizer.iterates(torch.zeros(7))
+
+
+@pytest.mark.parametrize("make", [AdamCScheduleFreePlus, AdamWScheduleFree])
+def test_groups_that_are_stepped_one_by_one(make: Any) -> None:
+    """As DeepSpeed's ZeRO does; one group is all right."""
+    params = make_params([(3,), (4,)])
+    optimizer = make([{"params": params[:1]}, {"params": params[1:]}])
+    optimizer.train()
+    set_gradients(params, [torch.ones(3), torch.ones(4)])
+    loss = {"loss": 1.0} if make is AdamCScheduleFreePlus else {}
+    groups = optimizer.param_groups
+    for group in groups:
+        optimizer.param_groups = [group]
+        with pytest.raises(RuntimeError, match=r"1 of the optimizer's 2 groups.*DeepSpeed"):
+            optimizer.step(**loss)
+        optimizer.param_groups = groups
+    assert not optimizer.state
+    optimizer.step(**loss)

@@ -14,6 +14,7 @@ from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global
 from sfplus_kernels.ops import Move, Scaling, check_recordable
 from sfplus_kernels.optim import run_state
+from sfplus_kernels.optim.delayed_figures import DelayedFigures
 from sfplus_kernels.optim.plans import ReadyStep
 from sfplus_kernels.optim.shared_step import SharedStep
 from sfplus_kernels.optim.stateful import StatefulOptimizer
@@ -156,6 +157,8 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
             if collective is not None:
                 partials = engine.share(collective, partials, not self._no_gradients)
         engine.finish(ready.plan, partials)
+        if self._delayed is not None:
+            self._delayed.send()
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
         torch.autograd.graph.increment_version(ready.params)
@@ -183,20 +186,36 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         """What ``metrics()`` shows beside the figures of the groups."""
         return tuple(self.global_keys.values())
 
-    def metrics(self) -> dict[str, float | list[float]]:
-        """Figures of the last step under the glossary's names; waits for the device once.
+    def metrics(self, *, wait: bool = True) -> dict[str, float | list[float]]:
+        """Figures of the last step under the glossary's names.
 
         Lists have one value per group. A skipped step shows in ``skipped_steps`` and
         ``consecutive_skipped_steps``, with the loss and sums that caused it; a step without any gradient
         shows in ``no_gradients`` (1.0 or 0.0).
+
+        Args:
+            wait: for the device, once. With False nothing is waited for: the figures are those of the newest
+                step that the device is known to have finished (``k`` says which), or none at all as long as
+                there is no such step. From the first such call on each step sends its figures to the host.
         """
         engine = self._get_engine()
-        figures = run_state.into_groups(engine, self.param_groups, self.global_keys)
+        if wait:
+            figures = engine.figures().tolist()
+            run_state.into_groups(figures, self.param_groups, self.global_keys)
+        else:
+            if self._delayed is None:
+                self._delayed = DelayedFigures(engine)
+                self._delayed.send()
+            arrived = self._delayed.newest()
+            if arrived is None:
+                return {}
+            figures = arrived
         values: dict[str, float | list[float]] = {
             index.name.lower(): figures[index] for index in self.figures()
         }
+        groups = [run_state.of_group(figures, i) for i in range(len(self.param_groups))]
         for key in run_state.GROUP_KEYS:
-            values[key] = [float(group[key]) for group in self.param_groups]
-        values["k"] = float(self.param_groups[0]["k"])
+            values[key] = [group[key] for group in groups]
+        values["k"] = groups[0]["k"]
         values["no_gradients"] = float(self._no_gradients)
         return values

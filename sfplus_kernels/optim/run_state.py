@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,19 +38,16 @@ def into_engine(
 
 
 def into_groups(
-    engine: Engine, groups: list[dict[str, Any]], global_keys: Mapping[str, Global]
-) -> list[float]:
-    """Write the engine's run state into the groups: one synchronisation.
-
-    Returns:
-        The figures of ``layout.Global``.
-    """
-    buffers = engine.run.globals, engine.run.groups
-    figures = torch.cat([buffer.flatten() for buffer in buffers]).tolist()
-    n_globals, n_columns = len(Global), len(Group)
+    figures: Sequence[float], groups: list[dict[str, Any]], global_keys: Mapping[str, Global]
+) -> None:
+    """Write ``Engine.figures()`` into the groups."""
     for number, group in enumerate(groups):
-        row = figures[n_globals + number * n_columns :]
         values = {key: figures[index] for key, index in global_keys.items()}
-        values |= {key: row[index] for key, index in GROUP_KEYS.items()}
+        values |= of_group(figures, number)
         group.update({k: int(v) if k in COUNTERS else v for k, v in values.items()})
-    return figures[:n_globals]
+
+
+def of_group(figures: Sequence[float], number: int) -> dict[str, float]:
+    """The figures of one group, out of ``Engine.figures()``."""
+    first = len(Global) + number * len(Group)
+    return {key: figures[first + index] for key, index in GROUP_KEYS.items()}

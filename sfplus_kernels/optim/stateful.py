@@ -16,6 +16,7 @@ from sfplus_kernels.collective import Collective
 from sfplus_kernels.ops import Engine
 from sfplus_kernels.optim import run_state, upstream
 from sfplus_kernels.optim.checks import check_shared
+from sfplus_kernels.optim.delayed_figures import DelayedFigures
 from sfplus_kernels.optim.loading import checked_state
 from sfplus_kernels.optim.plans import KeptPlan, move_key, step_key
 from sfplus_kernels.optim.tensor_state import TensorState, create_missing_state, make_entries
@@ -45,7 +46,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
     _engine: Engine | None = None
     _step_plan: KeptPlan | None = None
     _move_plans: Mapping[str, KeptPlan] = MappingProxyType({})  # by what each is for
+    _n_groups = 0
     _no_gradients = False
+    _delayed: DelayedFigures | None = None  # from the first metrics(wait=False) on
     _loading: Mapping[Tensor, TensorState] | None = None
     _settled = True  # False while a loaded state has z instead of the displacement
 
@@ -111,15 +114,23 @@ class StatefulOptimizer(torch.optim.Optimizer):
             for key in self.global_keys:
                 param_group.setdefault(key, settled[0][key])
         super().add_param_group(param_group)
+        self._n_groups = len(self.param_groups)
         try:
             self._check_groups()
             ops.check_parameters(self._parameters())
         except Exception:
             self.param_groups[:] = settled
+            self._n_groups = len(settled)
             raise
         self._forget_engine()
 
     def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
+        if len(self.param_groups) != self._n_groups:
+            raise RuntimeError(
+                f"param_groups has {len(self.param_groups)} of the optimizer's {self._n_groups} groups; "
+                "expected all of them in one step. DeepSpeed's ZeRO steps each group by itself, where one "
+                "step size for all is impossible: make one group there. To add one, use add_param_group()"
+            )
         hyper = [self.check_group(group) for group in self.param_groups]
         check_shared(self.param_groups, self.shared_arguments)
         return hyper, self.check_settings(self.param_groups[0])
@@ -210,13 +221,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
         return self._engine
 
     def _forget_engine(self) -> None:
-        self._engine = self._step_plan = None
+        self._engine = self._step_plan = self._delayed = None
         self._move_plans = {}
 
     def _save_run_state(self) -> None:
         """Write the engine's run state into the groups (one synchronisation)."""
         if self._engine is not None:
-            run_state.into_groups(self._engine, self.param_groups, self.global_keys)
+            figures = self._engine.figures().tolist()
+            run_state.into_groups(figures, self.param_groups, self.global_keys)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``, with the run state in the groups."""
@@ -279,6 +291,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
             state["state"].update(self._loading)
             self._settled = all("displacement" in one for one in self._loading.values())
         super().__setstate__(state)
+        self._n_groups = len(self.param_groups)
         self._forget_engine()
         for group in self.param_groups:  # keys that an older version did not save
             for key, value in self.defaults.items():

@@ -107,9 +107,9 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
         """x, y and z of one parameter; three copies of it before its first step."""
         return self._averaging.iterates(param)
 
-    def metrics(self) -> dict[str, float | list[float]]:
-        """Figures of the averaging; waits for the device once."""
-        return self._averaging.metrics()
+    def metrics(self, *, wait: bool = True) -> dict[str, float | list[float]]:
+        """Figures of the averaging; ``wait`` as in ``AdamWScheduleFree.metrics``."""
+        return self._averaging.metrics(wait=wait)
 
     # -- the step -----------------------------------------------------------------------------------
 
