@@ -173,6 +173,51 @@ def zero_redundancy(rank: int, world: int) -> Result:
     return {"params": values_of(list(model.parameters()))}
 
 
+def fsdp1(rank: int, world: int) -> Result:
+    """Flat parameters, of which each rank holds a plain piece, padded at the end."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    model = FullyShardedDataParallel(
+        make_model(), device_id=torch.device("cpu"), sharding_strategy=ShardingStrategy.FULL_SHARD
+    )
+    arguments = {**EVERYTHING, "lr": 0.05, "max_grad_norm": 0.5}
+    optimizer = AdamCScheduleFreePlus(model.parameters(), shard_group=dist.group.WORLD, **arguments)
+    train(model, optimizer, rank, world, 20)
+    with FullyShardedDataParallel.summon_full_params(model):
+        return {"params": values_of(list(model.parameters()))}
+
+
+def pipeline(rank: int, world: int) -> Result:
+    """The first rank has the first layer, the last one the rest and the loss; others are idle."""
+    layers = list(make_model())
+    stage = nn.Sequential(*layers[:1] if rank == 0 else layers[1:])
+    last = world - 1
+    if 0 < rank < last:
+        stage = nn.Sequential(nn.Linear(1, 1).to(torch.float64))
+    optimizer = AdamCScheduleFreePlus(
+        stage.parameters(),
+        shard_group=dist.group.WORLD,
+        loss_reduce="sum",
+        **{**EVERYTHING, "lr": 0.05, "max_grad_norm": 0.5},
+    )
+    optimizer.train()
+    for x, target in batches(20):
+        optimizer.zero_grad()
+        loss: Any = 0.0
+        if rank == 0:
+            out = stage(x)
+            dist.send(out.detach(), last)
+            dist.recv(grad := torch.empty_like(out), last)
+            out.backward(grad)
+        elif rank == last:
+            dist.recv(hidden := torch.empty(8, 9, dtype=torch.float64), 0)
+            loss = nn.functional.cross_entropy(stage(hidden.requires_grad_()), target)
+            loss.backward()
+            dist.send(hidden.grad, 0)
+        optimizer.step(loss=loss)
+    return {"params": values_of(list(stage.parameters()))}
+
+
 SCENARIOS: list[Callable[[int, int], Result]] = [
     ddp,
     ddp_without_the_mean,
@@ -182,6 +227,8 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     nobody_has_a_gradient,
     loss_reductions,
     zero_redundancy,
+    fsdp1,
+    pipeline,
 ]
 
 

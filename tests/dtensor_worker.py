@@ -13,7 +13,7 @@ from distributed_worker import Result, main_of
 from support import EVERYTHING
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -75,6 +75,11 @@ def train(
         losses.append(loss.item())
         if k == steps // 2:
             optimizer.eval()
+            with torch.no_grad():
+                model(x[share])
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # see fsdp2_in_one_piece
             optimizer.train()
     return losses
 
@@ -85,10 +90,8 @@ def whole(tensor: Any) -> Tensor:
     return full.detach().clone()
 
 
-def trained(
-    model: nn.Module, part: int, parts: int, arguments: Any = ARGUMENTS, **more: Any
-) -> Result:
-    optimizer = AdamCScheduleFreePlus(model.parameters(), **arguments, **more)
+def trained(model: nn.Module, part: int, parts: int, optimizer: Any = None) -> Result:
+    optimizer = optimizer or AdamCScheduleFreePlus(model.parameters(), **ARGUMENTS)
     losses = train(model, optimizer, part, parts)
     metrics = optimizer.metrics()
     params = dict(model.named_parameters())
@@ -126,6 +129,27 @@ def fsdp(model: Net, mesh: DeviceMesh, **arguments: Any) -> Net:
 def fsdp2(rank: int, world: int) -> Result:
     """Uneven: 3 rows of the head among 4, and a frozen row that one rank holds alone."""
     return trained(fsdp(Net(), init_device_mesh("cpu", (world,))), rank, world)
+
+
+def fsdp2_in_one_piece(rank: int, world: int) -> Result:
+    """The root has all parameters, and keeps them whole after a forward pass, for the backward pass.
+
+    After a validation there is none: the next forward pass would use what was whole then, which is x.
+    """
+    model = fully_shard(Net(), mesh=init_device_mesh("cpu", (world,)))
+    return trained(model, rank, world)
+
+
+def fsdp2_after_the_optimizer(rank: int, world: int) -> Result:
+    """As Accelerate does: the model is divided, and its new parameters are put into the groups."""
+    model = Net()
+    optimizer = AdamCScheduleFreePlus(model.parameters(), **ARGUMENTS)
+    names = {id(p): name for name, p in model.named_parameters()}
+    fsdp(model, init_device_mesh("cpu", (world,)))
+    new = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [new[names[id(p)]] for p in group["params"]]
+    return trained(model, rank, world, optimizer)
 
 
 def fsdp2_with_offload(rank: int, world: int) -> Result:
@@ -274,6 +298,8 @@ def host_time(rank: int, world: int) -> Result:
 
 SCENARIOS: list[Callable[[int, int], Result]] = [
     fsdp2,
+    fsdp2_in_one_piece,
+    fsdp2_after_the_optimizer,
     fsdp2_with_offload,
     hsdp,
     some_layers_sharded,

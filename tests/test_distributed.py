@@ -107,6 +107,25 @@ def test_zero_redundancy_optimizer_is_the_run_of_one_process(results: list[dict[
         assert_close(rank["zero_redundancy"]["params"], expected)
 
 
+def test_flat_parameters_of_fsdp1(results: list[dict[str, Any]]) -> None:
+    """Padding counts as nothing."""
+    equal_shares(results)
+    arguments = {**EVERYTHING, "lr": 0.05, "max_grad_norm": 0.5}
+    expected = torch.cat([p.flatten() for p in whole_run(20, **arguments)])
+    for rank in results:
+        found = torch.cat([p.flatten() for p in rank["fsdp1"]["params"]])
+        assert_close([found[: len(expected)]], [expected])
+        assert not found[len(expected) :].any()
+
+
+def test_stages_of_a_pipeline_take_one_step(results: list[dict[str, Any]]) -> None:
+    """Only the last one knows the loss."""
+    arguments = {**EVERYTHING, "lr": 0.05, "max_grad_norm": 0.5}
+    expected = whole_run(20, **arguments)
+    found = results[0]["pipeline"]["params"] + results[-1]["pipeline"]["params"]
+    assert_close(found, expected)
+
+
 def test_one_process_is_alone() -> None:
     assert not Collective().active
     with pytest.raises(ValueError, match="loss_reduce is 'max'; expected one of"):

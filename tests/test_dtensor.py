@@ -14,6 +14,8 @@ WORLD = 4
 
 DIVIDED = [
     "fsdp2",
+    "fsdp2_in_one_piece",
+    "fsdp2_after_the_optimizer",
     "fsdp2_with_offload",
     "hsdp",
     "some_layers_sharded",
