@@ -26,7 +26,7 @@ from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
 from sfplus_kernels.backends.registry import select
 from sfplus_kernels.collective import Buffers, Collective
-from sfplus_kernels.sharding import holds_sums, local
+from sfplus_kernels.sharding import holds_sums, local, plain
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
@@ -132,6 +132,7 @@ def check_loss(loss: object) -> float | Tensor:
         TypeError: not a number.
         ValueError: a tensor with dimensions.
     """
+    loss = plain(loss)
     if isinstance(loss, Tensor):
         if loss.dim() != 0:
             raise ValueError(
@@ -238,6 +239,7 @@ class Engine:
             (Global.FOUND_INF, scaling.found_inf, 0.0),
         ):
             if value is not None:
+                value = plain(value)
                 check_recordable(index.name.lower(), value, self.device)
                 self._write_figure(index, value)
                 self._unusual.add(index)

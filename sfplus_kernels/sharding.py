@@ -101,15 +101,26 @@ def local_gradient(param: Tensor, grad: Tensor) -> Tensor:
             f"a parameter of shape {tuple(param.shape)} is {kinds[0]}, and its gradient {kinds[1]}; was the "
             "parameter replaced after backward()? Call zero_grad() and run backward() again"
         )
+    if spec.mesh is not other.mesh and spec.mesh != other.mesh:
+        raise ValueError(
+            f"a parameter of shape {tuple(param.shape)} is on {spec.mesh}, its gradient on "
+            f"{other.mesh}; expected the same mesh"
+        )
     if spec.placements != other.placements:
-        if spec.mesh != other.mesh:
-            raise ValueError(
-                f"a parameter of shape {tuple(param.shape)} is on {spec.mesh}, its gradient on "
-                f"{other.mesh}; expected the same mesh"
-            )
         redistributed: Any = grad
         grad = redistributed.redistribute(placements=spec.placements)
     return local(grad)
+
+
+def plain(value: Any) -> Any:
+    """``value``, or all of it if it is a DTensor: a loss under tensor parallelism, the norm of all gradients.
+
+    If its processes hold different parts or terms, all of them must take part.
+    """
+    if not (isinstance(value, Tensor) and is_dtensor(value)):
+        return value
+    like: Any = value
+    return local(value) if shards(value) == 1 and not holds_sums(value) else like.full_tensor()
 
 
 def placed_as(value: Tensor, param: Tensor) -> Tensor:

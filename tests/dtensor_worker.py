@@ -14,7 +14,7 @@ from support import EVERYTHING
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -236,10 +236,41 @@ def tp_in_replicas(rank: int, world: int) -> Result:
     return trained(model, mesh["dp"].get_local_rank(), 2)
 
 
+def scalars_that_are_dtensors(rank: int, world: int) -> Result:
+    """A loss, the norm that torch clips to and what a gradient scaler finds, against plain numbers."""
+    mesh, results = init_device_mesh("cpu", (world,)), {}
+    for dtensors in (False, True):
+        model = fsdp(Net(), mesh)
+        optimizer = AdamCScheduleFreePlus(model.parameters(), **EVERYTHING)
+        optimizer.train()
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for k, (x, target) in enumerate(batches(6)):
+            loss = nn.functional.cross_entropy(model(x).flatten(0, 1), target.flatten())
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            if k == 3 and rank == 1:
+                model.first.weight.grad.to_local().fill_(float("inf"))
+            scaler.unscale_(optimizer)
+            norm: Any = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            coef: Any = (0.5 / (norm + 1e-6)).clamp(max=1)
+            if dtensors:
+                loss = DTensor.from_local(loss.detach() / world, mesh, [Partial()])
+            else:
+                coef = float(coef.full_tensor())
+            scaler.step(optimizer, loss=loss, clip_coef=coef)
+            scaler.update()
+        metrics = optimizer.metrics()
+        results[dtensors] = {
+            "params": [whole(p) for p in model.parameters()],
+            "k": metrics["k"],
+            "skipped": metrics["skipped_steps"],
+            "norm is a DTensor": isinstance(norm, DTensor),
+        }
+    return results
+
+
 def refusals(rank: int, world: int) -> Result:
     """What cannot be used, and what is said of it."""
-    from torch.distributed.tensor import Partial
-
     mesh = init_device_mesh("cpu", (world,))
     messages = {}
 
@@ -307,6 +338,7 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     sp,
     fsdp_x_tp,
     tp_in_replicas,
+    scalars_that_are_dtensors,
     refusals,
     host_time,
 ]

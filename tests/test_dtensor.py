@@ -94,6 +94,16 @@ def test_ranks_that_hold_nothing_count_the_steps(results: list[dict[str, Any]]) 
         assert set(rank["fsdp2"]["steps"]) == {float(worker.STEPS)}
 
 
+def test_scalars_may_be_dtensors(results: list[dict[str, Any]]) -> None:
+    """The loss in terms that are still to be added up, a norm likewise; an Inf at one rank."""
+    for rank in results:
+        numbers, dtensors = (rank["scalars_that_are_dtensors"][kind] for kind in (False, True))
+        assert dtensors["norm is a DTensor"]
+        assert (dtensors["k"], dtensors["skipped"]) == (5, 1)
+        for found, expected in zip(dtensors["params"], numbers["params"], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_refusals(results: list[dict[str, Any]]) -> None:
     patterns = {
         "sums": "TypeError: parameter 0 is a DTensor with the placements .*redistribute it",
