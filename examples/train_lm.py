@@ -5,6 +5,12 @@
 Nothing is downloaded. By default ScheduleFree+ and AdamW train the same model on the same text, one after
 the other; the run folder then holds config.json, metrics.jsonl (one line per step), checkpoint.pt and
 loss.png. On a CPU, times are wall time; on a GPU they are the GPU's own, from CUDA events.
+
+    torchrun --nproc-per-node 2 examples/train_lm.py --parallel fsdp
+
+Several processes train the same run, each on its share of every batch, and it has the same losses to
+rounding; ddp, fsdp and hsdp say what each holds of the model. The checkpoint is then a folder, from which
+another number of processes can go on.
 """
 
 from __future__ import annotations
@@ -21,9 +27,10 @@ from common import INTERRUPTED, new_folder
 from lm.data import Corpus
 from lm.model import HEAD_DIM
 from lm.optimizers import make_method
+from lm.parallel import Processes
 from lm.report import draw, table
 from lm.run import train_all
-from lm.settings import COMPARED, CONFIG, OptimizerName, Settings
+from lm.settings import COMPARED, CONFIG, OptimizerName, Parallel, Settings
 from rich.console import Console
 from torch import nn
 
@@ -58,8 +65,17 @@ def main(
         str | None,
         typer.Option(help="Such as cpu or cuda:1. (default: cuda if there is one, else cpu)"),
     ] = None,
+    parallel: Annotated[
+        Parallel | None,
+        typer.Option(
+            help="Several processes, started by torchrun, train one model; each holds all of it (ddp), a "
+            "share (fsdp) or a share of one of two copies (hsdp). (default: one process)"
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each optimizer.")] = 800,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 12,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Sequences in a batch, which the processes share equally.")
+    ] = 12,
     seed: Annotated[
         int, typer.Option(min=0, help="Decides the first weights and the order of the text.")
     ] = 0,
@@ -74,7 +90,8 @@ def main(
         Path | None,
         typer.Option(
             help="Go on with the interrupted run in this folder, with its settings, as if it had never "
-            "stopped (on a CPU: to the last bit). Takes no other option."
+            "stopped (on a CPU: to the last bit). Takes no other option; a run of several processes may go "
+            "on with another number of them (then equal to rounding)."
         ),
     ] = None,
     dim: Annotated[int, typer.Option(help=f"Width of the model, a multiple of {HEAD_DIM}.")] = 128,
@@ -125,25 +142,54 @@ def main(
             log_every=log_every,
             threads=torch.get_num_threads(),
             corpus=corpus.fingerprint(),
+            parallel=parallel,
         )
-        check_usable(settings)
-        folder = new_folder(runs_dir, name, "take another name, or go on with --resume {folder}")
-        settings.save(folder)
+    processes = Processes(settings.parallel)
+    check_usable(settings, processes)
 
     torch.set_num_threads(settings.threads)
-    if not train_all(settings, folder, corpus):
-        command = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-        console.print(f"Stopped, and saved. To go on: {command}", soft_wrap=True, highlight=False)
+    with processes.joined(settings.device):
+        if not resume:
+            folder = made_folder(settings, processes, runs_dir, name)
+        finished = train_all(settings, folder, corpus, processes)
+    if not finished:
+        command = shlex.join([*processes.command(sys.argv[0]), "--resume", str(folder)])
+        if processes.first:
+            console.print(
+                f"Stopped, and saved. To go on: {command}", soft_wrap=True, highlight=False
+            )
         raise typer.Exit(INTERRUPTED)
+    if not processes.first:
+        return
     draw(folder, settings)
     console.print(table(folder))
     console.print(f"Results are in {folder}", soft_wrap=True, highlight=False)
 
 
-def check_usable(settings: Settings) -> None:
-    """Refuse a device or a backend that cannot run here, before anything is written."""
+def made_folder(settings: Settings, processes: Processes, runs_dir: Path, name: str | None) -> Path:
+    """The run folder with the settings in it, which the first process makes and names."""
+    folder, refusal = None, None
+    if processes.first:
+        try:
+            advice = "take another name, or go on with --resume {folder}"
+            folder = new_folder(runs_dir, name, advice)
+            settings.save(folder)
+        except typer.BadParameter as error:
+            refusal = error
+    folder = processes.from_first(folder)
+    if folder is None:
+        raise refusal or typer.Exit(2)  # the first process says why
+    return folder
+
+
+def check_usable(settings: Settings, processes: Processes) -> None:
+    """Refuse processes, a device or a backend that cannot run here, before anything is written."""
     try:
-        weight = nn.Parameter(torch.zeros(1, device=settings.device))
+        processes.check(settings.batch, settings.device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        weight = nn.Parameter(torch.zeros(1, device=processes.own_device(settings.device)))
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise typer.BadParameter(f"{settings.device}: {error}", param_hint="--device") from error
     try:
@@ -176,7 +222,6 @@ def resumed_settings(context: typer.Context, folder: Path, corpus: Corpus) -> Se
         raise typer.BadParameter(
             f"{folder} was trained on the library of another Python version.", param_hint="--resume"
         )
-    check_usable(settings)
     return settings
 
 

@@ -26,6 +26,7 @@ IN_ONE_PROCESS = (
     "test_distributed_checkpoint.py",
     "test_dtensor.py",
     "test_train_lm.py",
+    "test_train_lm_parallel.py",
     "test_triton_compile.py",
 )
 """Files whose tests share something that takes long to make. By this name and not by xdist's mark for groups,

@@ -1,8 +1,6 @@
 """examples/train_lm.py: what a run leaves behind, and that stopping and resuming changes no bit."""
 
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,22 +15,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import train_lm
-import typer
 from common import Interrupt
 from lm import data, files, report
 from lm.model import GPT
 from lm.run import Trainer
 from lm.settings import OptimizerName, Settings
-from typer.testing import CliRunner
-
-# One thread: these models are too small to share out, and waiting threads slow each other down.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-TINY = ["--dim", "32", "--layers", "1", "--context", "16", "--batch", "4", "--device", "cpu"]
-TINY += ["--backend", "cpu", "--eval-every", "8", "--eval-batches", "2", "--log-every", "4"]
-STEPS = 24
-
-app = typer.Typer()
-app.command()(train_lm.main)
+from train_lm_runs import ENVIRONMENT, STEPS, TINY, invoke, metrics, train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,28 +38,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def invoke(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "1000"})  # no line breaks
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, re.sub(r"\x1b\[[\d;]*m", "", result.output)  # no colours
-
-
-def train(runs: Path, name: str, *arguments: str, steps: int = STEPS) -> Path:
-    code, output = invoke(
-        *TINY, "--steps", str(steps), "--runs-dir", str(runs), "--name", name, *arguments
-    )
-    assert code == 0, output
-    assert f"Results are in {runs / name}" in output
-    return runs / name
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines without what no two runs have in common."""
-    lines = [json.loads(text) for text in (folder / files.METRICS).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines]
 
 
 def assert_same_checkpoint(left: Path, right: Path) -> None:

@@ -65,6 +65,7 @@ class GPT(nn.Module):
         logits: Tensor = self.head(self.norm(x))
         return logits
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per byte."""
-        return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
+
+def mean_loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats per byte of a GPT, or of what is wrapped around one."""
+    return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())

@@ -18,6 +18,14 @@ class OptimizerName(StrEnum):
     ADAMW_SCHEDULE_FREE = "adamw-schedulefree"
 
 
+class Parallel(StrEnum):
+    """How several processes train one model: what each of them holds of it."""
+
+    DDP = "ddp"  # all of it
+    FSDP = "fsdp"  # a share of it
+    HSDP = "hsdp"  # a share of one of two copies
+
+
 COMPARED = (OptimizerName.SCHEDULE_FREE_PLUS, OptimizerName.ADAMW)
 """What a run without ``--optimizer`` trains."""
 
@@ -41,6 +49,7 @@ class Settings:
     eval_batches: int
     threads: int  # sums on the CPU are split by threads, so their bits depend on it
     corpus: str  # fingerprint of the text; another Python version has another one
+    parallel: Parallel | None = None  # among how many processes, may change
 
     def save(self, folder: Path) -> None:
         """Write config.json."""
@@ -57,6 +66,8 @@ class Settings:
         try:
             values = json.loads(path.read_text())
             values["optimizers"] = tuple(OptimizerName(name) for name in values["optimizers"])
+            if values.get("parallel") is not None:
+                values["parallel"] = Parallel(values["parallel"])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not the settings of a run: {error}") from error

@@ -1,0 +1,102 @@
+"""What each process of the tests of ``--parallel`` does; torchrun starts it.
+
+train_lm_worker.py RESULTS COMMANDS: the runs of examples/train_lm.py in a file of JSON, one after the other;
+    each is a list of arguments, perhaps after "ctrl-c", for a run that one process is told to stop.
+train_lm_worker.py kill-writer|kill-pointer ARGUMENTS: one run, which does not survive its second checkpoint.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from lm import data, files, run
+from torch.distributed.checkpoint import FileSystemWriter
+from train_lm_runs import app, invoke
+
+STOPS_AT = 10  # two steps behind a checkpoint
+
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def run_all(commands: list[list[str]]) -> list[dict[str, Any]]:
+    """Exit codes, outputs, and how many sequences this process took at a time."""
+    (store, *_) = next(dist.rendezvous("env://"))
+    join = dist.init_process_group
+    mean_loss, read = run.mean_loss, data.Corpus.load()
+    sequences = set()
+
+    def counted_loss(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        sequences.add(len(tokens))
+        return mean_loss(model, tokens, targets)
+
+    results = []
+    for number, command in enumerate(commands):
+        # torchrun's store is for one group; what an earlier one left in it would be taken for the next one's
+        own = dist.PrefixStore(str(number), store)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                dist,
+                "init_process_group",
+                lambda backend, own=own: join(backend, store=own, rank=RANK, world_size=WORLD),
+            )
+            patch.setattr(data.Corpus, "load", lambda: read)
+            patch.setattr(run, "mean_loss", counted_loss)
+            if command[0] == "ctrl-c":
+                interrupt_last_process(patch)
+                command = command[1:]
+            sequences.clear()
+            code, output = invoke(*command)
+        results.append({"code": code, "output": output, "sequences": sorted(sequences)})
+    return results
+
+
+def interrupt_last_process(patch: pytest.MonkeyPatch) -> None:
+    """In the run of its last optimizer; torchrun would tell all, but not all in the same step."""
+    step = run.Trainer._step
+
+    def step_and_interrupt(self: run.Trainer) -> None:
+        step(self)
+        if (
+            RANK == WORLD - 1
+            and self.done == STOPS_AT
+            and self.name == self.settings.optimizers[-1]
+        ):
+            signal.raise_signal(signal.SIGINT)
+
+    patch.setattr(run.Trainer, "_step", step_and_interrupt)
+
+
+def kill_at_second_call(owner: Any, name: str, rank: int) -> None:
+    """Replace the function by one that ends process ``rank`` without any goodbye when it is called again."""
+    function, calls = getattr(owner, name), []
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(name)
+        if len(calls) == 2 and rank == RANK:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+
+    setattr(owner, name, counted)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, *arguments = sys.argv[1:]
+    if what == "kill-writer":  # when the other one may have written its shard
+        kill_at_second_call(FileSystemWriter, "write_data", rank=1)
+        app(arguments)
+    elif what == "kill-pointer":  # when all shards are there, and nothing says so
+        kill_at_second_call(files, "replacing", rank=0)
+        app(arguments)
+    else:
+        results = run_all(json.loads(Path(arguments[0]).read_text()))
+        Path(what, f"{RANK}.json").write_text(json.dumps(results))
