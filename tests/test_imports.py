@@ -13,7 +13,8 @@ PACKAGE = Path(sfplus_kernels.__file__).parent
 # what a part may import of the package, itself apart: optim -> ops -> backends -> {kernels, _C}
 ALLOWED = {
     "optim": {"ops", "collective", "sharding", "backends"},
-    "ops": {"collective", "sharding", "backends"},
+    "ops": {"collective", "sharding", "tensor_checks", "backends"},
+    "tensor_checks": {"sharding"},
     "collective": {"backends"},
     "sharding": set(),
     "backends": {"kernels", "_C"},
