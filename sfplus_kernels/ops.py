@@ -31,6 +31,8 @@ __all__ = [
     "Engine",
     "Entry",
     "Move",
+    "Passes",
+    "RunState",
     "Scaling",
     "capturing",
     "check_gradient",
@@ -146,7 +148,13 @@ class Scaling(NamedTuple):
     has_gradient: bool = True  # whether there is any in this process
 
 
-UNSCALED = Scaling()
+class Passes(NamedTuple):
+    """The passes over memory of one step."""
+
+    sums: bool  # whether it begins with ``reduce``
+    with_e: bool  # whether that also forms sum g e
+    collective: Collective | None  # with whom the sums are added up, if not with oneself
+    has_gradient: bool  # whether there is any in this process
 
 
 class Engine:
@@ -205,26 +213,26 @@ class Engine:
         """Tell ``plan`` where this step's gradients are."""
         self._backend.set_gradients(plan, gradients)
 
-    def step(
+    def announce(
         self,
-        plan: object,
-        loss: float | Tensor | None = None,
+        loss: float | Tensor | None,
         *,
-        check_finite: bool = False,
-        scaling: Scaling = UNSCALED,
-        collective: Collective | None = None,
-    ) -> None:
-        """One step, without waiting for the device; with a loss if the algorithm needs it and sums.
+        check_finite: bool,
+        scaling: Scaling,
+        collective: Collective | None,
+    ) -> Passes:
+        """Tell the device what comes with this step's gradients; never waits for it.
 
         Args:
-            plan: made from the tensors that have a gradient.
-            loss: float or 0-dim tensor.
+            loss: float or 0-dim tensor, if the algorithm needs it and sums.
             check_finite: without a loss, look at the gradients all the same: to clip them, and to skip the
                 step if one is not finite.
             scaling: what was done to the gradients.
             collective: with whom sums and loss are added up, if not with oneself.
+
+        Returns:
+            What is left of the step, for ``run_passes``.
         """
-        self._keep_if_recorded(plan)
         if loss is not None:
             self._write_figure(Global.FUNCTION_VALUE, loss)
         for index, value, usual in (
@@ -239,15 +247,27 @@ class Engine:
             elif index in self._unusual:
                 self._write_figure(index, usual)
                 self._unusual.remove(index)
+        if collective is not None:
+            self._unusual.add(Global.FOUND_INF)
+        sums = loss is not None or check_finite
+        return Passes(sums, loss is not None, collective, scaling.has_gradient)
+
+    def run_passes(self, plan: object, run: RunState, passes: Passes) -> None:
+        """The passes of one step, without waiting for the device.
+
+        Args:
+            plan: made from the tensors that have a gradient.
+            run: ``self.run``, or a copy of it that belongs to the tensors of the plan.
+            passes: what ``announce`` returned.
+        """
+        self._keep_if_recorded(plan)
         partials = None
-        if loss is not None or check_finite:
-            partials = self._backend.reduce(plan, with_e=loss is not None)
-            if collective is not None:
-                figures = self.run.globals
-                partials = collective.all_reduce(partials, figures, scaling.has_gradient)
-                self._unusual.add(Global.FOUND_INF)
-        self._backend.finalize(plan, self.run, partials)
-        self._backend.update(plan, self.run)
+        if passes.sums:
+            partials = self._backend.reduce(plan, with_e=passes.with_e)
+            if passes.collective is not None:
+                partials = passes.collective.all_reduce(partials, run.globals, passes.has_gradient)
+        self._backend.finalize(plan, run, partials)
+        self._backend.update(plan, run)
 
     def _write_figure(self, index: Global, value: float | Tensor) -> None:
         slot = self.run.globals[index]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.backends.layout import Global
-from sfplus_kernels.ops import Move, Scaling, check_recordable
+from sfplus_kernels.ops import Move, Passes, Scaling, check_recordable
 from sfplus_kernels.optim import run_state
 from sfplus_kernels.optim.stateful import StatefulOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates, iterates
+from sfplus_kernels.optim.tracing import untraced
 
 
 class ScheduleFreeOptimizer(StatefulOptimizer):
@@ -24,13 +25,18 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
     # the gradients as they are: update takes the scale out, finalize skips the step if an Inf was found.
     _step_supports_amp_scaling = True
 
+    # Where a list is put here, a step leaves its passes and gradients in it: see operators.py.
+    _held_back: list[tuple[Passes, list[Tensor]]] | None = None
+
     # -- modes --------------------------------------------------------------------------------------
 
+    @untraced
     @torch.no_grad()
     def train(self) -> None:
         """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
         self._set_mode(train=True)
 
+    @untraced
     @torch.no_grad()
     def eval(self) -> None:
         """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
@@ -68,6 +74,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
                 for param, y in zip(params, saved, strict=True):
                     param.copy_(y)
 
+    @untraced
     @torch.no_grad()
     def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
         """``model.state_dict()`` with x in place of the parameters: what to ship.
@@ -90,6 +97,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
             result[name] = copies[id(value)]
         return result
 
+    @untraced
     @torch.no_grad()
     def iterates(self, param: Tensor) -> Iterates:
         """x, y and z of one parameter; three copies of it before its first step.
@@ -140,13 +148,14 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
             clip_coef=clip_coef,
             has_gradient=not self._no_gradients,
         )
-        engine.step(
-            plan,
-            loss,
-            check_finite=check_finite,
-            scaling=scaling,
-            collective=self._collective if sums_up else None,
+        collective = self._collective if sums_up else None
+        passes = engine.announce(
+            loss, check_finite=check_finite, scaling=scaling, collective=collective
         )
+        if self._held_back is None:
+            engine.run_passes(plan, engine.run, passes)
+        else:
+            self._held_back.append((passes, [g for g in gradients if g is not None]))
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
         torch.autograd.graph.increment_version(
@@ -165,6 +174,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         """What ``metrics()`` shows beside the figures of the groups."""
         return tuple(self.global_keys.values())
 
+    @untraced
     def metrics(self) -> dict[str, float | list[float]]:
         """Figures of the last step under the glossary's names; waits for the device once.
 

@@ -20,7 +20,9 @@ class KeptPlan:
     key: list[tuple]  # parameters, their addresses, the dtypes of their gradients
     state_key: tuple  # the state's identity, its size, its buffers in each group
     watched: list[tuple[TensorState, Tensor]]  # state of each parameter, its displacement
+    entries: list[ops.Entry]
     gradient_key: list[tuple] = field(default_factory=list)
+    operands: object = None  # as torch.compile gets to see its tensors: see operators.py
 
     @classmethod
     def make(
@@ -30,8 +32,9 @@ class KeptPlan:
         key: list[tuple],
         state_key: tuple,
     ) -> KeptPlan:
-        plan = engine.plan([entry for entry, _ in entries])
-        return cls(plan, key, state_key, [(state, entry.displacement) for entry, state in entries])
+        tensors = [entry for entry, _ in entries]
+        watched = [(state, entry.displacement) for entry, state in entries]
+        return cls(engine.plan(tensors), key, state_key, watched, tensors)
 
     def serves(self, key: list[tuple], state_key: tuple) -> bool:
         """Whether these tensors are where they were."""
