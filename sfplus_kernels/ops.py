@@ -40,6 +40,8 @@ __all__ = [
     "Engine",
     "Entry",
     "Move",
+    "Passes",
+    "RunState",
     "Scaling",
     "capturing",
     "check_gradient",
@@ -58,6 +60,15 @@ class Scaling(NamedTuple):
     grad_scale: float | Tensor | None = None  # they are so many times the true ones
     found_inf: float | Tensor | None = None  # not 0: one of them is not finite, skip the step
     clip_coef: float | Tensor | None = None  # by which they were clipped
+
+
+class Passes(NamedTuple):
+    """The passes over memory of one step."""
+
+    sums: bool  # whether it begins with ``reduce``
+    with_e: bool  # whether that also forms sum g e
+    collective: Collective | None  # with whom the sums are added up, if not with oneself
+    has_gradient: bool  # whether there is any in this process
 
 
 NO_RANGE = nullcontext()
@@ -159,26 +170,42 @@ class Engine:
         with profiled("reduce"):
             return self._backend.reduce(plan, with_e=with_e)
 
-    def share(self, collective: Collective, partials: Tensor, has_gradient: bool) -> Tensor:
-        """The sums over all processes, (1, len(Sum)); the loss that was handed in becomes that of all."""
+    def share(
+        self, collective: Collective, partials: Tensor, figures: Tensor, has_gradient: bool
+    ) -> Tensor:
+        """The sums over all processes, (1, len(Sum)); in ``figures`` the loss becomes that of all.
+
+        Args:
+            figures: ``RunState.globals``, with the loss that was handed in.
+        """
         if self._buffers is None:
             self._buffers = Buffers(collective, self.device)
         self._unusual.add(Global.FOUND_INF)
         with profiled("all_reduce"):
-            return collective.all_reduce(partials, self.run.globals, has_gradient, self._buffers)
+            return collective.all_reduce(partials, figures, has_gradient, self._buffers)
 
-    def finish(self, plan: object, partials: Tensor | None) -> None:
+    def finish(self, plan: object, run: RunState, partials: Tensor | None) -> None:
         """Finalize and update, without waiting for the device.
 
         Args:
             plan: made from the tensors that have a gradient, and told where these are.
+            run: ``self.run``, or a copy of it that belongs to the tensors of the plan.
             partials: from ``reduce``, or None if the step has no sums.
         """
         self._keep_if_recorded(plan)
         with profiled("finalize"):
-            self._backend.finalize(plan, self.run, partials)
+            self._backend.finalize(plan, run, partials)
         with profiled("update"):
-            self._backend.update(plan, self.run)
+            self._backend.update(plan, run)
+
+    def run_passes(self, plan: object, run: RunState, passes: Passes) -> None:
+        """The passes of one step: ``reduce``, ``share`` and ``finish``, as far as it needs them."""
+        partials = None
+        if passes.sums:
+            partials = self.reduce(plan, with_e=passes.with_e)
+            if passes.collective is not None:
+                partials = self.share(passes.collective, partials, run.globals, passes.has_gradient)
+        self.finish(plan, run, partials)
 
     def _write_figure(self, index: Global, value: float | Tensor) -> None:
         slot = self.run.globals[index]

@@ -94,7 +94,7 @@ def own(params: list, rank: int, world: int) -> list:
     return [p for i, p in enumerate(params) if i % (world - 1) == rank]
 
 
-def shards(rank: int, world: int) -> Result:
+def shards(rank: int, world: int, prepared: Callable[..., Any] = lambda step: step) -> Result:
     """Every tensor at one rank only; losses differ; a rank now and then has no gradient."""
     params = make_params(SHAPES)
     mine = own(params, rank, world)
@@ -102,11 +102,18 @@ def shards(rank: int, world: int) -> Result:
         mine, **EVERYTHING, max_grad_norm=20.0, shard_group=dist.group.WORLD
     )
     optimizer.train()
+    step = prepared(optimizer.step)
     for loss, gradients in stream(SHAPES, 20, missing=0.3):
         set_gradients(params, gradients)
-        optimizer.step(loss=loss + (rank - (world - 1) / 2))  # with the mean ``loss``
+        loss += rank - (world - 1) / 2  # of which ``loss`` is the mean
+        step(loss=torch.tensor(loss, dtype=torch.float64))
     figures = {key: optimizer.metrics()[key] for key in ("polyak_lr", "grad_norm", "ip_term", "k")}
     return {"params": values_of(params), "figures": figures}
+
+
+def compiled_shards(rank: int, world: int) -> Result:
+    """The same; some of the steps are operators in a graph, at one rank and not at another."""
+    return shards(rank, world, lambda step: torch.compile(step, backend="eager"))
 
 
 def shards_of_adamw(rank: int, world: int) -> Result:
@@ -223,6 +230,7 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     ddp_without_the_mean,
     one_rank_has_a_nan,
     shards,
+    compiled_shards,
     shards_of_adamw,
     nobody_has_a_gradient,
     loss_reductions,

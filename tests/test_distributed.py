@@ -83,6 +83,11 @@ def test_shards_take_the_step_of_the_whole(results: list[dict[str, Any]]) -> Non
                 torch.testing.assert_close(found, p.detach(), rtol=1e-9, atol=1e-11)
 
 
+def test_compiled_ranks_take_the_same_steps(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert_same_bits(rank["compiled_shards"], rank["shards"])
+
+
 def test_shards_without_a_polyak_step_skip_together(results: list[dict[str, Any]]) -> None:
     for rank in results:
         assert rank["shards_of_adamw"] == {"k": 4, "skipped": 1}

@@ -18,6 +18,7 @@ from sfplus_kernels.optim.checks import check_betas, check_lr, check_max_grad_no
 from sfplus_kernels.optim.loss_reports import LossReports
 from sfplus_kernels.optim.run_state import POLYAK_KEYS
 from sfplus_kernels.optim.shared_step import SharedStep
+from sfplus_kernels.optim.tracing import ends_with_its_passes
 
 
 class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
@@ -204,6 +205,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
             group.update(grad_l1_ema=0.0, polyak_denom_ema=0.0)
         return state_dict
 
+    @ends_with_its_passes
     @torch.no_grad()
     def step(  # type: ignore[override]
         self,

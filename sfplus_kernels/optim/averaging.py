@@ -137,8 +137,7 @@ class Averaging(ScheduleFreeOptimizer):
             self._valid_plan(params, gradients).plan
         )  # p.data may be another tensor now
         torch.autograd.graph.increment_version(active)
-        if self._delayed is not None:
-            self._delayed.send()
+        self._send_figures()
         for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
             group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])
             group["k"] += 1

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sfplus_kernels import ops
 from sfplus_kernels.backends.layout import Global
-from sfplus_kernels.ops import Move, Scaling, check_recordable
+from sfplus_kernels.ops import Move, Passes, Scaling, check_recordable
 from sfplus_kernels.optim import run_state
 from sfplus_kernels.optim.delayed_figures import DelayedFigures
 from sfplus_kernels.optim.plans import ReadyStep
 from sfplus_kernels.optim.shared_step import SharedStep
 from sfplus_kernels.optim.stateful import StatefulOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates, iterates
+from sfplus_kernels.optim.tracing import untraced
 from sfplus_kernels.sharding import local, local_gradients
 
 
@@ -30,14 +31,18 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
     _step_supports_amp_scaling = True
 
     _shared_step: SharedStep | None = None
+    # Where a list is put here, a step leaves its passes and gradients in it: see operators.py.
+    _held_back: list[tuple[Passes, list[Tensor]]] | None = None
 
     # -- modes --------------------------------------------------------------------------------------
 
+    @untraced
     @torch.no_grad()
     def train(self) -> None:
         """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
         self._set_mode(train=True)
 
+    @untraced
     @torch.no_grad()
     def eval(self) -> None:
         """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
@@ -77,6 +82,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
                 for param, y in zip(params, saved, strict=True):
                     param.detach().copy_(y)
 
+    @untraced
     @torch.no_grad()
     def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
         """``model.state_dict()`` with x in place of the parameters: what to ship.
@@ -99,6 +105,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
             result[name] = copies[id(value)]
         return result
 
+    @untraced
     @torch.no_grad()
     def iterates(self, param: Tensor) -> Iterates:
         """x, y and z of one parameter; three copies of it before its first step.
@@ -149,19 +156,22 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         engine.hand_in(loss, Scaling(scale, found_inf, clip_coef))
-        partials = None
-        if shared is not None:
-            partials = shared.sums(self, ready, collective)
-        elif has_sums:
-            partials = engine.reduce(ready.plan, with_e=loss is not None)
-            if collective is not None:
-                partials = engine.share(collective, partials, not self._no_gradients)
-        engine.finish(ready.plan, partials)
-        if self._delayed is not None:
-            self._delayed.send()
+        passes = Passes(has_sums, loss is not None, collective, not self._no_gradients)
+        if self._held_back is not None:
+            self._held_back.append((passes, ready.gradients))
+        elif shared is not None:
+            engine.finish(ready.plan, engine.run, shared.sums(self, ready, collective))
+        else:
+            engine.run_passes(ready.plan, engine.run, passes)
+        self._send_figures()
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
         torch.autograd.graph.increment_version(ready.params)
+
+    def _send_figures(self) -> None:
+        """To the host, where somebody asked for them without waiting."""
+        if self._delayed is not None and self._held_back is None:
+            self._delayed.send()
 
     def _ready_step(self) -> ReadyStep:
         """Everything checked and prepared for the passes over this step's gradients."""
@@ -186,6 +196,7 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         """What ``metrics()`` shows beside the figures of the groups."""
         return tuple(self.global_keys.values())
 
+    @untraced
     def metrics(self, *, wait: bool = True) -> dict[str, float | list[float]]:
         """Figures of the last step under the glossary's names.
 

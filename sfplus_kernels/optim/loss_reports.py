@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sfplus_kernels import ops
+from sfplus_kernels.optim.tracing import untraced
 
 WRAPPED = ("optimizer", "_optimizer")
 """Where Accelerate's, Lightning's and Fabric's wrappers keep the optimizer that they wrap."""
@@ -35,6 +36,7 @@ class LossReports:
         return mean
 
 
+@untraced
 def report_loss(optimizer: Any, loss: float | Tensor, weight: float | Tensor = 1.0) -> None:
     """Tell ``optimizer`` the loss of a micro-batch; ``optimizer.step()`` then uses the weighted mean.
 

@@ -28,10 +28,12 @@ class KeptPlan:
     plan: object
     key: tuple  # parameters, their addresses, the dtypes of their gradients
     state_key: tuple  # the state's identity, its size, its buffers in each group
+    entries: list[ops.Entry]
     states: list[TensorState]
     displacements: list[Tensor]  # of each state
     shards: frozenset[int]  # among how many processes the tensors are divided
     gradient_key: tuple = field(default_factory=tuple)
+    operands: object = None  # as torch.compile gets to see its tensors: see operators.py
 
     @classmethod
     def make(
@@ -41,14 +43,16 @@ class KeptPlan:
         key: tuple,
         state_key: tuple,
     ) -> KeptPlan:
+        tensors = [entry for entry, _ in entries]
         states = [state for _, state in entries]
         return cls(
-            plan=engine.plan([entry for entry, _ in entries]),
+            plan=engine.plan(tensors),
             key=key,
             state_key=state_key,
+            entries=tensors,
             states=states,
             displacements=list(map(DISPLACEMENT, states)),
-            shards=frozenset(entry.shards for entry, _ in entries),
+            shards=frozenset(entry.shards for entry in tensors),
         )
 
     def bring_gradients(

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfplus_kernels.backends.layout import Global, Rule
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.checks import check_max_grad_norm
+from sfplus_kernels.optim.tracing import ends_with_its_passes
 
 
 class ScheduledOptimizer(ScheduleFreeOptimizer):
@@ -50,6 +51,7 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
         step, warmup_steps = group["k"] + 1, group["warmup_steps"]
         return float(step / warmup_steps) if step < warmup_steps else 1.0
 
+    @ends_with_its_passes
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Callable[[], float | Tensor] | None = None

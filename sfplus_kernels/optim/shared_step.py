@@ -93,6 +93,6 @@ class SharedStep:
             partials = member._get_engine().reduce(everyone[id(member)].plan, with_e=True)
             sums += partials.sum(0, keepdim=True).to(engine.device, non_blocking=True)
         if collective is not None:
-            sums = engine.share(collective, sums, self.any_gradient()).clone()
+            sums = engine.share(collective, sums, engine.run.globals, self.any_gradient()).clone()
         self._sums, self._figures = sums, engine.run.globals
         self._waiting = set(everyone)

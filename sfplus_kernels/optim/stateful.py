@@ -14,7 +14,7 @@ from sfplus_kernels.backends.layout import Global, Hyper
 from sfplus_kernels.backends.registry import check_name
 from sfplus_kernels.collective import Collective
 from sfplus_kernels.ops import Engine
-from sfplus_kernels.optim import run_state, upstream
+from sfplus_kernels.optim import run_state, tracing, upstream
 from sfplus_kernels.optim.checks import check_shared
 from sfplus_kernels.optim.delayed_figures import DelayedFigures
 from sfplus_kernels.optim.loading import checked_state
@@ -39,6 +39,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
     global_keys: Mapping[str, Global] = run_state.COUNTERS_OF_SKIPS
     advances_without_gradients = True  # whether a step with no gradient at all counts
     has_modes = True  # whether the parameters hold y in train mode and x in eval mode
+
+    # torch wraps the step of each class with it
+    profile_hook_step = staticmethod(tracing.hooked)  # type: ignore[assignment]
 
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
     _backend_name: str | None = None
@@ -230,12 +233,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
             figures = self._engine.figures().tolist()
             run_state.into_groups(figures, self.param_groups, self.global_keys)
 
+    @tracing.untraced
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``, with the run state in the groups."""
         self._settle()
         self._save_run_state()
         return super().state_dict()
 
+    @tracing.untraced
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict()`` of the same class; every buffer keeps its dtype and its bits.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels.optim import upstream
+from sfplus_kernels.optim import tracing, upstream
 from sfplus_kernels.optim.averaging import Averaging
 from sfplus_kernels.optim.base import ScheduleFreeOptimizer
 from sfplus_kernels.optim.tensor_state import Iterates
@@ -43,6 +43,9 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
 
     ``state`` is the base's. If the base's step raises, the parameters are put back (to rounding).
     """
+
+    # torch wraps the step of each class with it
+    profile_hook_step = staticmethod(tracing.hooked)  # type: ignore[assignment]
 
     def __init__(
         self,
