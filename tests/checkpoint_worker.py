@@ -1,9 +1,8 @@
-"""What each process of the tests with torch.distributed.checkpoint does.
+"""What each process of the tests with torch.distributed.checkpoint does; ``ranks.py`` starts it.
 
-python checkpoint_worker.py RANK WORLD FOLDER SHARED: two processes save in SHARED, others go on from there.
+Two processes save in a shared folder, others go on from there.
 """
 
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from distributed_worker import Result, main_of
+from distributed_worker import Result
 from dtensor_worker import ARGUMENTS, Net, batches, fsdp, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -157,14 +156,13 @@ def resume(rank: int, world: int, folder: Path) -> Result:
     return results
 
 
-def checkpoints(rank: int, world: int) -> Result:
+def checkpoints(rank: int, world: int, shared: str) -> Result:
     warnings.simplefilter("ignore")  # torch's own, of its own deprecated names
-    folder = Path(sys.argv[4])
+    folder = Path(shared)
     saved = save(rank, world, folder) if world == SAVING_WORLD else {}
     if world == SAVING_WORLD:
         dist.barrier()
     return {"saved": saved, "resumed": resume(rank, world, folder)}
 
 
-if __name__ == "__main__":
-    main_of([checkpoints])
+SCENARIOS = [checkpoints]

@@ -1,5 +1,6 @@
 """Settings that must be in place before torch and triton are imported by any test."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,11 @@ sys.path.append(str(Path(__file__).parent.parent))  # for bench; behind an insta
 
 import pytest
 from support import BACKENDS
+
+if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
+    import interpreter
+
+    interpreter.quicken()
 
 IN_ONE_PROCESS = (
     "test_cuda_binary.py",

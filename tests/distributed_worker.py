@@ -1,11 +1,6 @@
-"""What each process of the distributed tests does: every scenario once, its results in a file.
+"""What each process of the distributed tests does: every scenario once. ``ranks.py`` starts it."""
 
-python distributed_worker.py RANK WORLD FOLDER
-"""
-
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -238,19 +233,3 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     fsdp1,
     pipeline,
 ]
-
-
-def main_of(scenarios: Sequence[Callable[[int, int], Result]]) -> None:
-    """Run them as the process that the command line says."""
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=world
-    )
-    results = {scenario.__name__: scenario(rank, world) for scenario in scenarios}
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main_of(SCENARIOS)

@@ -1,7 +1,4 @@
-"""What each process of the tests with DTensors does: every scenario once, its results in a file.
-
-python dtensor_worker.py RANK WORLD FOLDER
-"""
+"""What each process of the tests with DTensors does: every scenario once. ``ranks.py`` starts it."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_worker import Result, main_of
+from distributed_worker import Result
 from support import EVERYTHING
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -342,6 +339,3 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     refusals,
     host_time,
 ]
-
-if __name__ == "__main__":
-    main_of(SCENARIOS)

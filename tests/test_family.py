@@ -30,7 +30,7 @@ from support import (
 from torch import Tensor
 
 # Triton's interpreter is slow: there one short run with everything at once
-STEPS = {"eager": 300, "cpu": 300, "cuda": 300, "triton": 10}
+STEPS = {"eager": 120, "cpu": 120, "cuda": 120, "triton": 10}
 BACKEND_CASES = [
     *((backend, *case) for backend in BACKENDS if backend != "triton" for case in CASES),
     *(("triton", name, "all at once") for name in FAMILY),
@@ -49,8 +49,9 @@ def test_float64_agrees_with_upstream(backend: str, name: str, case: str) -> Non
 @pytest.mark.parametrize(("name", "case"), [case for case in CASES if case[0] in PLAIN])
 def test_references_agree_with_upstream(name: str, case: str) -> None:
     params, groups, arguments = case_of(name, case)
-    found = outcome(FAMILY[name].reference(groups, **arguments), params, 300, case)
-    assert_agree(found, upstream_outcome(name, case, 300), 300)
+    steps = STEPS["eager"]
+    found = outcome(FAMILY[name].reference(groups, **arguments), params, steps, case)
+    assert_agree(found, upstream_outcome(name, case, steps), steps)
 
 
 BEYOND: list[tuple[str, dict[str, Any]]] = [  # what upstream lacks or cannot do
@@ -105,7 +106,7 @@ BEYOND_CASES = [
 def test_float64_agrees_with_the_reference(backend: str, index: int, grouped: bool) -> None:
     """Gradients are missing at random, so that each tensor has its own count of steps."""
     name, arguments = BEYOND[index]
-    steps = min(STEPS[backend], 120)
+    steps = STEPS[backend]
     expected, counts = reference_outcome(name, index, grouped, steps)
     params = make_params(device=device_of(backend))
     mine = FAMILY[name].ours(

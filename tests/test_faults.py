@@ -80,28 +80,16 @@ def test_fault_4_no_gradients_at_all(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("loss", "gradient"),
-    [
-        (float("nan"), 0.0),
-        (float("inf"), 0.0),
-        (-float("inf"), 0.0),
-        (1.0, float("nan")),
-        (1.0, float("inf")),
-        (1.0, -float("inf")),
-        (1.0, 1e20),
-    ],
-)
 @pytest.mark.parametrize("first", [False, True])
-def test_fault_4_non_finite_step_is_skipped(
-    backend: str, dtype: torch.dtype, loss: float, gradient: float, first: bool
-) -> None:
-    """Bit for bit as before, counted, and training goes on as if the step had not been asked for.
+def test_fault_4_non_finite_step_is_skipped(backend: str, dtype: torch.dtype, first: bool) -> None:
+    """Bit for bit as before, counted, and training goes on as if the steps had not been asked for.
 
     1e20 is finite, but its square overflows float32 and would freeze its element for good.
     """
-    if dtype == torch.float64 and gradient == 1e20:
-        gradient = 1e200
+    inf, nan = float("inf"), float("nan")
+    large = 1e200 if dtype == torch.float64 else 1e20
+    bad_steps = [(loss, 0.0) for loss in (nan, inf, -inf)]
+    bad_steps += [(1.0, gradient) for gradient in (nan, inf, -inf, large)]
     shapes = [(0,), (37,), (5, 3), (0,)]
     device = device_of(backend)
     params, twins = make_params(shapes, dtype, device), make_params(shapes, dtype, device)
@@ -111,14 +99,15 @@ def test_fault_4_non_finite_step_is_skipped(
     twin.train()
     for k, (value, gradients) in enumerate(stream(shapes, 6)):
         if k == (0 if first else 3):
-            bad = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-            bad[1][36] = gradient  # the very last element
-            for skipped in range(1, 3):
+            for skipped, (loss, gradient) in enumerate(bad_steps, 1):
+                bad = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+                bad[1][36] = gradient  # the very last element
                 before = snapshot(optimizer, params) if optimizer.state else None
                 set_gradients(params, bad)
                 optimizer.step(loss=torch.tensor(loss))
                 if before is not None:
-                    assert_same_bits(snapshot(optimizer, params), before)
+                    after = snapshot(optimizer, params)
+                    assert_same_bits(after, before, f"loss {loss}, gradient {gradient}")
                 figures = optimizer.metrics()
                 assert figures["skipped_steps"] == figures["consecutive_skipped_steps"] == skipped
                 assert figures["k"] == k
@@ -128,7 +117,7 @@ def test_fault_4_non_finite_step_is_skipped(
         twin.step(loss=value)
         assert optimizer.metrics()["consecutive_skipped_steps"] == 0
     assert_same_bits(snapshot(optimizer, params), snapshot(twin, twins))
-    assert optimizer.metrics()["skipped_steps"] == 2
+    assert optimizer.metrics()["skipped_steps"] == len(bad_steps)
 
 
 @pytest.mark.parametrize("loss", [-1.0, 0.0])

@@ -69,7 +69,7 @@ def test_float64_agrees_with_the_reference(backend: str, case: str, missing: flo
     params, truth = make_params(device=device), make_params()
     optimizer = AdamCScheduleFreePlus(two_groups(params), backend=backend, **CASES[case])
     reference = AdamCScheduleFreePlusReference(two_groups(truth), **CASES[case])
-    steps = steps_for(backend, 200)
+    steps = steps_for(backend, 100)
     run(optimizer, params, steps, missing=missing)
     run(reference, truth, steps, missing=missing)
     moved = max(
@@ -94,7 +94,7 @@ def test_low_precision_is_as_good_as_plain_torch(
 
     The start values and gradients are representable in every dtype here, so all runs see the same.
     """
-    steps = steps_for(backend, 200)
+    steps = steps_for(backend, 100)
     shapes = [*SHAPES, (401, 13)]
     device = device_of(backend)
 
