@@ -1,6 +1,8 @@
 """The compiled extension by itself: its layout, storage conversions, instruction sets, sums."""
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,3 +182,20 @@ def test_negate(n_threads: int) -> None:
     expected = -torch.arange(200_001, dtype=torch.float32)
     expected[0], expected[-1] = 0, 200_000
     assert torch.equal(x, expected)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")
+def test_element_loops_ask_for_memory_ahead() -> None:
+    """gcc takes a call that does nothing but prefetch for one that does nothing, and drops it in silence."""
+    objdump = shutil.which("objdump")
+    if objdump is None:
+        pytest.skip("objdump is not installed")
+    listing = subprocess.run(
+        [objdump, "-d", _C.__file__], capture_output=True, text=True, check=True
+    )
+    pairs, halves = len(DTYPES) ** 2, len(HALVES)
+    arrays = 2 * len(DTYPES) * (1 + 2)  # reduce without e and with it, for both state dtypes
+    arrays += pairs * (3 + 4 + 5) + 3 * halves * len(DTYPES)  # update; the parameter that follows y
+    arrays += len(Move) * (2 * len(DTYPES) + halves)  # interpolate
+    n_isas = len(_C.available_isas())
+    assert listing.stdout.count("prefetcht0") >= (arrays + 1) * n_isas  # and the loop for bandwidth
