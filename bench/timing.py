@@ -17,6 +17,8 @@ Step = Callable[[], Any]
 class CpuTimer:
     """Wall time of a step with cold caches. ``arena`` is memory that no step uses."""
 
+    asynchronous = False  # a step has done its work when it returns
+
     def __init__(self, arena: Tensor, cache: int) -> None:
         self.sweep = arena[-min(2 * cache // arena.itemsize, arena.numel()) :]
 
@@ -40,6 +42,8 @@ class CpuTimer:
 
 class CudaTimer:
     """A GPU's own time of a step with a cold L2, from events. Never run: no GPU was at hand."""
+
+    asynchronous = True
 
     LEAD = (
         10_000_000  # clock cycles, some 5 ms: the host is ahead of the device when the step begins
