@@ -176,11 +176,13 @@ def test_nothing_but_empty_tensors() -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_negate(n_threads: int) -> None:
+@pytest.mark.parametrize("n_arrays", [1, 7])
+def test_negate(n_threads: int, n_arrays: int) -> None:
     x = torch.arange(200_001, dtype=torch.float32)
-    _C.negate(x[1:].data_ptr(), 199_999, n_threads)
-    expected = -torch.arange(200_001, dtype=torch.float32)
-    expected[0], expected[-1] = 0, 200_000
+    numel = 199_999 // n_arrays * n_arrays
+    _C.negate(x[1:].data_ptr(), numel, n_threads, n_arrays)
+    expected = torch.arange(200_001, dtype=torch.float32)
+    expected[1 : 1 + numel] *= -1
     assert torch.equal(x, expected)
 
 

@@ -149,8 +149,16 @@ void move_chunk(const MoveChunk& chunk) {
   for_each_element<State>(chunk.numel, element, y, e, only_if<kFollows>(param));
 }
 
-void negate(float* x, std::int64_t numel) {
-  for_each_element<float>(numel, [=](std::int64_t i) { x[i] = -x[i]; }, x);
+void negate(float* x, std::int64_t numel, std::int64_t distance, int n_arrays) {
+  for (std::int64_t i = 0; i < numel; i += kBlock<float>) {
+    const int block = static_cast<int>(numel - i < kBlock<float> ? numel - i : kBlock<float>);
+    for (int n = 0; n < n_arrays; ++n) {
+      float* array = x + n * distance + i;
+      ask_ahead<float>(array, 0);
+      SFPLUS_INDEPENDENT
+      for (int j = 0; j < block; ++j) array[j] = -array[j];
+    }
+  }
 }
 
 #define SFPLUS_REDUCES(with_e, State)                                                    \

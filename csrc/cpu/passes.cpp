@@ -118,10 +118,10 @@ void interpolate(const Table& table, int param_dtype, const Run& run, int move, 
   });
 }
 
-void negate(float* x, std::int64_t numel, int n_threads) {
-  constexpr std::int64_t kPiece = 1 << 16;
-  parallel_for((numel + kPiece - 1) / kPiece, n_threads, [&](std::int64_t piece) {
-    kernels().negate(x + piece * kPiece, std::min(kPiece, numel - piece * kPiece));
+void negate(float* x, std::int64_t numel, int n_arrays, int n_threads) {
+  const std::int64_t length = numel / n_arrays, piece = (1 << 16) / n_arrays;
+  parallel_for((length + piece - 1) / piece, n_threads, [&](std::int64_t i) {
+    kernels().negate(x + i * piece, std::min(piece, length - i * piece), length, n_arrays);
   });
 }
 
