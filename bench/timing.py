@@ -134,13 +134,16 @@ def take_turns(
 
 def captured(step: Step) -> Step:
     """The step as the replay of a CUDA graph. Never run: no GPU was at hand."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+    current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    try:
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                step()
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    finally:  # a capture that fails leaves its own stream as the current one
+        torch.cuda.set_stream(current)
     return graph.replay
