@@ -119,7 +119,7 @@ def run(bench: Bench, races: list, *, scaling: bool, console: Console) -> list[R
 
 
 def step_table(saved: rows.Run, workload: str, width: int) -> Table:
-    """The workload in which every contestant took part; fewer columns where there is little room."""
+    """The workload in which every contestant took part."""
     ok = saved.section("step", workload)
     untimed = [
         f"{r.name} ({r.status})" for r in saved.rows if r.status in ("absent", "wrong", "failed")
@@ -129,13 +129,11 @@ def step_table(saved: rows.Run, workload: str, width: int) -> Table:
         caption += f"\nnot timed: {', '.join(dict.fromkeys(untimed))}"
     title = f"One step over {ok[-1].n_params / 1e6:.1f} M parameters ({workload})"
     shown = Table(title=title, caption=caption)
-    columns = range(len(table.COLUMNS)) if width >= 110 else table.NARROW
-    for index in columns:
-        name = table.COLUMNS[index]
+    heading, *lines = table.fitting(ok, width)
+    for name in heading:
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in ok:
-        cells = table.cells(row)
-        shown.add_row(*(cells[i] for i in columns), style="bold" if row.ours else None)
+    for row, line in zip(ok, lines, strict=True):
+        shown.add_row(*line, style="bold" if row.ours else None)
     return shown
 
 

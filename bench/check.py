@@ -56,8 +56,10 @@ def check(
 
 
 def describe(error: Exception) -> str:
-    """Its type and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    """Its type and the first line of its message, and the next one where that ends with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {message}"
 
 
 def _check(
@@ -71,16 +73,15 @@ def _check(
         allowed = TOLERANCE[param_dtype] * contestant.tolerance
         if not error <= allowed:  # NaN is not either
             return Checked("wrong", f"off by {error:.1e} of the way; expected at most {allowed:g}")
+    if contestant.state_arrays is not None:
+        state = contestant.state_arrays * (contestant.state_itemsize or param_dtype.itemsize)
+        per_param = 2.0 * param_dtype.itemsize + grad_dtype.itemsize + 2 * state
+        counted = f"one pass: gradient, parameter, {contestant.state_arrays} state arrays"
+        return Checked("ok", "", per_param, counted, state)
     params = make_params([(COUNTED,)], device, param_dtype, grad_dtype)
     optimizer, step = contestant.make(params)
     step()
-    state = traffic.state_bytes(optimizer) / COUNTED
-    if contestant.state_arrays is not None:
-        kept = contestant.state_itemsize or param_dtype.itemsize
-        per_param = 2.0 * param_dtype.itemsize + grad_dtype.itemsize
-        per_param += 2 * contestant.state_arrays * kept
-        counted = f"one pass: gradient, parameter, {contestant.state_arrays} state arrays"
-    elif contestant.ours and not contestant.name.endswith(" eager"):
+    if contestant.ours and not contestant.name.endswith(" eager"):
         with traffic.Watch() as watch:  # for what comes beside our passes: a wrapper's base
             recorder = traffic.record_step(optimizer, step)
         per_param = float(round((recorder.bytes + watch.bytes) / COUNTED))
@@ -89,7 +90,7 @@ def _check(
         watch = traffic.watch_step(step)
         per_param = float(round(watch.bytes / COUNTED))
         counted = f"{watch.operations} operations, watched"
-    return Checked("ok", "", per_param, counted, state)
+    return Checked("ok", "", per_param, counted, traffic.state_bytes(optimizer) / COUNTED)
 
 
 @torch.no_grad()

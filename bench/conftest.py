@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from bench.contestant import Step
 from bench.contestants import contestants
 from bench.provenance import collect
 from bench.sections import Bench
@@ -35,6 +38,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "name" in metafunc.fixturenames:
         device = torch.device(metafunc.config.getoption("--device"))
         metafunc.parametrize("name", [c.name for c in contestants(device) if not c.absent])
+
+
+def timed_cold(benchmark: Any, bench: Bench, step: Step) -> None:
+    """Rounds of ``step``, each with other data in the caches."""
+
+    def run() -> None:
+        step()
+        bench.timer.wait()  # for the GPU, else only its queue would be timed
+
+    def cold() -> None:
+        bench.timer.flush()
+        bench.timer.wait()
+
+    benchmark.pedantic(run, setup=cold, rounds=3 if bench.quick else 15, warmup_rounds=1)
 
 
 @pytest.fixture(scope="session")

@@ -60,10 +60,13 @@ def driver(cls: Callable, arguments: dict[str, Any], step: str = "plain") -> Mak
         optimizer = cls(params, **arguments)
         if hasattr(optimizer, "train"):
             optimizer.train()
+        # on a GPU it is there that a training step has it, and only there a CUDA graph can read it again
+        device = params[0].device
+        loss = LOSS if device.type == "cpu" else torch.tensor(LOSS, device=device)
         steps: dict[str, Step] = {
             "plain": lambda: optimizer.step(),
-            "loss": lambda: optimizer.step(loss=LOSS),
-            "closure": lambda: optimizer.step(lambda: LOSS),  # what the closure costs is not ours
+            "loss": lambda: optimizer.step(loss=loss),
+            "closure": lambda: optimizer.step(lambda: loss),  # what the closure costs is not ours
         }
         return optimizer, steps[step]
 

@@ -25,19 +25,12 @@ def passes(contestant: Contestant, params: list) -> Iterator[Pass]:
     optimizer, step = contestant.make(params)
     step()
     recorder = traffic.record_step(optimizer, step)
-    backend, plan = recorder.backend, recorder.plan_of["update"]
-    run = traffic.engine_of(optimizer).run
-    entries = traffic.entries_of(plan)
-    partials = backend.reduce(plan, with_e=True) if "reduce" in recorder.passes else None
+    backend, run = recorder.backend, traffic.engine_of(optimizer).run
+    entries = traffic.entries_of(recorder.plan_of["update"])
     moves = cycle((Move.TO_X, Move.TO_Y))
     to_move = backend.plan([e._replace(grad_dtype=None) for e in entries], params[0].device)
-    runs: dict[str, tuple[Step, str]] = {
-        "reduce": (lambda: backend.reduce(plan, with_e=True), "reduce"),
-        "finalize": (lambda: backend.finalize(plan, run, partials), "finalize"),
-        "update": (lambda: backend.update(plan, run), "update"),
-        "interpolate": (lambda: backend.interpolate(to_move, run, next(moves)), "to_x"),
-    }
-    for name, (one, pass_name) in runs.items():
-        if name != "reduce" or partials is not None:
-            nbytes = traffic.pass_bytes(pass_name, entries)
-            yield Pass(name, one, nbytes, traffic.state_bytes(optimizer))
+    runs: dict[str, Step] = {name: recorder.call_of[name] for name in recorder.passes}
+    runs["interpolate"] = lambda: backend.interpolate(to_move, run, next(moves))
+    for name, one in runs.items():
+        nbytes = traffic.pass_bytes("to_x" if name == "interpolate" else name, entries)
+        yield Pass(name, one, nbytes, traffic.state_bytes(optimizer))

@@ -79,9 +79,11 @@ def _cpu() -> dict[str, Any]:
 
 def _gpu(device: torch.device) -> dict[str, Any]:  # never run: no GPU was at hand
     properties = torch.cuda.get_device_properties(device)
+    with torch.cuda.device(device):
+        torch.cuda._sleep(10**9)  # half a second of work: the clocks of an idle GPU say nothing
     answer = _output(
         "nvidia-smi",
-        f"--id={device.index or 0}",
+        f"--id=GPU-{properties.uuid}",  # its numbers are not torch's under CUDA_VISIBLE_DEVICES
         "--query-gpu=driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem",
         "--format=csv,noheader",
     )

@@ -54,7 +54,7 @@ def measured(path: Path) -> list[str]:
         f"{rounds} rounds of each in turns, with cold caches, from [the saved run]({folder}/{RESULTS}) "
         f"of {str(run.provenance['date'])[:10]} at commit {str(run.provenance['commit'])[:12]}:",
         markdown(rows),
-        _plot(folder, "roofline"),
+        _plots(folder, "time", "roofline"),
     ]
     if OTHER_CLASSES in others:
         others.remove(OTHER_CLASSES)
@@ -62,13 +62,16 @@ def measured(path: Path) -> list[str]:
     found += [
         "The other workloads, in milliseconds, with the percent of roofline:",
         workload_table(run, others),
-        _plot(folder, "size"),
+        _plots(folder, "size", "count"),
     ]
     if run.section("host"):
-        found += ["What is left when there is next to nothing to compute:", _plot(folder, "host")]
+        found += ["What is left when there is next to nothing to compute:", _plots(folder, "host")]
     wrong = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "wrong"]
     if wrong:
         found.append(f"Not timed, for its result is not the reference's: {_names(wrong)}.")
+    failed = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "failed"]
+    if failed:
+        found.append(f"Not timed, for it failed (the saved run says how): {_names(failed)}.")
     absent = [row.name for row in run.rows if row.status == "absent"]
     if absent:
         found.append(f"Absent in this run: {_names(absent)}.")
@@ -103,8 +106,10 @@ def _table(lines: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _plot(folder: str, name: str) -> str:
-    return f"![{PLOTS[name][0]}]({folder}/{name}.png)"
+def _plots(folder: str, *names: str) -> str:
+    """Beside each other where there is room, under each other on a phone."""
+    image = '<img alt="{}" src="{}/{}.png" width="420">'
+    return "\n".join(image.format(PLOTS[name][0], folder, name) for name in names)
 
 
 def linked(text: str) -> dict[str, Path | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.plots import PLOTS, draw
+from bench.plots import GRID, INK, PLOTS, draw
 from bench.provenance import ROOT
 from bench.rows import BASELINE, RESULTS, Row, Run, read
 from bench.table import COLUMNS, cells, device_line, milliseconds, number
@@ -32,6 +32,7 @@ def write(run: Run, folder: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.globals["readable"] = readable
     page = environment.get_template("report.html.jinja").render(content(run, folder))
     path = folder / PAGE
     path.write_text(page)
@@ -50,30 +51,49 @@ def content(run: Run, folder: Path) -> dict[str, Any]:
         "date": str(run.provenance["date"])[:10],
         "quick": run.about["quick"],
         "tiles": tiles(run),
+        "workload": first_workload(run),
         "figures": figures,
         "columns": COLUMNS,
         "tables": tables(run),
+        "note_columns": NOTES,
         "notes": notes(run),
         "untimed": [r for r in run.rows if r.status != "ok"],
         "provenance": {**run.provenance, **run.about},
     }
 
 
-def tiles(run: Run) -> list[tuple[str, str, str]]:
+def tiles(run: Run) -> list[tuple[str, str, list[str]]]:
     """(name, figure, what it is) of our steps in the first workload."""
-    workloads = run.workloads("step")
-    if not workloads:
-        return []
-    ours = [
-        r for r in run.section("step", workloads[0]) if r.ours and r.name.split()[-1] != "eager"
-    ]
     found = []
-    for row in ours:
-        ratio = number(row.ratio_to_baseline, 2)
-        beside = f"; {ratio} x {BASELINE}" if ratio else ""
-        percent = number(row.percent_of_roofline, 0, " % of roofline")
-        found.append((row.name, f"{milliseconds(row.median)} ms", f"{percent}{beside}"))
+    rows = run.section("step", *run.workloads("step")[:1])
+    for row in rows:
+        family, _, backend = row.name.rpartition(" ")
+        if not row.ours or backend in ("eager", "graph"):
+            continue
+        lines = [number(row.percent_of_roofline, 0, " % of roofline")]
+        if row.ratio_to_baseline:
+            lines.append(f"{row.ratio_to_baseline:.2f} x the time of {BASELINE}")
+        for other in rows:  # the slower ones of the same name
+            if other.name in (f"{family} upstream", f"{family} reference"):
+                faster = (other.median or 0) / (row.median or 1)
+                lines.append(
+                    f"{faster:.1f} x as fast as its {other.name.removeprefix(family).strip()}"
+                )
+        found.append((row.name, f"{milliseconds(row.median)} ms", lines))
     return found
+
+
+def readable(key: str, value: Any) -> str:
+    """A value of the provenance."""
+    if key in ("cache", "peak_memory"):
+        return f"{value / 1e6:,.0f} MB"
+    return "none" if value is None or value == "" else str(value)
+
+
+def first_workload(run: Run) -> str:
+    """What the figures at the top are of."""
+    rows = run.section("step", *run.workloads("step")[:1])
+    return describe(rows) if rows else ""
 
 
 def tables(run: Run) -> list[tuple[str, list[tuple[str, list[tuple[tuple[str, ...], bool]]]]]]:
@@ -105,8 +125,11 @@ def describe(rows: list[Row]) -> str:
     return f"{title}, {row.param_dtype}, gradients {row.grad_dtype}"
 
 
-def notes(run: Run) -> list[tuple[str, str, str, str]]:
-    """(name, how its bytes were counted, temporary memory, launches) in the first workload."""
+NOTES = ("", "bytes counted from", "temporary MB", "launches", "host ms")
+
+
+def notes(run: Run) -> list[tuple[str, ...]]:
+    """As ``NOTES``, of each step in the first workload; the last two are for a GPU."""
     first = run.workloads("step")[:1]
     return [
         (
@@ -114,6 +137,7 @@ def notes(run: Run) -> list[tuple[str, str, str, str]]:
             row.counted,
             number((row.temporary_bytes or 0) / 1e6, 1) if row.temporary_bytes is not None else "",
             number(row.launches),
+            milliseconds(row.host),
         )
         for row in run.section("step", *first)
         if first and row.name != row.ceiling
@@ -123,12 +147,14 @@ def notes(run: Run) -> list[tuple[str, str, str, str]]:
 def svg_element(text: str, title: str) -> str:
     """The <svg> of a file, without the XML prologue, scaled by the page and named for screen readers.
 
-    Matplotlib's ids are the same in every file, and a page may have each only once.
+    Matplotlib's ids are the same in every file, and a page may have each only once. Ink and grid take the
+    page's colours, which are others in the dark.
     """
     prefix = "".join(c for c in title.lower() if c.isalpha())
     element = text[text.index("<svg") :]
     for before in ('id="', 'href="#', "url(#"):
         element = element.replace(before, before + prefix + "-")
+    element = element.replace(INK, "var(--ink)").replace(GRID, "var(--line)")
     return element.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 

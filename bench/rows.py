@@ -39,6 +39,9 @@ class Row:
     state_bytes: int | None = None
     temporary_bytes: int | None = None  # most that was allocated at one time within a step
     launches: int | None = None  # kernels of one step, on a GPU
+    host: float | None = (
+        None  # seconds until the step returns, where the device works on after that
+    )
     rounds: int = 0
     median: float | None = None
     p20: float | None = None
@@ -62,6 +65,13 @@ class Row:
         return self.traffic / self.n_params if self.n_params else 0.0
 
     @property
+    def bytes_per_param_by_time(self) -> float | None:
+        """Bytes that the ceiling moves in the time taken: what the step costs, whatever is counted."""
+        if not (self.median and self.ceiling_bandwidth and self.n_params):
+            return None
+        return self.median * self.ceiling_bandwidth / self.n_params
+
+    @property
     def percent_of_roofline(self) -> float | None:
         """The time that the counted bytes take at the ceiling, as percent of the time taken."""
         if not (self.median and self.ceiling_bandwidth and self.traffic):
@@ -69,7 +79,7 @@ class Row:
         return 100 * self.traffic / self.ceiling_bandwidth / self.median
 
 
-DERIVED = ("bytes_per_param", "bandwidth", "percent_of_roofline")
+DERIVED = ("bytes_per_param", "bytes_per_param_by_time", "bandwidth", "percent_of_roofline")
 
 
 def relate(rows: list[Row], ceilings: dict[str, Row]) -> None:
@@ -125,7 +135,11 @@ class Run:
 
 
 def read(path: Path) -> Run:
-    """Raises ValueError if ``path`` is not a result file of this format."""
+    """What an older file does not say has its default.
+
+    Raises:
+        ValueError: ``path`` is not a result file of this format.
+    """
     content = json.loads(path.read_text())
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.get("rows"):
         raise ValueError(
@@ -136,5 +150,5 @@ def read(path: Path) -> Run:
     rows = []
     for values in content["rows"]:
         provenance = {k: v for k, v in values.items() if k not in own and k not in DERIVED}
-        rows.append(Row(**{k: values[k] for k in own}, provenance=provenance))
+        rows.append(Row(**{k: values[k] for k in own if k in values}, provenance=provenance))
     return Run(rows, content["run"], rows[0].provenance)

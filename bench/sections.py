@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from bench.contestant import OTHERS, TIERS, Contestant, Step
 from bench.passes import passes
 from bench.profiling import profile_step
 from bench.provenance import last_level_cache
-from bench.rows import Row, relate
+from bench.rows import BASELINE, Row, relate
 from bench.timing import CpuTimer, CudaTimer, Timer, captured, take_turns
 from bench.traffic import state_bytes
 from bench.workloads import Shapes, Workload, alias, make_params, n_params
@@ -24,7 +25,16 @@ from bench.workloads import Shapes, Workload, alias, make_params, n_params
 CPU_MEMORY = 6.2e9
 """Bytes for the tensors of one workload: with the arena and Python a run stays within 8 GB."""
 
-SECONDS = {"ceiling": 6.0, "all": 40.0, "step": 12.0, "pass": 6.0, "host": 8.0, "scaling": 2.0}
+SECONDS = {
+    "ceiling": 6.0,
+    "all": 40.0,
+    "step": 12.0,
+    "graph": 4.0,
+    "launch": 2.0,
+    "pass": 6.0,
+    "host": 8.0,
+    "scaling": 2.0,
+}
 """What is spent on the rounds of one section (about: there are at least seven turns)."""
 
 
@@ -41,6 +51,10 @@ class Bench:
     def __post_init__(self) -> None:
         cuda = self.device.type == "cuda"
         if cuda:  # events and streams are those of the current device
+            index = self.device.index
+            self.device = torch.device(
+                "cuda", torch.cuda.current_device() if index is None else index
+            )
             torch.cuda.set_device(self.device)
         properties: Any = torch.cuda.get_device_properties(self.device) if cuda else None
         cache = properties.L2_cache_size if cuda else last_level_cache()
@@ -48,8 +62,7 @@ class Bench:
         self.timer: Timer = (CudaTimer if cuda else CpuTimer)(self.arena, cache)
         self.ceilings = ceilings(self.arena)
         self.main_ceiling = main_ceiling(self.device.type)
-        free = 0.85 * properties.total_memory if cuda else CPU_MEMORY
-        self.memory = free - (self.arena.nbytes if cuda else 0)
+        self.memory = 0.85 * torch.cuda.mem_get_info(self.device)[0] if cuda else CPU_MEMORY
 
     def check(self, contestant: Contestant, workload: Workload) -> Checked:
         key = (contestant.name, workload.param_dtype, workload.grad_dtype)
@@ -87,7 +100,8 @@ class Bench:
         field_ = [c for c in self.contestants if c.is_in(workload) or (first and c.absent)]
         field_ = [c for c in field_ if first or not c.slow_to_make]
         kind = "all" if workload.tier == "all" else "step"
-        return self._race("step", workload, workload.shapes(), field_, kind, profiled=first)
+        profiled = first or self.device.type == "cuda"
+        return self._race("step", workload, workload.shapes(), field_, kind, profiled=profiled)
 
     def measure_host(self) -> list[Row]:
         """A step of next to no work: what Python and the launches cost."""
@@ -120,46 +134,95 @@ class Bench:
     ) -> list[Row]:
         rows = [self._checked_row(section, workload, shapes, c) for c in field_]
         self._leave_out_what_does_not_fit(rows, field_, workload)
+        steps = self._made(rows, field_, workload, shapes, profiled)
+        if not steps:
+            return rows
+        with_ceiling = steps if host else {self.main_ceiling: self._main_loop, **steps}
+        rounds = self.turns(with_ceiling, kind, host=host)
+        measured = self._relate(section, workload, rows, rounds)
+        if self.timer.asynchronous and section == "step":
+            hosts = self.turns(steps, "launch", host=True, least=3, most=9)
+            for row in rows:
+                row.host = float(np.median(hosts[row.name])) if row.name in hosts else None
+            rows += self._graphs(workload, rows, field_, steps)
+        del steps, with_ceiling
+        self._free()
+        return [*measured, *rows]
+
+    def _made(
+        self,
+        rows: list[Row],
+        field_: list[Contestant],
+        workload: Workload,
+        shapes: Shapes,
+        profiled: bool,
+    ) -> dict[str, Step]:
+        """The steps of those whose rows are still "ok", over shared parameters; one step in."""
         running = [(c, row) for c, row in zip(field_, rows, strict=True) if row.status == "ok"]
-        shared = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
         steps: dict[str, Step] = {}
-        graphs: list[Row] = []
+        if not running:
+            return steps
+        shared = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
         for contestant, row in running:
             params = alias(shared, own_gradients=contestant.writes_gradients)
             try:
                 optimizer, step = contestant.make(params)
                 step()
                 row.state_bytes = state_bytes(optimizer)
-                if profiled or (self.device.type == "cuda" and not host):
+                if profiled:
                     profile = profile_step(step, self.device)
                     row.temporary_bytes, row.launches = profile.temporary_bytes, profile.launches
             except Exception as error:  # out of memory, say; the others go on without it
                 row.status, row.reason = "failed", describe(error)
                 continue
             steps[contestant.name] = step
-            if self.device.type == "cuda" and contestant.capturable and section == "step":
-                graph = replace(row, name=row.name + " graph")
+        return steps
+
+    def _graphs(
+        self, workload: Workload, rows: list[Row], field_: list[Contestant], steps: dict[str, Step]
+    ) -> list[Row]:
+        """The same steps as CUDA graphs; after the others, for a capture makes later steps slower."""
+        graphs: list[Row] = []
+        replays: dict[str, Step] = {}
+        for contestant, row in zip(field_, rows, strict=True):
+            if contestant.capturable and contestant.name in steps:
+                graph = replace(row, name=f"{row.name} graph", rounds=0, median=None, p20=None)
+                graph.p80 = graph.host = graph.ratio_to_baseline = None
                 graphs.append(graph)
                 try:
-                    steps[graph.name] = captured(step)
+                    replays[graph.name] = captured(steps[contestant.name])
                 except Exception as error:
                     graph.status, graph.reason = "failed", describe(error)
-        rows += graphs
-        ceiling_steps = {} if host else {self.main_ceiling: self.ceilings[self.main_ceiling].run}
-        if steps:
-            rounds = self.turns({**ceiling_steps, **steps}, kind, host=host)
-            for row in rows:
-                if row.status == "ok":
-                    row.ceiling = "" if host else self.main_ceiling
-                    row.set_times(rounds[row.name])
-            measured = {
-                n: self._ceiling_row(section, workload.name, n, rounds[n]) for n in ceiling_steps
-            }
-            relate([*measured.values(), *rows], measured)
-            rows = [*measured.values(), *rows]
-        del steps, shared
+        if replays:
+            rounds = self.turns({self.main_ceiling: self._main_loop, **replays}, "graph")
+            self._relate("step", workload, graphs, rounds)
+        baseline = next((r.median for r in rows if r.name == BASELINE), None)
+        for graph in graphs:
+            if graph.median and baseline:
+                graph.ratio_to_baseline = graph.median / baseline
+        return graphs
+
+    def _relate(
+        self, section: str, workload: Workload, rows: list[Row], rounds: dict[str, list[float]]
+    ) -> list[Row]:
+        """Give ``rows`` their times, and compare them with the ceiling if that took part: its row."""
+        names = [self.main_ceiling] if self.main_ceiling in rounds else []
+        measured = {n: self._ceiling_row(section, workload.name, n, rounds[n]) for n in names}
+        for row in rows:
+            if row.name in rounds:
+                row.ceiling = self.main_ceiling if measured else ""
+                row.set_times(rounds[row.name])
+        relate([*measured.values(), *rows], measured)
+        return list(measured.values())
+
+    def _main_loop(self) -> None:
+        self.ceilings[self.main_ceiling].run()
+
+    def _free(self) -> None:
+        """Before the next tensors are made."""
         gc.collect()
-        return rows
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _checked_row(
         self, section: str, workload: Workload, shapes: Shapes, contestant: Contestant
@@ -232,6 +295,8 @@ class Bench:
             row.set_times(rounds[p.name])
             rows.append(row)
         relate([*measured.values(), *rows], measured)
+        del steps, found, params
+        self._free()
         return rows
 
 

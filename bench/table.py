@@ -7,15 +7,15 @@ from bench.rows import Row
 COLUMNS = (
     "",
     "ms, median",
+    "x AdamW fused",
+    "of roofline",
     "p20 - p80",
     "B/param",
+    "by time",
     "GB/s",
-    "of roofline",
-    "x AdamW fused",
     "state B/param",
 )
-NARROW = (0, 1, 5, 6)
-"""The columns that matter most, where there is no room for all."""
+"""What matters most comes first: where there is little room, the last ones are scrolled to or left out."""
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -33,20 +33,29 @@ def number(value: float | None, digits: int = 0, unit: str = "") -> str:
 def cells(row: Row) -> tuple[str, ...]:
     """One row in the order of ``COLUMNS``; what does not apply is empty."""
     if row.status != "ok":
-        return (row.name, row.status, row.reason, "", "", "", "", "")
+        return (row.name, row.status, row.reason, *[""] * (len(COLUMNS) - 3))
     moves = row.traffic > 0 and row.section != "host"
     is_ceiling = row.name == row.ceiling or row.section == "ceiling"
     state = None if is_ceiling or row.state_bytes is None else row.state_bytes / row.n_params
     return (
         f"{row.name} bandwidth" if is_ceiling else row.name,
         milliseconds(row.median),
-        f"{milliseconds(row.p20)} - {milliseconds(row.p80)}",
-        number(row.bytes_per_param) if moves else "",
-        number((row.bandwidth or 0) / 1e9, 1) if moves else "",
-        number(row.percent_of_roofline, 0, " %"),
         "" if is_ceiling else number(row.ratio_to_baseline, 2),
+        number(row.percent_of_roofline, 0, " %"),
+        f"{milliseconds(row.p20)} - {milliseconds(row.p80)}",
+        number(row.bytes_per_param) if moves and row.section != "ceiling" else "",
+        number(row.bytes_per_param_by_time) if moves and not is_ceiling else "",
+        number((row.bandwidth or 0) / 1e9, 1) if moves else "",
         number(state, 1),
     )
+
+
+def fitting(rows: list[Row], width: int) -> list[tuple[str, ...]]:
+    """Heading and rows, with as many of the columns as fit into a terminal so wide."""
+    lines = [COLUMNS, *map(cells, rows)]
+    widths = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]
+    fits = [n for n in range(2, len(COLUMNS) + 1) if sum(widths[:n]) < width]
+    return [line[: max(fits, default=2)] for line in lines]
 
 
 def markdown(rows: list[Row]) -> str:

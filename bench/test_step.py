@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench.conftest import timed_cold
 from bench.sections import Bench
 from bench.workloads import Workload, make_params
 
@@ -40,12 +41,4 @@ def test_step(benchmark: Any, bench: Bench, workload: Workload, name: str) -> No
     step()
     benchmark.extra_info["traffic"] = sum(p.numel() for p in params) * checked.bytes_per_param
 
-    def run() -> None:
-        step()
-        bench.timer.wait()  # for the GPU, else only its queue would be timed
-
-    def cold() -> None:
-        bench.timer.flush()
-        bench.timer.wait()
-
-    benchmark.pedantic(run, setup=cold, rounds=3 if bench.quick else 15, warmup_rounds=1)
+    timed_cold(benchmark, bench, step)

@@ -17,6 +17,8 @@ Step = Callable[[], Any]
 class CpuTimer:
     """Wall time of a step with cold caches. ``arena`` is memory that no step uses."""
 
+    asynchronous = False  # a step has done its work when it returns
+
     def __init__(self, arena: Tensor, cache: int) -> None:
         self.sweep = arena[-min(2 * cache // arena.itemsize, arena.numel()) :]
 
@@ -40,6 +42,8 @@ class CpuTimer:
 
 class CudaTimer:
     """A GPU's own time of a step with a cold L2, from events. Never run: no GPU was at hand."""
+
+    asynchronous = True
 
     LEAD = (
         10_000_000  # clock cycles, some 5 ms: the host is ahead of the device when the step begins
@@ -130,13 +134,16 @@ def take_turns(
 
 def captured(step: Step) -> Step:
     """The step as the replay of a CUDA graph. Never run: no GPU was at hand."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+    current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    try:
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                step()
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    finally:  # a capture that fails leaves its own stream as the current one
+        torch.cuda.set_stream(current)
     return graph.replay

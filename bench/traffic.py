@@ -8,6 +8,7 @@ watched, operation by operation; a fused optimizer of somebody else is one pass 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ class Recorder:
         self.passes: list[str] = []
         self.bytes = 0
         self.plan_of: dict[str, Any] = {}  # the last plan of each operation
+        self.call_of: dict[str, Callable[[], Any]] = {}  # and how to do the last one again
 
     def __getattr__(self, name: str) -> Any:
         target = getattr(self.backend, name)
@@ -97,7 +99,8 @@ class Recorder:
             self.passes.append(pass_name)
             self.bytes += pass_bytes(pass_name, entries_of(plan))
             self.plan_of[name] = plan
-            return target(plan, *args, **kwargs)
+            self.call_of[name] = partial(target, plan, *args, **kwargs)
+            return self.call_of[name]()
 
         return passing
 

@@ -74,10 +74,10 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "negate",
-      [](Address x, std::int64_t numel, int n_threads) {
-        sfplus::negate(pointer<float>(x), numel, n_threads);
+      [](Address x, std::int64_t numel, int n_threads, int n_arrays) {
+        sfplus::negate(pointer<float>(x), numel, n_arrays, n_threads);
       },
-      py::arg("x"), py::arg("numel"), py::arg("n_threads"), release());
+      py::arg("x"), py::arg("numel"), py::arg("n_threads"), py::arg("n_arrays") = 1, release());
   m.def("layout", &layout);
   m.def("isa", &sfplus::isa);
   m.def("available_isas", &sfplus::available_isas);

@@ -63,8 +63,11 @@ def update(table: Table, param_dtype: int, grad_dtype: int, run: Run, n_threads:
 def interpolate(table: Table, param_dtype: int, run: Run, move: int, n_threads: int) -> None:
     """Parameters between y, x and z; ``move`` is one of ``layout.Move``."""
 
-def negate(x: int, numel: int, n_threads: int) -> None:
-    """x <- -x on ``numel`` floats: one read and one write, to measure the memory's bandwidth with."""
+def negate(x: int, numel: int, n_threads: int, n_arrays: int = 1) -> None:
+    """x <- -x on ``numel`` floats: one read and one write, to measure the memory's bandwidth with.
+
+    They are gone through as ``n_arrays`` arrays side by side, which ``numel`` is a multiple of.
+    """
 
 CUDA_MISSING: str
 """Why this build has no CUDA kernels, such as ``SFPLUS_CUDA=off``; empty if it has them."""

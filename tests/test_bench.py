@@ -35,6 +35,7 @@ def test_percent_of_roofline() -> None:
     relate([ceiling, step, baseline], {"in-place": ceiling})
     assert step.bandwidth == 200
     assert step.bytes_per_param == 44
+    assert step.bytes_per_param_by_time == pytest.approx(88)
     assert step.percent_of_roofline == pytest.approx(50)
     assert step.ratio_to_baseline == pytest.approx(2)
     assert ceiling.percent_of_roofline == pytest.approx(100)
@@ -52,7 +53,10 @@ def test_cells_of_a_row() -> None:
     ceiling = timed("in-place", 800, [0.002] * 3)
     step = timed("a", 4400, [0.0123456] * 3, state_bytes=1200)
     relate([ceiling, step], {"in-place": ceiling})
-    assert table.cells(step) == ("a", "12.3", "12.3 - 12.3", "44", "0.0", "89 %", "", "12.0")
+    assert table.cells(step) == (
+        *("a", "12.3", "", "89 %", "12.3 - 12.3", "44", "49", "0.0"),
+        "12.0",
+    )
     assert table.cells(ceiling)[0] == "in-place bandwidth"
     assert [table.milliseconds(s) for s in (None, 1e-6, 0.00123, 0.0123, 0.123)] == [
         "",
@@ -61,6 +65,15 @@ def test_cells_of_a_row() -> None:
         "12.3",
         "123",
     ]
+
+
+def test_as_many_columns_as_fit() -> None:
+    row = timed("a", 4400, [0.0123456] * 3, state_bytes=1200)
+    assert table.fitting([row], 200) == [table.COLUMNS, table.cells(row)]
+    assert table.fitting([row], 25) == [("", "ms, median"), ("a", "12.3")]
+    heading, line = table.fitting([row], 60)
+    assert 2 < len(heading) == len(line) < len(table.COLUMNS)
+    assert sum(len(name) + 3 for name in heading) < 60
 
 
 # -- timing ---------------------------------------------------------------------------------------------
@@ -181,6 +194,39 @@ def test_a_section_of_every_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+class Device(timing.CpuTimer):
+    """As that of a GPU, which works on after the step has returned."""
+
+    asynchronous = True
+
+    def host_time(self, step: timing.Step) -> float:
+        step()
+        return 0.25
+
+
+def test_host_time_and_graphs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU: its own time, the host's, and that of the same step as a graph."""
+    monkeypatch.setattr("bench.sections.SECONDS", dict.fromkeys(("step", "launch", "graph"), 0.0))
+    monkeypatch.setattr(bench, "timer", Device(torch.ones(64), cache=64))
+    monkeypatch.setattr("bench.sections.captured", lambda step: step)
+    workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)])
+    found = {row.name: row for row in bench.measure_steps(workload)}
+    plus, graph = found["ScheduleFree+ cpu"], found["ScheduleFree+ cpu graph"]
+    assert (plus.host, graph.host) == (0.25, None)
+    assert (graph.status, graph.rounds, graph.traffic) == ("ok", 3, plus.traffic)
+    assert graph.median != plus.median
+    assert graph.ratio_to_baseline == pytest.approx(graph.median / found[rows.BASELINE].median)
+
+    def refused(step: timing.Step) -> timing.Step:
+        raise RuntimeError("cannot be captured")
+
+    monkeypatch.setattr("bench.sections.captured", refused)
+    found = {row.name: row for row in bench.measure_steps(workload)}
+    graph = found["ScheduleFree+ cpu graph"]
+    assert (graph.status, graph.reason) == ("failed", "RuntimeError: cannot be captured")
+    assert graph.median is graph.ratio_to_baseline is None
+
+
 def test_the_other_classes_have_a_workload_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.sections.SECONDS", {"step": 0.0})
     monkeypatch.setattr("bench.sections.last_level_cache", lambda: 2**20)
@@ -200,6 +246,17 @@ def test_what_does_not_fit_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyP
     assert found["ScheduleFree+ cpu"].status == "left out"
     assert found["ScheduleFree+ cpu"].reason == "needs 0.0 GB beside the others"
     assert found[rows.BASELINE].status == "ok"
+
+
+def test_tensors_for_which_nobody_has_room_are_not_made(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_params(*args: Any) -> None:
+        raise AssertionError("out of memory")
+
+    monkeypatch.setattr("bench.sections.make_params", make_params)
+    found = bench.measure_scaling("size", "huge", [(10**9,)])
+    assert {row.status for row in found} == {"left out"}
 
 
 # -- provenance and files ---------------------------------------------------------------------------------
@@ -228,6 +285,15 @@ def test_every_row_of_a_file_carries_its_provenance(tmp_path: Path) -> None:
     lines = path.with_suffix(".csv").read_text().splitlines()
     assert len(lines) == 1 + len(made)
     assert set(known) <= set(lines[0].split(","))
+
+
+def test_a_file_of_before_a_column_is_read(tmp_path: Path) -> None:
+    row = timed("in-place", 800, [2.0])
+    path = rows.write(tmp_path, [row], {"quick": True})
+    content = json.loads(path.read_text())
+    del content["rows"][0]["host"]
+    path.write_text(json.dumps(content))
+    assert rows.read(path).rows == [row]
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

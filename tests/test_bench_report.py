@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def test_report_of_a_stored_run(tmp_path: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") for link in page.links)  # nothing is beside the page
     assert {link[1:] for link in page.links} <= set(page.ids)
+    assert plots.INK not in "".join(re.findall("<svg.*?</svg>", text, re.DOTALL))  # dark pages
     assert 'name="viewport"' in text
     assert "overflow-x: auto" in text  # wide tables scroll within a narrow page
     assert str(run.provenance["commit"]) in text
@@ -64,6 +66,14 @@ def test_report_of_a_stored_run(tmp_path: Path) -> None:
     assert "apex FusedAdam" in text
     (plus,) = [r for r in run.section("step", "gpt2-blocks") if r.name == "ScheduleFree+ cpu"]
     assert f"<b>{table.milliseconds(plus.median)} ms</b>" in text
+
+
+def test_a_phone_shows_the_text_of_the_plots_at_a_readable_size(tmp_path: Path) -> None:
+    for path in plots.draw(rows.read(STORED), tmp_path):
+        text = path.read_text()
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1])  # type: ignore[index]
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?: [\w ]*?([\d.]+)px", text)]
+        assert min(sizes) * 350 / width > 10, path.name  # 350 pixels of 390 are the plot's
 
 
 def test_plots_come_from_the_file_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from support import assert_same_bits
 
 from bench import traffic
-from bench.check import STEPS, check
+from bench.check import STEPS, check, describe
 from bench.contestant import Contestant, driver
 from bench.contestants import contestants
 from bench.family import FAMILY, of_family
@@ -175,6 +175,8 @@ def test_what_is_wrong_is_not_timed() -> None:
     broken = replace(adamw, make=driver(Broken, {}))
     failed = check(broken, CPU, torch.float32, torch.float32)
     assert (failed.status, failed.reason) == ("failed", "RuntimeError: no kernel image")
+    nested = RuntimeError("backend='inductor' raised:\n\n  ImportError: no compiler\nmore")
+    assert describe(nested) == "RuntimeError: backend='inductor' raised: ImportError: no compiler"
 
 
 def test_passes_alone_repeat() -> None:

@@ -1,6 +1,8 @@
 """The compiled extension by itself: its layout, storage conversions, instruction sets, sums."""
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,9 +176,28 @@ def test_nothing_but_empty_tensors() -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_negate(n_threads: int) -> None:
+@pytest.mark.parametrize("n_arrays", [1, 7])
+def test_negate(n_threads: int, n_arrays: int) -> None:
     x = torch.arange(200_001, dtype=torch.float32)
-    _C.negate(x[1:].data_ptr(), 199_999, n_threads)
-    expected = -torch.arange(200_001, dtype=torch.float32)
-    expected[0], expected[-1] = 0, 200_000
+    numel = 199_999 // n_arrays * n_arrays
+    _C.negate(x[1:].data_ptr(), numel, n_threads, n_arrays)
+    expected = torch.arange(200_001, dtype=torch.float32)
+    expected[1 : 1 + numel] *= -1
     assert torch.equal(x, expected)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")
+def test_element_loops_ask_for_memory_ahead() -> None:
+    """gcc takes a call that does nothing but prefetch for one that does nothing, and drops it in silence."""
+    objdump = shutil.which("objdump")
+    if objdump is None:
+        pytest.skip("objdump is not installed")
+    listing = subprocess.run(
+        [objdump, "-d", _C.__file__], capture_output=True, text=True, check=True
+    )
+    pairs, halves = len(DTYPES) ** 2, len(HALVES)
+    arrays = 2 * len(DTYPES) * (1 + 2)  # reduce without e and with it, for both state dtypes
+    arrays += pairs * (3 + 4 + 5) + 3 * halves * len(DTYPES)  # update; the parameter that follows y
+    arrays += len(Move) * (2 * len(DTYPES) + halves)  # interpolate
+    n_isas = len(_C.available_isas())
+    assert listing.stdout.count("prefetcht0") >= (arrays + 1) * n_isas  # and the loop for bandwidth

@@ -76,8 +76,8 @@ def test_any_set_of_tensors(backend: str, case: dict) -> None:
     params, truth, grad_dtypes = [], [], []
     for dtype, grad_dtype, shape, layout in case["tensors"]:
         value = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        truth.append(nn.Parameter(value.double().clone()))  # memory of its own
         params.append(nn.Parameter(lay_out(value.to(device), layout)))
-        truth.append(nn.Parameter(value.double()))
         grad_dtypes.append(grad_dtype)
     optimizer = AdamCScheduleFreePlus(
         in_groups(params, case["cuts"]), backend=backend, **case["arguments"]

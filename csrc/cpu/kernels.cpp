@@ -6,21 +6,81 @@
 #include "../math/move_rule.h"
 #include "../math/update_rule.h"
 
+// Of the loop that follows no iteration touches what another one does: without this the compiler would compare
+// the addresses of all arrays with each other before each block.
+#if defined(__clang__)
+#define SFPLUS_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define SFPLUS_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define SFPLUS_INDEPENDENT
+#endif
+
 namespace sfplus {
 inline namespace SFPLUS_ISA {
 namespace {
+
+// Elements in two cache lines of state. Between two such blocks memory is asked for that is wanted soon: what
+// the processor fetches ahead by itself ends with the page, and large tensors all begin at the same place
+// within a page, so that all of them come to an end at once.
+template <class State>
+constexpr int kBlock = 128 / sizeof(State);
+
+constexpr std::int64_t kAhead = 256;  // elements
+
+// Asks for the block kAhead elements behind the one at i. Behind the end of the array that does nothing.
+template <class State, class T>
+SFPLUS_INLINE void ask_ahead(const T* array, std::int64_t i) {
+#ifdef __GNUC__
+  const auto address = reinterpret_cast<std::uintptr_t>(array) + (i + kAhead) * sizeof(T);
+  for (std::size_t line = 0; line < kBlock<State> * sizeof(T); line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address + line));
+  }
+#else
+  static_cast<void>(array), static_cast<void>(i);
+#endif
+}
+
+struct Unused {};
+
+template <class State>
+SFPLUS_INLINE void ask_ahead(Unused, std::int64_t) {}
+
+template <bool used, class T>
+SFPLUS_INLINE auto only_if(T* array) {
+  if constexpr (used) {
+    return array;
+  } else {
+    return Unused{};
+  }
+}
+
+// element(i) for each i; ``arrays`` are those in which it touches element i.
+template <class State, class Element, class... Arrays>
+SFPLUS_INLINE void for_each_element(std::int64_t numel, const Element& element, const Arrays... arrays) {
+  std::int64_t i = 0;
+  for (; i + kBlock<State> <= numel; i += kBlock<State>) {
+    (ask_ahead<State>(arrays, i), ...);
+    SFPLUS_INDEPENDENT
+    for (int j = 0; j < kBlock<State>; ++j) element(i + j);
+  }
+  SFPLUS_INDEPENDENT
+  for (; i < numel; ++i) element(i);
+}
 
 template <bool with_e, class State, class Grad>
 void reduce_chunk(const ReduceChunk& chunk, double* sums) {
   // Running sums, as many on every instruction set: the bits of the result do not depend on it. Enough to
   // hide the latency of an addition, few enough that three sets of them stay in 16 registers of AVX2.
-  constexpr int kLanes = 128 / sizeof(State);
+  constexpr int kLanes = kBlock<State>;
   const Grad* __restrict g = static_cast<const Grad*>(chunk.grad);
   const State* __restrict e = static_cast<const State*>(chunk.displacement);
   const std::int64_t numel = chunk.numel;
   State l1[kLanes] = {}, dot[kLanes] = {}, squares[kLanes] = {};
   std::int64_t i = 0;
   for (; i + kLanes <= numel; i += kLanes) {
+    ask_ahead<State>(g, i);
+    if constexpr (with_e) ask_ahead<State>(e, i);
     for (int lane = 0; lane < kLanes; ++lane) {
       const State value = widen<State>(load(g + i + lane));
       l1[lane] += value < 0 ? -value : value;
@@ -51,8 +111,7 @@ void update_chunk(const UpdateChunk& chunk) {
   State* __restrict v = static_cast<State*>(chunk.exp_avg_sq);
   State* __restrict e = static_cast<State*>(chunk.displacement);
   Param* __restrict param = static_cast<Param*>(chunk.param);
-  const std::int64_t numel = chunk.numel;  // stores could alias it
-  for (std::int64_t i = 0; i < numel; ++i) {
+  const auto element = [=](std::int64_t i) {
     State m_i = 0, v_i = 0, y_i = load(y + i), e_i = load(e + i);
     if constexpr (direction == Direction::ADAM) m_i = load(m + i);
     if constexpr (direction != Direction::SGD) v_i = load(v + i);
@@ -62,7 +121,10 @@ void update_chunk(const UpdateChunk& chunk) {
     store(y + i, y_i);
     store(e + i, e_i);
     if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
-  }
+  };
+  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  for_each_element<State>(chunk.numel, element, grad, y, e, only_if<kHasM>(m), only_if<kHasV>(v),
+                          only_if<kFollows>(param));
 }
 
 template <int move, class State, class Param>
@@ -74,8 +136,7 @@ void move_chunk(const MoveChunk& chunk) {
   State* __restrict y = static_cast<State*>(chunk.y);
   State* __restrict e = static_cast<State*>(chunk.displacement);
   Param* __restrict param = static_cast<Param*>(chunk.param);
-  const std::int64_t numel = chunk.numel;
-  for (std::int64_t i = 0; i < numel; ++i) {
+  const auto element = [=](std::int64_t i) {
     State y_i = load(y + i), e_i = load(e + i);
     if constexpr (kFollows && move == Move::ABSORB_Z) {  // what happened to the rounding of z
       y_i = y_i + (widen<State>(load(param + i)) - widen<State>(narrow<Param>(y_i)));
@@ -84,11 +145,20 @@ void move_chunk(const MoveChunk& chunk) {
     if constexpr (!(kFollows && kOfParam)) store(y + i, y_i);
     if constexpr (move == Move::EXPOSE_Z || move == Move::ABSORB_Z) store(e + i, e_i);
     if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
-  }
+  };
+  for_each_element<State>(chunk.numel, element, y, e, only_if<kFollows>(param));
 }
 
-void negate(float* x, std::int64_t numel) {
-  for (std::int64_t i = 0; i < numel; ++i) x[i] = -x[i];
+void negate(float* x, std::int64_t numel, std::int64_t distance, int n_arrays) {
+  for (std::int64_t i = 0; i < numel; i += kBlock<float>) {
+    const int block = static_cast<int>(numel - i < kBlock<float> ? numel - i : kBlock<float>);
+    for (int n = 0; n < n_arrays; ++n) {
+      float* array = x + n * distance + i;
+      ask_ahead<float>(array, 0);
+      SFPLUS_INDEPENDENT
+      for (int j = 0; j < block; ++j) array[j] = -array[j];
+    }
+  }
 }
 
 #define SFPLUS_REDUCES(with_e, State)                                                    \

@@ -36,8 +36,9 @@ struct Kernels {
   void (*update[3][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
   // by [Move][parameter dtype]
   void (*interpolate[Move::WIDTH][DType::WIDTH])(const MoveChunk&);
-  // x <- -x: one read and one write of memory and nothing else, to measure bandwidth with
-  void (*negate)(float* x, std::int64_t numel);
+  // x <- -x: one read and one write of memory and nothing else, to measure bandwidth with; in n_arrays arrays
+  // side by side, each beginning ``distance`` elements after the one before
+  void (*negate)(float* x, std::int64_t numel, std::int64_t distance, int n_arrays);
 };
 
 }  // namespace sfplus

@@ -40,18 +40,23 @@ Piece piece_of(const Table& table, std::int64_t index) {
   return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns};
 }
 
-// A task is a run of chunks: of many small tensors, many; of large ones, a few for each thread, so that none
-// waits long for the slowest. They are taken from the last to the first: reduce, which goes the other way,
-// has just left the last ones in the cache, and the next forward pass begins with the first ones.
+// Chunks that follow each other in memory belong to one thread, which begins to fetch the next one while it is
+// in this one: so many that threads seldom meet, so few that none waits long for the slowest.
+std::int64_t chunks_per_task(std::int64_t n_chunks, int n_threads) {
+  return 1 + n_chunks / (64 * n_threads);
+}
+
+// The tasks are taken from the last to the first: reduce, which goes the other way, has just left the last
+// ones in the cache, and the next forward pass begins with the first ones.
 template <class Function>
 void for_each_chunk(const Table& table, int n_threads, const Function& function) {
   n_threads = useful_threads(table.n_elements, n_threads);
-  const std::int64_t per_task = 1 + table.n_chunks / (64 * n_threads);
+  const std::int64_t per_task = chunks_per_task(table.n_chunks, n_threads);
   const std::int64_t n_tasks = (table.n_chunks + per_task - 1) / per_task;
   parallel_for(n_tasks, n_threads, [&](std::int64_t task) {
-    const std::int64_t last = table.n_chunks - 1 - task * per_task;
-    const std::int64_t first = std::max<std::int64_t>(0, last - per_task + 1);
-    for (std::int64_t index = last; index >= first; --index) function(piece_of(table, index));
+    const std::int64_t first = (n_tasks - 1 - task) * per_task;
+    const std::int64_t end = std::min(first + per_task, table.n_chunks);
+    for (std::int64_t index = first; index < end; ++index) function(piece_of(table, index));
   });
 }
 
@@ -62,15 +67,19 @@ void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, do
   const std::int64_t state = state_width(param_dtype), grad = width_of(grad_dtype);
   const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
   const auto kernel = kernels().reduce[with_e ? 1 : 0][state_dtype][grad_dtype];
-  parallel_for(n_partials, useful_threads(table.n_elements, n_threads), [&](std::int64_t slot) {
-    double sums[Sum::WIDTH] = {};
-    for (std::int64_t index = slot; index < table.n_chunks; index += n_partials) {
-      const Piece piece = piece_of(table, index);
-      kernel({at<void>(table.gradients[piece.row], piece.start * grad),
-              at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state), piece.numel},
-             sums);
+  n_threads = useful_threads(table.n_elements, n_threads);
+  const std::int64_t per_task = chunks_per_task(n_partials, n_threads);
+  parallel_for((n_partials + per_task - 1) / per_task, n_threads, [&](std::int64_t task) {
+    const std::int64_t first = task * per_task, end = std::min(first + per_task, n_partials);
+    std::fill(partials + first * Sum::WIDTH, partials + end * Sum::WIDTH, 0.0);
+    for (std::int64_t round = 0; round < table.n_chunks; round += n_partials) {
+      for (std::int64_t slot = first; slot < std::min(end, table.n_chunks - round); ++slot) {
+        const Piece piece = piece_of(table, round + slot);
+        kernel({at<void>(table.gradients[piece.row], piece.start * grad),
+                at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state), piece.numel},
+               partials + slot * Sum::WIDTH);
+      }
     }
-    std::copy(sums, sums + Sum::WIDTH, partials + slot * Sum::WIDTH);
   });
 }
 
@@ -109,10 +118,10 @@ void interpolate(const Table& table, int param_dtype, const Run& run, int move, 
   });
 }
 
-void negate(float* x, std::int64_t numel, int n_threads) {
-  constexpr std::int64_t kPiece = 1 << 16;
-  parallel_for((numel + kPiece - 1) / kPiece, n_threads, [&](std::int64_t piece) {
-    kernels().negate(x + piece * kPiece, std::min(kPiece, numel - piece * kPiece));
+void negate(float* x, std::int64_t numel, int n_arrays, int n_threads) {
+  const std::int64_t length = numel / n_arrays, piece = (1 << 16) / n_arrays;
+  parallel_for((length + piece - 1) / piece, n_threads, [&](std::int64_t i) {
+    kernels().negate(x + i * piece, std::min(piece, length - i * piece), length, n_arrays);
   });
 }
 

@@ -25,7 +25,8 @@ void update(const Table& table, int param_dtype, int grad_dtype, const Run& run,
 // One Move of every tensor.
 void interpolate(const Table& table, int param_dtype, const Run& run, int move, int n_threads);
 
-// x <- -x, in place: what the machine's memory can do at best.
-void negate(float* x, std::int64_t numel, int n_threads);
+// x <- -x, in place: what the machine's memory can do. x is gone through as n_arrays arrays side by side, which
+// numel is a multiple of.
+void negate(float* x, std::int64_t numel, int n_arrays, int n_threads);
 
 }  // namespace sfplus
