@@ -21,7 +21,8 @@ def results_of(worker: ModuleType, world: int, *arguments: str) -> list[dict[str
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(script), str(rank), str(world), folder, *arguments],
-                env=environment,
+                # sets of names are in another order in each process, whatever the seed of this one
+                env={**environment, "PYTHONHASHSEED": str(rank)},
                 stderr=subprocess.PIPE,
                 text=True,
             )
