@@ -68,7 +68,7 @@ class Passes(NamedTuple):
     sums: bool  # whether it begins with ``reduce``
     with_e: bool  # whether that also forms sum g e
     collective: Collective | None  # with whom the sums are added up, if not with oneself
-    has_gradient: bool  # whether there is any in this process
+    has_gradient: bool  # whether there is any in this process, or the step counts without
 
 
 NO_RANGE = nullcontext()

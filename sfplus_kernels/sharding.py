@@ -134,8 +134,11 @@ def placed_as(value: Tensor, param: Tensor) -> Tensor:
         found: Any = value
         if not is_dtensor(param):
             return found.full_tensor()  # type: ignore[no-any-return]
-        if (found.device_mesh, found.placements) != (like.device_mesh, like.placements):
-            value = found.redistribute(like.device_mesh, like.placements)
+        if found.device_mesh != like.device_mesh:
+            value = found.full_tensor()
+        elif found.placements != like.placements:
+            value = found.redistribute(placements=like.placements)
+    if is_dtensor(value):
         return local(value)
     if is_dtensor(param) and value.shape == param.shape:
         from torch.distributed.tensor import distribute_tensor

@@ -9,7 +9,7 @@ from support import EVERYTHING, make_params, set_gradients, stream
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
 
 SHAPES = [(0,), (7,), (33, 5), (), (257,), (64, 3)]
 STEPS = 100
@@ -137,7 +137,11 @@ def nobody_has_a_gradient(rank: int, world: int) -> Result:
     optimizer.zero_grad()
     optimizer.step(loss=1.0)
     same = all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
-    return {"same": same, "k": optimizer.metrics()["k"]}
+    # without a Polyak step such a step counts, as in one process
+    scheduled = SGDScheduleFree(params, lr=0.1, skip_nonfinite=True)
+    scheduled.train()
+    scheduled.step()
+    return {"same": same, "k": optimizer.metrics()["k"], "scheduled k": scheduled.metrics()["k"]}
 
 
 def loss_reductions(rank: int, world: int) -> Result:

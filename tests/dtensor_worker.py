@@ -266,6 +266,30 @@ def scalars_that_are_dtensors(rank: int, world: int) -> Result:
     return results
 
 
+def state_of_one_process(rank: int, world: int) -> Result:
+    """Loaded as it is, plain tensors with all elements: the buffers that are not what was saved."""
+    alone = [dist.new_group([other]) for other in range(world)][rank]
+    one, divided = Net(), fsdp(Net(), init_device_mesh("cpu", (world,)))
+    saved = AdamCScheduleFreePlus(one.parameters(), process_group=alone, **ARGUMENTS)
+    train(one, saved, steps=3)
+    loaded = AdamCScheduleFreePlus(divided.parameters(), **ARGUMENTS)
+    loaded.load_state_dict(saved.state_dict())
+    states = [
+        (saved.state[p], loaded.state[q])
+        for p, q in zip(one.parameters(), divided.parameters(), strict=True)
+        if p.requires_grad
+    ]
+    return {
+        "buffers": sum(len(state) for state, _ in states),
+        "wrong": [
+            name
+            for expected, found in states
+            for name, value in expected.items()
+            if not torch.equal(whole(found[name]), value)
+        ],
+    }
+
+
 def refusals(rank: int, world: int) -> Result:
     """What cannot be used, and what is said of it."""
     mesh = init_device_mesh("cpu", (world,))
@@ -336,6 +360,7 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     fsdp_x_tp,
     tp_in_replicas,
     scalars_that_are_dtensors,
+    state_of_one_process,
     refusals,
     host_time,
 ]

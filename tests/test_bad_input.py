@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from support import EVERYTHING, assert_same_bits, make_params, run, set_gradients, snapshot
+from support import (
+    EVERYTHING,
+    assert_same_bits,
+    device_of,
+    make_params,
+    run,
+    set_gradients,
+    snapshot,
+)
 from torch import nn
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
@@ -260,6 +268,31 @@ def test_parameter_that_changed_its_dtype(backend: str) -> None:
     model(torch.ones(3, dtype=torch.bfloat16)).sum().backward()
     with pytest.raises(RuntimeError, match="make a new optimizer"):
         optimizer.step(loss=1.0)
+
+
+def test_a_parameter_that_is_cut_where_it_is(backend: str) -> None:
+    """Its gradient ends where its old memory goes on."""
+    params = make_params([(4, 3)], device=device_of(backend))
+    optimizer = AdamCScheduleFreePlus(params, backend=backend)
+    run(optimizer, params, 2)
+    params[0].data = params[0].data[:2]
+    params[0].grad = torch.ones_like(params[0])
+    before = snapshot(optimizer, params)
+    with pytest.raises(RuntimeError, match=r"holds shape \(2, 3\), but its state is"):
+        optimizer.step(loss=1.0)
+    assert_same_bits(snapshot(optimizer, params), before)
+
+
+def test_a_gradient_whose_memory_was_freed_since_the_last_step(backend: str) -> None:
+    params = make_params([(4, 3), (0,)], device=device_of(backend))
+    optimizer = AdamCScheduleFreePlus(params, backend=backend)
+    run(optimizer, params, 2)
+    params[0].grad = torch.ones_like(params[0])
+    params[0].grad.untyped_storage().resize_(0)
+    before = snapshot(optimizer, params)
+    with pytest.raises(ValueError, match="gradient of parameter 0 has the shape .* but no memory"):
+        optimizer.step(loss=1.0)
+    assert_same_bits(snapshot(optimizer, params), before)
 
 
 def test_iterates_of_a_stranger(ready: Any) -> None:

@@ -18,6 +18,7 @@ from support import (
 from torch import nn
 
 from sfplus_kernels import AdamCScheduleFreePlus
+from sfplus_kernels.optim import loading
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -192,3 +193,23 @@ def test_torch_distributed_checkpoint_round_trip() -> None:
     b = snapshot(other, list(other_model.parameters()))
     assert_same_bits(a["params"], b["params"])
     assert_same_bits(a["state"]["state"], b["state"]["state"])
+
+
+def test_buffers_are_loaded_in_an_order_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes place the same buffer at the same time, whatever the order in their files and sets."""
+    optimizer, params = make("cpu", torch.bfloat16)
+    run(optimizer, params, 2)
+    saved = optimizer.state_dict()
+    for index, state in saved["state"].items():
+        saved["state"][index] = dict(reversed(state.items()))
+    placed: list[Any] = []
+
+    def record(value: Any, param: Any) -> Any:
+        placed.append(value)
+        return value
+
+    monkeypatch.setattr(loading, "placed_as", record)
+    optimizer.load_state_dict(saved)
+    names = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
+    expected = [saved["state"][index][name] for index in range(len(params)) for name in names]
+    assert list(map(id, placed)) == list(map(id, expected))

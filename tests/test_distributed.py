@@ -95,7 +95,7 @@ def test_shards_without_a_polyak_step_skip_together(results: list[dict[str, Any]
 
 def test_step_without_any_gradient_moves_nothing(results: list[dict[str, Any]]) -> None:
     for rank in results:
-        assert rank["nobody_has_a_gradient"] == {"same": True, "k": 3}
+        assert rank["nobody_has_a_gradient"] == {"same": True, "k": 3, "scheduled k": 1}
 
 
 def test_loss_reductions(results: list[dict[str, Any]]) -> None:

@@ -104,6 +104,12 @@ def test_scalars_may_be_dtensors(results: list[dict[str, Any]]) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_the_state_of_one_process_is_divided(results: list[dict[str, Any]]) -> None:
+    """All processes bring the same buffer at the same time: they are not named where they meet."""
+    for rank in results:
+        assert rank["state_of_one_process"] == {"buffers": 8 * 5, "wrong": []}
+
+
 def test_refusals(results: list[dict[str, Any]]) -> None:
     patterns = {
         "sums": "TypeError: parameter 0 is a DTensor with the placements .*redistribute it",

@@ -229,3 +229,32 @@ def test_empty_tensors_count_their_steps(backend: str) -> None:
     assert [float(optimizer.state[p]["step"]) for p in params] == [2, 3, 3]
     b = [float(optimizer.state[p]["y_beta"]) for p in params]
     assert b[1] == b[2] != b[0]
+
+
+def test_gradients_whose_sign_torch_has_yet_to_change(backend: str) -> None:
+    ends = []
+    for view in (torch.neg, torch._neg_view):
+        params = make_params([(5, 3)], device=device_of(backend))
+        optimizer = AdamCScheduleFreePlus(params, backend=backend, lr=0.1)
+        optimizer.train()
+        for k in range(3):
+            params[0].grad = view(torch.full_like(params[0], k + 1.0))
+            optimizer.step(loss=1.0)
+        ends.append(params[0].detach())
+    assert torch.equal(*ends)
+
+
+def test_a_parameter_that_is_transposed_where_it_is(backend: str) -> None:
+    """As one that is transposed and copied."""
+    ends = []
+    for change in (lambda p: p.t(), lambda p: p.t().contiguous()):
+        params = make_params([(3, 3)], device=device_of(backend))
+        optimizer = AdamCScheduleFreePlus(params, backend=backend, lr=0.1)
+        optimizer.train()
+        for k in range(4):
+            if k == 2:
+                params[0].data = change(params[0].data)
+            params[0].grad = torch.arange(9.0, dtype=torch.float64).view(3, 3).to(params[0]) - k
+            optimizer.step(loss=1.0)
+        ends.append(params[0].detach())
+    torch.testing.assert_close(*ends)

@@ -36,6 +36,14 @@ def test_groups_show_what_was_waited_for_only() -> None:
     assert optimizer.param_groups[0]["k"] == 3
 
 
+def test_figures_that_are_asked_for_once_in_many_steps_are_of_the_last() -> None:
+    optimizer = AdamWScheduleFree(params := make_params([(3,)]), lr=0.1)
+    optimizer.metrics(wait=False)
+    for _ in range(3 * COPIES):
+        run_one(optimizer, params)
+    assert optimizer.metrics(wait=False)["k"] == 3 * COPIES
+
+
 class SlowEvent:
     """What torch.cuda.Event is to a copy that takes its time."""
 

@@ -103,6 +103,19 @@ def test_members_have_the_same_global_settings() -> None:
     assert shared.members == [first]
 
 
+def test_sums_that_wait_for_a_member_that_is_gone_go_to_nobody() -> None:
+    """Least of all to a new one that happens to get its identity."""
+    optimizers, params = make_three("cpu")
+    loss, gradients = next(iter(stream(SHAPES, 1)))
+    set_gradients(params, gradients)
+    optimizers[0].step(loss=loss)
+    shared = optimizers[0]._shared_step
+    assert set(shared._waiting) == set(optimizers[1:])
+    del optimizers[1]
+    gc.collect()
+    assert set(shared._waiting) == set(optimizers[1:])
+
+
 def test_members_that_are_gone_are_forgotten_and_copies_stand_alone() -> None:
     optimizers, _ = make_three("cpu")
     shared = optimizers[0]._shared_step

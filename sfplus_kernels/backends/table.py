@@ -75,7 +75,9 @@ def cut_into_chunks(numels: Sequence[int], chunk_size: int, first_row: int = 0) 
 
 def same_layout(strides: Sequence[int], tensor: Tensor) -> bool:
     """Whether element i of the memory is the same element in both: strides of 1-sized dimensions
-    do not matter."""
+    do not matter. It is not where torch has put off a change of sign."""
+    if tensor.is_neg():
+        return False
     own = tensor.stride()
     if own == strides:
         return True

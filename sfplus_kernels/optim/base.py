@@ -156,7 +156,8 @@ class ScheduleFreeOptimizer(StatefulOptimizer):
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         engine.hand_in(loss, Scaling(scale, found_inf, clip_coef))
-        passes = Passes(has_sums, loss is not None, collective, not self._no_gradients)
+        counts = self.advances_without_gradients or not self._no_gradients
+        passes = Passes(has_sums, loss is not None, collective, counts)
         if self._held_back is not None:
             self._held_back.append((passes, ready.gradients))
         elif shared is not None:

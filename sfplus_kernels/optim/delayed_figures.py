@@ -10,7 +10,7 @@ from torch import Tensor
 from sfplus_kernels import ops
 
 COPIES = 4
-"""Under way at most: a step that finds none free is not copied."""
+"""Under way or the newest that arrived: a step that finds none free is not copied."""
 
 
 class DelayedFigures:
@@ -24,10 +24,11 @@ class DelayedFigures:
             torch.zeros(size, dtype=torch.float64, pin_memory=self._on_gpu) for _ in range(COPIES)
         ]
         self._under_way: deque[tuple[torch.cuda.Event | None, Tensor]] = deque()
-        self._newest: list[float] | None = None
+        self._newest: Tensor | None = None  # one of the copies
 
     def send(self) -> None:
         """Start a copy of the figures as the work that is queued so far will leave them."""
+        self._collect()  # or nobody would, where figures are asked for once in many steps
         if not self._free or ops.capturing(self._engine.device):
             return
         copy, event = self._free.pop(), None
@@ -39,11 +40,15 @@ class DelayedFigures:
 
     def newest(self) -> list[float] | None:
         """What arrived last, or None if nothing has yet."""
+        self._collect()
+        return None if self._newest is None else self._newest.tolist()
+
+    def _collect(self) -> None:
         while self._under_way:
             event, copy = self._under_way[0]
             if event is not None and not event.query():
                 break
             self._under_way.popleft()
-            self._newest = copy.tolist()
-            self._free.append(copy)
-        return self._newest
+            if self._newest is not None:
+                self._free.append(self._newest)
+            self._newest = copy

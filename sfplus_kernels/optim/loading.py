@@ -82,11 +82,13 @@ def _copied(
     param: Tensor, buffers: Iterable[str], state: Mapping[str, Any], index: object
 ) -> dict[str, Tensor]:
     dtype = ops.state_dtype(param)
-    names = {*buffers} | ({"master_param"} if ops.needs_master(param) else set())
-    if set(state) != names | {"step", "y_beta"}:
+    # in an order that is the same in all processes: DTensors are distributed together, one by one
+    names = (*buffers, *(["master_param"] if ops.needs_master(param) else []))
+    expected = {*names, "step", "y_beta"}
+    if set(state) != expected:
         raise ValueError(
             f"the state of parameter {index} has the keys {sorted(state)}; expected "
-            f"{sorted(names | {'step', 'y_beta'})} for a parameter of dtype {param.dtype}: "
+            f"{sorted(expected)} for a parameter of dtype {param.dtype}: "
             "convert the model to the dtype that it was saved with"
         )
     copied = {}

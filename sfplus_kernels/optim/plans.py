@@ -16,7 +16,7 @@ from sfplus_kernels import ops
 from sfplus_kernels.optim.tensor_state import TensorState
 from sfplus_kernels.sharding import local_parts
 
-ADDRESS, STRIDES = Tensor.data_ptr, Tensor.stride
+ADDRESS, NUMEL, STRIDES = Tensor.data_ptr, Tensor.numel, Tensor.stride
 DTYPE, LAYOUT = attrgetter("dtype"), attrgetter("layout")
 DISPLACEMENT = itemgetter("displacement")
 
@@ -26,7 +26,7 @@ class KeptPlan:
     """The engine's plan for some tensors, with the addresses and the state that it was made from."""
 
     plan: object
-    key: tuple  # parameters, their addresses, the dtypes of their gradients
+    key: tuple  # parameters, their memory, the dtypes of their gradients
     state_key: tuple  # the state's identity, its size, its buffers in each group
     entries: list[ops.Entry]
     states: list[TensorState]
@@ -64,7 +64,11 @@ class KeptPlan:
         does not use it.
         """
         key = list(map(ADDRESS, gradients)), list(map(STRIDES, gradients))
-        engine.set_gradients(self.plan, gradients, moved=recording or key != self.gradient_key)
+        moved = recording or key != self.gradient_key
+        if moved and 0 in key[0]:  # no memory, for the checks of a new plan have not seen this one
+            for entry, gradient in zip(self.entries, gradients, strict=True):
+                ops.check_gradient(entry.param, gradient, entry.slot)
+        engine.set_gradients(self.plan, gradients, moved=moved)
         self.gradient_key = () if recording else key
 
     def serves(self, key: tuple, state_key: tuple) -> bool:
@@ -93,4 +97,11 @@ def step_key(params: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple:
 
 def move_key(params: Sequence[Tensor]) -> tuple:
     """What must stay for a plan without gradients to be kept."""
-    return list(map(id, params)), list(map(ADDRESS, local_parts(params)))
+    parts = local_parts(params)
+    # number and strides too: p.data may become a part of what it was, or that transposed
+    return (
+        list(map(id, params)),
+        list(map(ADDRESS, parts)),
+        list(map(NUMEL, parts)),
+        list(map(STRIDES, parts)),
+    )

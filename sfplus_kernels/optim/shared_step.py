@@ -33,12 +33,14 @@ class SharedStep:
         first.step(loss=loss)
         second.step(loss=loss)
 
-    A copy or a pickle of an optimizer shares its step with nobody.
+    Gradients of all members are scaled, unscaled and clipped alike before the first of them steps. A copy or a
+    pickle of an optimizer shares its step with nobody.
     """
 
     def __init__(self) -> None:
         self._members: list[weakref.ref[ScheduleFreeOptimizer]] = []
-        self._waiting: set[int] = set()  # ids of those that have not taken the present sums yet
+        # those that have not taken the present sums yet
+        self._waiting: weakref.WeakSet[ScheduleFreeOptimizer] = weakref.WeakSet()
         self._sums: Tensor | None = None  # (1, len(Sum))
         self._figures: Tensor | None = None  # Global's, of the one that formed them
 
@@ -69,9 +71,9 @@ class SharedStep:
         Raises:
             RuntimeError, TypeError, ValueError: another member cannot step; nothing has changed.
         """
-        if id(member) not in self._waiting:
+        if member not in self._waiting:
             self._form(member, ready, collective)
-        self._waiting.discard(id(member))
+        self._waiting.discard(member)
         assert self._sums is not None
         assert self._figures is not None
         run = member._get_engine().run
@@ -95,4 +97,4 @@ class SharedStep:
         if collective is not None:
             sums = engine.share(collective, sums, engine.run.globals, self.any_gradient()).clone()
         self._sums, self._figures = sums, engine.run.globals
-        self._waiting = set(everyone)
+        self._waiting.update(self.members)

@@ -81,7 +81,7 @@ def unsettled_state(
             f"{sorted({'z', *moments})}, as the schedulefree package saves them, or x and y too"
         )
     state = {}
-    for name, value in saved.items():
+    for name, value in sorted(saved.items()):  # the same order in all processes
         if value.shape != param.shape:
             raise ValueError(
                 f"{name} of parameter {index} has shape {tuple(value.shape)}; expected "
