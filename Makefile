@@ -9,7 +9,7 @@ SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/
 .PHONY: help train test lint bench readme-figures wheel wheel-test clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 train: .venv/.installed ## train a small language model; ARGS="--help" lists the options
 	$(PY) examples/train_lm.py $(ARGS)
@@ -17,7 +17,7 @@ train: .venv/.installed ## train a small language model; ARGS="--help" lists the
 test: .venv/.installed lint ## lint, types, and all tests; ARGS go to pytest
 	$(PY) -m pytest -p no:benchmark -n 2 --cov --cov-report=term -q $(ARGS)
 
-lint: .venv/.installed
+lint: .venv/.installed ## ruff and mypy alone
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy

@@ -36,14 +36,17 @@ def cells(row: Row) -> tuple[str, ...]:
         return (row.name, row.status, row.reason, *[""] * (len(COLUMNS) - 3))
     moves = row.traffic > 0 and row.section != "host"
     is_ceiling = row.name == row.ceiling or row.section == "ceiling"
+    beside_steps = (
+        is_ceiling and row.section != "ceiling"
+    )  # its array is of another size than theirs
     state = None if is_ceiling or row.state_bytes is None else row.state_bytes / row.n_params
     return (
         f"{row.name} bandwidth" if is_ceiling else row.name,
-        milliseconds(row.median),
+        "" if beside_steps else milliseconds(row.median),
         "" if is_ceiling else number(row.ratio_to_baseline, 2),
         number(row.percent_of_roofline, 0, " %"),
-        f"{milliseconds(row.p20)} - {milliseconds(row.p80)}",
-        number(row.bytes_per_param) if moves and row.section != "ceiling" else "",
+        "" if beside_steps else f"{milliseconds(row.p20)} - {milliseconds(row.p80)}",
+        number(row.bytes_per_param) if moves and not is_ceiling else "",
         number(row.bytes_per_param_by_time) if moves and not is_ceiling else "",
         number((row.bandwidth or 0) / 1e9, 1) if moves else "",
         number(state, 1),

@@ -48,6 +48,7 @@ class Backend(StrEnum):
     """Backends of sfplus_kernels."""
 
     CPU = "cpu"
+    CUDA = "cuda"
     TRITON = "triton"
     EAGER = "eager"
 

@@ -57,7 +57,8 @@ def test_cells_of_a_row() -> None:
         *("a", "12.3", "", "89 %", "12.3 - 12.3", "44", "49", "0.0"),
         "12.0",
     )
-    assert table.cells(ceiling)[0] == "in-place bandwidth"
+    # beside steps its time says nothing: it is that of an array of another size
+    assert table.cells(ceiling)[:6] == ("in-place bandwidth", "", "", "100 %", "", "")
     assert [table.milliseconds(s) for s in (None, 1e-6, 0.00123, 0.0123, 0.123)] == [
         "",
         "0.001",

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,16 @@ class BackendRecord:
     automatic_on: frozenset[str]  # device types for which backend=None may pick it
 
 
+def _how_to_build() -> str:
+    root = Path(__file__).parents[2]
+    if (root / "CMakeLists.txt").exists():
+        return (
+            f"the package was imported from its sources in {root}, which are not built: leave that folder to "
+            "use the one that is installed, or build them with pip install -e ."
+        )
+    return "reinstall the package with a C++17 compiler present"
+
+
 def _cpu_reason(device_type: str) -> str | None:
     if device_type != "cpu":
         return f"it works on CPU tensors only, not on {device_type}"
@@ -41,7 +52,7 @@ def _cpu_reason(device_type: str) -> str | None:
     except ImportError as error:
         return (
             f"the compiled extension sfplus_kernels._C cannot be imported ({error}); "
-            "reinstall the package with a C++17 compiler present"
+            f"{_how_to_build()}"
         )
     return None
 

@@ -33,8 +33,8 @@ class SharedStep:
         first.step(loss=loss)
         second.step(loss=loss)
 
-    Gradients of all members are scaled, unscaled and clipped alike before the first of them steps. A copy or a
-    pickle of an optimizer shares its step with nobody.
+    Gradients of all members are scaled, unscaled and clipped alike before the first of them steps. A copy
+    or a pickle of an optimizer shares its step with nobody.
     """
 
     def __init__(self) -> None:
