@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,34 +49,36 @@ def run_scenarios(worker: Any, rank: int, world: int, folder: Path, arguments: l
     dist.destroy_process_group()
 
 
-def fork(worker: Any, world: int, folder: Path, arguments: list[str]) -> int:
-    """How many ranks failed; the first that does ends the others."""
-    ranks = set()
+def fork(run: Callable[[int], None], world: int) -> list[int]:
+    """Exit codes by rank, as subprocess has them; the first rank that fails ends the others."""
+    ranks, codes = {}, [0] * world
     for rank in range(world):
         process = os.fork()
         if process == 0:
-            status = 1
+            code = 1
             try:
                 signal.alarm(TIMEOUT)
-                run_scenarios(worker, rank, world, folder, arguments)
-                status = 0
+                run(rank)
+                code = 0
             except BaseException:
                 traceback.print_exc()
             finally:  # never on to what the parent does
                 sys.stderr.flush()
-                os._exit(status)
-        ranks.add(process)
-    failed = 0
+                os._exit(code)
+        ranks[process] = rank
     while ranks:
         process, status = os.wait()
-        ranks.remove(process)
+        codes[ranks.pop(process)] = os.waitstatus_to_exitcode(status)
         if status != 0:
-            failed += 1
             for other in ranks:
                 os.kill(other, signal.SIGKILL)
-    return failed
+    return codes
+
+
+def main(name: str, world: int, folder: Path, arguments: list[str]) -> int:
+    worker = importlib.import_module(name)
+    return int(any(fork(lambda r: run_scenarios(worker, r, world, folder, arguments), world)))
 
 
 if __name__ == "__main__":
-    name, world, folder, *arguments = sys.argv[1:]
-    sys.exit(min(fork(importlib.import_module(name), int(world), Path(folder), arguments), 1))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]))

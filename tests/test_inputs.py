@@ -9,6 +9,7 @@ from support import EVERYTHING, device_of, make_params, run, set_gradients, stre
 from torch import Tensor, nn
 
 from sfplus_kernels import AdamCScheduleFreePlus
+from sfplus_kernels.backends import table
 from sfplus_kernels.reference import AdamCScheduleFreePlusReference
 
 
@@ -129,6 +130,13 @@ def test_views_at_odd_addresses(backend: str, dtype: torch.dtype) -> None:
 )
 def test_sizes_around_every_boundary(backend: str, numels: tuple[int, ...]) -> None:
     shapes = [*((numel,) for numel in numels), (3,)]
+    check_against_reference(make_params(shapes, device=device_of(backend)), backend)
+
+
+def test_sums_of_several_chunks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More chunks than slots for their sums, as from thousands of tensors or from large ones."""
+    monkeypatch.setattr(table, "VIRTUAL_BLOCKS", 2)
+    shapes = [(5,), (40,), (3, 7), (2,), (9,)]
     check_against_reference(make_params(shapes, device=device_of(backend)), backend)
 
 

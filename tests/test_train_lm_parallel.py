@@ -98,13 +98,21 @@ def one_alone(runs: Path) -> Path:
 @pytest.fixture(scope="module")
 def killed(runs: Path) -> dict[str, Path]:
     """Runs of two processes that died in their second save, by where they died."""
-    folders = {}
-    for where, parallel in (("kill-writer", "fsdp"), ("kill-pointer", "hsdp")):
-        code, output = torchrun(2, WORKER, where, *tiny(runs, where, "--parallel", parallel))
-        assert code == 1, output
-        assert "(SIGKILL)" in output, output
-        folders[where] = runs / where
-    return folders
+    commands = {
+        where: tiny(runs, where, "--parallel", parallel)
+        for where, parallel in (("kill-writer", "fsdp"), ("kill-pointer", "hsdp"))
+    }
+    (runs / "killed.json").write_text(json.dumps(commands))
+    done = subprocess.run(
+        [sys.executable, str(WORKER), "kill", str(runs / "killed.json")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert codes["kill-writer"][1] == codes["kill-pointer"][0] == -signal.SIGKILL, done.stderr
+    return {where: runs / where for where in commands}
 
 
 @pytest.fixture(scope="module")

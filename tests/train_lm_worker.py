@@ -1,14 +1,17 @@
-"""What each process of the tests of ``--parallel`` does; torchrun starts it.
+"""What each process of the tests of ``--parallel`` does.
 
 train_lm_worker.py RESULTS COMMANDS: the runs of examples/train_lm.py in a file of JSON, one after the other;
-    each is a list of arguments, perhaps after "ctrl-c", for a run that one process is told to stop.
-train_lm_worker.py kill-writer|kill-pointer ARGUMENTS: one run, which does not survive its second checkpoint.
+    each is a list of arguments, perhaps after "ctrl-c", for a run that one process is told to stop. torchrun
+    starts the processes.
+train_lm_worker.py kill COMMANDS: runs of two processes, which this one starts, that do not survive their
+    second checkpoint; by where they die. Prints the exit codes.
 """
 
 import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from lm import data, files, run
+from ranks import fork
 from torch.distributed.checkpoint import FileSystemWriter
 from train_lm_runs import app, invoke
 
@@ -75,28 +79,47 @@ def interrupt_last_process(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run.Trainer, "_step", step_and_interrupt)
 
 
-def kill_at_second_call(owner: Any, name: str, rank: int) -> None:
-    """Replace the function by one that ends process ``rank`` without any goodbye when it is called again."""
+def kill_at_second_call(owner: Any, name: str) -> None:
+    """Replace the function by one that ends this process without any goodbye when it is called again."""
     function, calls = getattr(owner, name), []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         calls.append(name)
-        if len(calls) == 2 and rank == RANK:
+        if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **keywords)
 
     setattr(owner, name, counted)
 
 
+def killed(where: str, arguments: list[str]) -> list[int]:
+    """Exit codes of two processes, of which one dies."""
+    join = dist.init_process_group
+    with tempfile.NamedTemporaryFile() as store:
+
+        def run_rank(rank: int) -> None:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+            own = dist.FileStore(store.name, 2)
+            dist.init_process_group = lambda kind: join(kind, store=own, rank=rank, world_size=2)
+            if (
+                where == "kill-writer" and rank == 1
+            ):  # when the other one may have written its shard
+                kill_at_second_call(FileSystemWriter, "write_data")
+            if (
+                where == "kill-pointer" and rank == 0
+            ):  # when all shards are there, and nothing says so
+                kill_at_second_call(files, "replacing")
+            app(arguments)
+
+        return fork(run_rank, 2)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, *arguments = sys.argv[1:]
-    if what == "kill-writer":  # when the other one may have written its shard
-        kill_at_second_call(FileSystemWriter, "write_data", rank=1)
-        app(arguments)
-    elif what == "kill-pointer":  # when all shards are there, and nothing says so
-        kill_at_second_call(files, "replacing", rank=0)
-        app(arguments)
+    what, commands = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    if what == "kill":
+        codes = {where: killed(where, command) for where, command in commands.items()}
+        print(json.dumps(codes))
     else:
-        results = run_all(json.loads(Path(arguments[0]).read_text()))
+        results = run_all(commands)
         Path(what, f"{RANK}.json").write_text(json.dumps(results))
