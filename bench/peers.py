@@ -32,8 +32,8 @@ class Peer:
 MOMENTUM = {**SGD, "momentum": 0.9}
 THEIRS = {**ADAM, "betas": (0.9, 0.999), "eps": 1e-8}  # torch's, where the defaults are others
 
-# Of the packages below torch's own, optimi 0.3, heavyball 3.2 and torchao 0.18 were at hand, on a CPU; the other
-# lines have never been run.
+# Of the packages below torch's own, optimi 0.3, heavyball 3.2 and torchao 0.18 were at hand, on a CPU; the
+# other lines have never been run.
 PEERS = [
     Peer(
         "torch AdamW fused", "torch.optim", "AdamW", {**ADAM, "fused": True}, "AdamW", None, "fused"
@@ -77,7 +77,7 @@ PEERS = [
         "heavyball AdamW",
         "heavyball",
         "AdamW",
-        THEIRS,
+        {**THEIRS, "consume_grad": False},  # else later steps have no gradients
         "AdamW",
         2,
         more={"slow_to_make": True, "tolerance": 2.0},
