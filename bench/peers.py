@@ -77,7 +77,7 @@ PEERS = [
         "heavyball AdamW",
         "heavyball",
         "AdamW",
-        THEIRS,
+        {**THEIRS, "consume_grad": False},  # else later steps have no gradients
         "AdamW",
         2,
         more={"slow_to_make": True, "tolerance": 2.0},

@@ -169,6 +169,8 @@ class Bench:
                 optimizer, step = contestant.make(params)
                 step()
                 row.state_bytes = state_bytes(optimizer)
+                if any(p.grad is None for p in params):
+                    raise RuntimeError("takes the gradients away, so that later steps do nothing")
                 if profiled:
                     profile = profile_step(step, self.device)
                     row.temporary_bytes, row.launches = profile.temporary_bytes, profile.launches

@@ -87,7 +87,7 @@ class Recorder:
         self.passes: list[str] = []
         self.bytes = 0
         self.plan_of: dict[str, Any] = {}  # the last plan of each operation
-        self.call_of: dict[str, Callable[[], Any]] = {}  # and how to do the last one again
+        self.call_of: dict[str, partial[Any]] = {}  # and how to do the last one again
 
     def __getattr__(self, name: str) -> Any:
         target = getattr(self.backend, name)

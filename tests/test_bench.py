@@ -10,6 +10,7 @@ import torch
 
 from bench import plan, provenance, rows, table, timing
 from bench import workloads as shapes
+from bench.contestant import Contestant
 from bench.contestants import contestants
 from bench.family import FAMILY
 from bench.profiling import profile_step
@@ -247,6 +248,18 @@ def test_what_does_not_fit_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyP
     assert found["ScheduleFree+ cpu"].status == "left out"
     assert found["ScheduleFree+ cpu"].reason == "needs 0.0 GB beside the others"
     assert found[rows.BASELINE].status == "ok"
+
+
+def test_a_step_that_takes_the_gradients_away_is_not_timed(bench: Bench) -> None:
+    def make(params: list[Any]) -> Any:
+        optimizer = torch.optim.SGD(params)
+        return optimizer, lambda: (optimizer.step(), optimizer.zero_grad())
+
+    workload = shapes.Workload("tiny", "tiny", lambda: [(9,)])
+    taker = Contestant("taker", make, None)
+    (row,) = bench._race("step", workload, workload.shapes(), [taker], "step")
+    assert (row.status, row.median) == ("failed", None)
+    assert "takes the gradients away" in row.reason
 
 
 def test_tensors_for_which_nobody_has_room_are_not_made(

@@ -1,6 +1,7 @@
 """The benchmarks' byte counts, against what the kernels read and write."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,11 +38,9 @@ def pass_of(contestant: Contestant, name: str, params: list) -> Any:
     backend, plan = recorder.backend, recorder.plan_of["update"]
     run, partials = traffic.engine_of(optimizer).run, plan.table.partials
     run.tensor_coefs[:, TensorCoef.E_TO_Y] = 0.5  # what a shift takes
-    passes = {
-        "reduce": lambda: backend.reduce(plan, with_e=True),
-        "reduce gradients": lambda: backend.reduce(plan, with_e=False),
-        "update": lambda: backend.update(plan, run),
-    }
+    passes: dict[str, Any] = dict(recorder.call_of)
+    if "reduce" in passes:
+        passes["reduce gradients"] = partial(passes["reduce"], with_e=False)
     for move in Move:
         passes[move.name.lower()] = lambda move=move: backend.interpolate(plan, run, move)
     return passes[name], traffic.entries_of(plan), partials
