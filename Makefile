@@ -28,19 +28,23 @@ bench: .venv/.installed ## time one step of everything; leaves a report; ARGS="-
 readme-figures: .venv/.installed ## write the README's performance section from the last run in bench/results
 	$(PY) -m bench.readme
 
-wheel: .venv/.torch ## build a wheel into dist; SFPLUS_CUDA=require|off to insist on the CUDA kernels or leave them out
+wheel: .venv/bin/python ## build a source distribution and from it a wheel, into dist; SFPLUS_CUDA=require|off as in the README
 	rm -rf dist
-	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(PIP) install -c constraints.txt build
+	$(PY) -m build --quiet --sdist --outdir dist .
+	$(PIP) wheel --no-deps --wheel-dir dist dist/*.tar.gz
 
-wheel-test: ## install the wheel of dist into an empty environment with torch, and train there
-	$(PYTHON) tools/test_wheel.py constraints.txt dist/*.whl
+wheel-test: ## train with dist's wheel in an empty environment; TORCH=2.6.0 for that version, ARGS=--tests for some tests
+	$(PYTHON) tools/test_wheel.py $(if $(TORCH),--torch $(TORCH)) $(ARGS) dist/*.whl
 
 clean: ## remove the environment and everything built
 	rm -rf .venv build dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 
-# torch comes first and alone: what depends on it would otherwise choose a build of it.
-.venv/.torch: constraints.txt
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+# torch comes first and alone: what depends on it would otherwise choose a build of it.
+.venv/.torch: constraints.txt | .venv/bin/python
 	$(PIP) install -c constraints.txt torch
 	@touch $@
 

@@ -34,6 +34,9 @@ else()
       endif()
     endif()
     set(ENV{CUDACXX} "${nvcc}")
+    if("$ENV{CUDAHOSTCXX}" STREQUAL "")  # not the g++ of PATH, where CXX says otherwise
+      set(ENV{CUDAHOSTCXX} "${CMAKE_CXX_COMPILER}")
+    endif()
     get_filename_component(toolkit "${nvcc}" DIRECTORY)
     get_filename_component(toolkit "${toolkit}" DIRECTORY)
     if(EXISTS "${toolkit}/lib/libcudart_static.a")  # PyPI's packages: nvcc itself looks in lib64

@@ -81,9 +81,15 @@ class Kernel:
         return reads, writes_y + writes_e + own
 
     @property
+    def pack(self) -> int:
+        """Elements that a thread accesses at once: 16 bytes of state, else of gradients."""
+        only = self.name == "reduce g only"
+        return 128 // BITS[self.arguments[1] if only else self.state]
+
+    @property
     def bytes_in_flight(self) -> int:
         """Of loads, per multiprocessor, when every warp waits for those of one turn."""
-        elements = 128 // BITS[self.state] * self.turns
+        elements = self.pack * self.turns
         return self.resident_warps * 32 * elements * sum(self.element_bits[0]) // 8
 
     def accesses(self, operation: str, kind: str = "") -> Counter[int]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import (
     EVERYTHING,
+    allow_gradients_of_any_dtype,
     assert_same_bits,
     device_of,
     make_params,
@@ -131,12 +132,12 @@ def sparse(p: nn.Parameter) -> None:
 
 
 def complex_(p: nn.Parameter) -> None:
-    p.grad_dtype = None  # type: ignore[attr-defined]
+    allow_gradients_of_any_dtype(p)
     p.grad = torch.zeros(p.shape, dtype=torch.complex64)
 
 
 def integer(p: nn.Parameter) -> None:
-    p.grad_dtype = None  # type: ignore[attr-defined]
+    allow_gradients_of_any_dtype(p)
     p.grad = torch.zeros(p.shape, dtype=torch.int32)
 
 

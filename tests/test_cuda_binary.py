@@ -75,12 +75,11 @@ def test_registers_leave_room_for_enough_loads_in_flight(arch: str) -> None:
 
 def expected_accesses(kernel: Kernel, bits: list[int]) -> Counter[int]:
     """One turn of the loop over packs (and one over what is left of them), and single elements."""
-    elements = 128 // BITS[kernel.state]
     copies = kernel.turns + (kernel.turns > 1)
     expected: Counter[int] = Counter(bits)
     for width in bits:
-        access = min(128, elements * width)
-        expected[access] += copies * elements * width // access
+        access = min(128, kernel.pack * width)
+        expected[access] += copies * kernel.pack * width // access
     return expected
 
 

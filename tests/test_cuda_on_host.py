@@ -228,6 +228,8 @@ def test_half_precision_is_accessed_in_as_many_elements(on_host: Any) -> None:
     backend.set_gradients(plan, [grad])
     expected = {("ld", 16): 1024, ("ld", 8): 256, ("st", 16): 1024, ("st", 8): 256}
     assert accesses_of(on_host, lambda: backend.update(plan, random_run())) == expected
+    # where it is all that is read, 16 bytes of it at a time
+    assert accesses_of(on_host, lambda: backend.reduce(plan, with_e=False)) == {("ld", 16): 128}
 
 
 # -- reduce and finalize -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import device_of, set_gradients, stream
+from support import MIXED_GRADIENTS, device_of, set_gradients, stream
 from torch import Tensor, nn
 
 from sfplus_kernels import AdamCScheduleFreePlus
@@ -18,7 +18,8 @@ shapes = st.lists(st.integers(0, 9), min_size=0, max_size=3).map(tuple)
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[torch.dtype, torch.dtype, tuple[int, ...], str]:
     layout = draw(st.sampled_from(["plain", "transposed", "gaps", "offset"]))
-    return draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES)), draw(shapes), layout
+    dtype, grad_dtype = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES))
+    return dtype, grad_dtype if MIXED_GRADIENTS else dtype, draw(shapes), layout
 
 
 def lay_out(value: Tensor, layout: str) -> Tensor:

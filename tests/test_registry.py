@@ -74,11 +74,13 @@ class Extension:
 
     def __init__(self, missing: str = "", driver: int = 0, problem: str = "") -> None:
         self.CUDA_MISSING, self._driver, self._problem = missing, driver, problem
+        self.asked: list[int] = []
 
     def cuda_versions(self) -> tuple[int, int]:
         return 13000, self._driver
 
     def cuda_device_problem(self, device: int) -> str:
+        self.asked.append(device)
         return self._problem
 
 
@@ -105,7 +107,7 @@ def test_cuda_says_what_it_lacks(
 ) -> None:
     monkeypatch.setattr(registry.importlib, "import_module", lambda name: extension)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    reason = registry._RECORDS["cuda"].unavailable_reason(device_type)
+    reason = registry._RECORDS["cuda"].unavailable_reason(torch.device(device_type))
     assert reason is not None
     assert re.search(said, reason)
 
@@ -115,12 +117,48 @@ def test_cuda_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     extension = Extension(driver=14000, problem="no kernel image is available")
     monkeypatch.setattr(registry.importlib, "import_module", lambda name: extension)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert registry._RECORDS["cuda"].unavailable_reason("cuda") == "no kernel image is available"
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    reason_on = registry._RECORDS["cuda"].unavailable_reason
+    assert reason_on(torch.device("cuda")) == "no kernel image is available"
     extension._problem = ""
-    assert registry._RECORDS["cuda"].unavailable_reason("cuda") is None
+    assert reason_on(torch.device("cuda")) is None
+    assert (
+        reason_on(torch.device("cuda:1")) is None
+    )  # not the current one: that would take memory there
+    assert extension.asked == [2, 2, 1]
     assert registry._RECORDS["cuda"].automatic_on == {"cuda"}
     assert backends.names().index("cuda") < backends.names().index("triton")
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        ("3.3.1", "Triton 3.3.1 is too old: 3.4 or later is needed"),
+        ("2.1.0", "Triton 2.1.0 is too old"),
+        ("3.4.0", None),
+        ("3.10.0+git0123", None),
+        ("4.0.0rc1", None),
+        (None, None),  # a build of it under another name
+    ],
+)
+def test_triton_says_if_it_is_too_old(version: str | None, problem: str | None) -> None:
+    said = registry.triton_problem(version)
+    assert said is None if problem is None else problem in str(said)
+
+
+@pytest.mark.parametrize(("triton", "expected"), [("3.9.0", "triton"), ("3.2.0", "eager")])
+def test_a_gpu_whose_driver_is_too_old_gets_the_next_backend(
+    monkeypatch: pytest.MonkeyPatch, triton: str, expected: str
+) -> None:
+    from sfplus_kernels import _C as native
+
+    monkeypatch.setattr(native, "CUDA_MISSING", "")
+    monkeypatch.setattr(native, "cuda_versions", lambda: (13000, 12040), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(registry.importlib.metadata, "version", lambda name: triton)
+    assert backends.select(None, torch.device("cuda:0"))[0] == expected
+    with pytest.raises(RuntimeError, match="'cuda' is unavailable.*has 12.4, needs 13.0"):
+        backends.select("cuda", torch.device("cuda:0"))
 
 
 def test_the_extension_itself_knows_its_driver() -> None:

@@ -1,20 +1,26 @@
 """Installs a wheel into an empty environment with torch, outside the repository, and trains there.
 
-    python tools/test_wheel.py constraints.txt dist/*.whl
+    python tools/test_wheel.py dist/*.whl
+    python tools/test_wheel.py --torch 2.6.0 --tests dist/*.whl
 
-Also checks the wheel itself: its size, what is in it, and which libraries its extension needs.
+Also checks the wheel itself: its size, what is in it, and which libraries its extension needs; and what is in
+the source distribution beside it, if there is one.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import shutil
 import subprocess
-import sys
+import tarfile
 import tempfile
 import venv
 import zipfile
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 LARGEST = 10e6
 """Bytes."""
@@ -30,24 +36,71 @@ ALLOWED = (
     "librt",
 )
 
+IN_SDIST = {
+    *("CHANGELOG.md", "CMakeLists.txt", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
+    *("pyproject.toml", "setup.cfg", "setup.py"),
+    *("build_backend", "cmake", "csrc", "sfplus_kernels", "sfplus_kernels.egg-info"),
+}
+"""What a build needs, and what setuptools adds."""
 
-def main(constraints: Path, wheel: Path) -> None:
+TESTS = ("parity", "family", "checkpoint", "inputs", "closure_forms", "wrapper")
+"""Those that show most in a minute; without Triton, whose release goes with torch's."""
+
+FOR_TESTS = ("hypothesis", "numpy", "pytest", "pytest-cov", "pytest-xdist", "schedulefree")
+
+
+def main() -> None:
     """Raise if anything is wrong with the wheel."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("--torch", help="version, if not that of constraints.txt")
+    parser.add_argument("--tests", action="store_true", help="run some of the tests there too")
+    arguments = parser.parse_args()
+    wheel: Path = arguments.wheel.resolve()
     size = wheel.stat().st_size
     print(f"{wheel.name}: {size / 1e6:.1f} MB")
     assert size < LARGEST, f"{wheel.name} has {size} bytes, more than {LARGEST:.0f}"
-    with tempfile.TemporaryDirectory() as folder:
-        check_contents(wheel, Path(folder))
-        environment = Path(folder) / "environment"
+    for sdist in wheel.parent.glob("*.tar.gz"):
+        check_sdist(sdist)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        check_contents(wheel, folder)
+        environment = folder / "environment"
         venv.create(environment, with_pip=True)
-        python = environment / "bin" / "python"
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+        python = str(environment / "bin" / "python")
+        constraints = folder / "constraints.txt"
+        constraints.write_text(constraints_for(arguments.torch))
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
         # torch first: whatever depends on it would otherwise choose a build of it
-        run([*pip, "-c", str(constraints.resolve()), "torch"], folder)
-        run([*pip, "--no-deps", str(wheel.resolve())], folder)
-        program = shutil.copy(Path(__file__).with_name("train_tiny.py"), folder)
-        run([str(python), program], folder)
-        run([str(python), "-m", "sfplus_kernels"], folder)
+        run([*pip, "-c", str(constraints), "torch"], folder)
+        run([*pip, "--no-deps", str(wheel)], folder)
+        program = shutil.copy(ROOT / "tools" / "train_tiny.py", folder)
+        run([python, program], folder)
+        run([python, "-m", "sfplus_kernels"], folder)
+        if arguments.tests:
+            run([*pip, "-c", str(constraints), *FOR_TESTS], folder)
+            shutil.copytree(ROOT / "tests", folder / "tests")
+            shutil.copy(ROOT / "pyproject.toml", folder)
+            files = [f"tests/test_{name}.py" for name in TESTS]
+            run([python, "-m", "pytest", "-q", "-n", "2", "-k", "not triton", *files], folder)
+
+
+def constraints_for(torch: str | None) -> str:
+    """constraints.txt, with this version of torch and whatever Triton it asks for."""
+    text = (ROOT / "constraints.txt").read_text()
+    if torch is None:
+        return text
+    return re.sub(r"^(torch|triton)==.*\n", "", text, flags=re.MULTILINE) + f"torch=={torch}\n"
+
+
+def check_sdist(sdist: Path) -> None:
+    """What a build needs and nothing else; that nothing lacks shows when the wheel is built from it."""
+    with tarfile.open(sdist) as archive:
+        names = [member.name for member in archive if member.isfile()]
+    found = {name.split("/")[1] for name in names}
+    assert found == IN_SDIST, f"{sdist.name}: {sorted(found ^ IN_SDIST)}"
+    strange = [name for name in names if name.endswith((".so", ".pyc", ".o"))]
+    assert not strange, f"{sdist.name} has {strange}"
 
 
 def check_contents(wheel: Path, folder: Path) -> None:
@@ -59,7 +112,7 @@ def check_contents(wheel: Path, folder: Path) -> None:
         )
         archive.extract(extension, folder)
     parts = {name.split("/")[0] for name in names}
-    assert all(part.startswith("sfplus_kernels") for part in parts), parts
+    assert all(re.fullmatch(r"sfplus_kernels(-.*\.dist-info)?", part) for part in parts), parts
     if shutil.which("readelf") is None:
         print("no readelf here: the libraries that the extension needs are not checked")
         return
@@ -70,13 +123,14 @@ def check_contents(wheel: Path, folder: Path) -> None:
     print("needs", ", ".join(needed))
     strange = [name for name in needed if not name.startswith(ALLOWED)]
     assert not strange, f"the extension needs {strange}"
+    shutil.rmtree(folder / "sfplus_kernels")  # else it would be imported there
 
 
-def run(command: list[str], folder: str) -> None:
+def run(command: list[str], folder: Path) -> None:
     """In ``folder``, with nothing of this environment's Python settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main()

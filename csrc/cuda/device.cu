@@ -15,7 +15,7 @@ std::string text_of(cudaError_t error) {
 
 void raise_if_failed(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // else torch would find it, and raise it where it does not belong
+  cudaGetLastError();  // forget it: it is raised here, and must not be found again
   throw std::runtime_error(what + " failed: " + text_of(error));
 }
 

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads, 8)
     reduce_kernel(const Table table, double* partials, const std::int64_t n_partials) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const std::int64_t slot = blockIdx.x;
-  constexpr int n = kPack<State>;
+  constexpr int n = with_e ? kPack<State> : kPack<Grad>;  // 16 bytes of e, else of g
   double sums[Sum::WIDTH] = {};
   for (std::int64_t index = slot + warp * n_partials; index < table.n_chunks;
        index += kWarps * n_partials) {
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 8)
     const Grad* grad = reinterpret_cast<const Grad*>(table.gradients[piece.row]) + piece.start;
     const State* displacement = with_e ? piece.at<const State>(Row::DISPLACEMENT) : nullptr;
     const bool vectors = aligned<Grad, n>(grad) && aligned<State, n>(displacement);
-    State l1 = 0, dot = 0, squares = 0;  // of a few dozen terms each, then on in double
+    State l1 = 0, dot = 0, squares = 0;  // of up to 128 terms each, then on in double
     share_out<n, kReduceTurns<with_e>>(piece.numel, vectors, lane, [&](auto count, auto turns,
                                                                        int offset) {
       constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;

@@ -16,8 +16,8 @@ constexpr int kWarps = 4;  // of a block: small ones fill a multiprocessor's reg
 constexpr int kThreads = kLanes * kWarps;
 
 // Elements of a tensor that a thread accesses at once: 16 bytes of state, and as many elements of all else.
-template <class State>
-constexpr int kPack = 16 / static_cast<int>(sizeof(State));
+template <class Stored>
+constexpr int kPack = 16 / static_cast<int>(sizeof(Stored));
 
 // One chunk of the table: which tensor, where in it, how many elements.
 struct Piece {

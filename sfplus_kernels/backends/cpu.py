@@ -29,12 +29,15 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 """As ``DType`` in csrc/math/layout.h."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class CpuPlan:
     """The address table, and for each of its launches the same as the extension wants it."""
 
     table: AddressTable
     launches: list[tuple[_C.Table, Launch]]
+    native_run: tuple[RunState, _C.Run] | None = (
+        None  # the run state, and as the extension wants it
+    )
 
 
 class CpuBackend:
@@ -70,13 +73,13 @@ class CpuBackend:
             0 if partials is None else len(partials),
             table.rows.data_ptr(),
             table.n_rows,
-            _native_run(run),
+            _native_run(plan, run),
             MAX_COEFFICIENT,
         )
 
     def update(self, plan: CpuPlan, run: RunState) -> None:
         load_param_stages(plan.table)
-        native_run = _native_run(run)
+        native_run = _native_run(plan, run)
         for native, launch in plan.launches:
             _C.update(
                 native,
@@ -89,7 +92,7 @@ class CpuBackend:
 
     def interpolate(self, plan: CpuPlan, run: RunState, move: Move) -> None:
         load_param_stages(plan.table)
-        native_run = _native_run(run)
+        native_run = _native_run(plan, run)
         for native, launch in plan.launches:
             _C.interpolate(
                 native,
@@ -112,17 +115,20 @@ def _native(table: AddressTable, launch: Launch) -> _C.Table:
     )
 
 
-def _native_run(run: RunState) -> _C.Run:
-    return _C.Run(
-        globals=run.globals.data_ptr(),
-        groups=run.groups.data_ptr(),
-        tensors=run.tensors.data_ptr(),
-        hyper=run.hyper.data_ptr(),
-        settings=run.settings.data_ptr(),
-        group_coefs=run.group_coefs.data_ptr(),
-        tensor_coefs=run.tensor_coefs.data_ptr(),
-        n_groups=len(run.groups),
-    )
+def _native_run(plan: CpuPlan, run: RunState) -> _C.Run:
+    if plan.native_run is None or plan.native_run[0] is not run:
+        native = _C.Run(
+            globals=run.globals.data_ptr(),
+            groups=run.groups.data_ptr(),
+            tensors=run.tensors.data_ptr(),
+            hyper=run.hyper.data_ptr(),
+            settings=run.settings.data_ptr(),
+            group_coefs=run.group_coefs.data_ptr(),
+            tensor_coefs=run.tensor_coefs.data_ptr(),
+            n_groups=len(run.groups),
+        )
+        plan.native_run = (run, native)
+    return plan.native_run[1]
 
 
 def _grad_dtype(launch: Launch) -> int:

@@ -51,6 +51,7 @@ class CudaPlan:
     table: AddressTable
     chunk_size: int
     launches: list[tuple[Any, Launch]]
+    native_run: tuple[RunState, Any] | None = None  # the run state, and as the extension wants it
 
 
 class CudaBackend:
@@ -103,14 +104,14 @@ class CudaBackend:
             0 if partials is None else len(partials),
             table.rows.data_ptr(),
             table.n_rows,
-            self._native_run(run),
+            self._native_run(plan, run),
             MAX_COEFFICIENT,
             *_queue(plan),
         )
 
     def update(self, plan: CudaPlan, run: RunState) -> None:
         load_param_stages(plan.table)
-        native_run, (device, stream) = self._native_run(run), _queue(plan)
+        native_run, (device, stream) = self._native_run(plan, run), _queue(plan)
         for native, launch in plan.launches:
             self._native.cuda_update(
                 native,
@@ -126,7 +127,7 @@ class CudaBackend:
 
     def interpolate(self, plan: CudaPlan, run: RunState, move: Move) -> None:
         load_param_stages(plan.table)
-        native_run, (device, stream) = self._native_run(run), _queue(plan)
+        native_run, (device, stream) = self._native_run(plan, run), _queue(plan)
         for native, launch in plan.launches:
             self._native.cuda_interpolate(
                 native,
@@ -158,17 +159,20 @@ class CudaBackend:
             for launch in table.launches
         ]
 
-    def _native_run(self, run: RunState) -> Any:
-        return self._native.Run(
-            globals=run.globals.data_ptr(),
-            groups=run.groups.data_ptr(),
-            tensors=run.tensors.data_ptr(),
-            hyper=run.hyper.data_ptr(),
-            settings=run.settings.data_ptr(),
-            group_coefs=run.group_coefs.data_ptr(),
-            tensor_coefs=run.tensor_coefs.data_ptr(),
-            n_groups=len(run.groups),
-        )
+    def _native_run(self, plan: CudaPlan, run: RunState) -> Any:
+        if plan.native_run is None or plan.native_run[0] is not run:
+            native = self._native.Run(
+                globals=run.globals.data_ptr(),
+                groups=run.groups.data_ptr(),
+                tensors=run.tensors.data_ptr(),
+                hyper=run.hyper.data_ptr(),
+                settings=run.settings.data_ptr(),
+                group_coefs=run.group_coefs.data_ptr(),
+                tensor_coefs=run.tensor_coefs.data_ptr(),
+                n_groups=len(run.groups),
+            )
+            plan.native_run = (run, native)
+        return plan.native_run[1]
 
 
 def _queue(plan: CudaPlan) -> tuple[int, int]:

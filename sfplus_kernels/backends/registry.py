@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,12 +19,15 @@ from sfplus_kernels.backends.contract import Backend
 
 ENVIRONMENT_VARIABLE = "SFPLUS_BACKEND"
 
+OLDEST_TRITON = (3, 4)
+"""Earlier ones do not compile the kernels: they know no attributes of compile-time constants."""
+
 
 @dataclass(frozen=True)
 class BackendRecord:
     """How to find one backend.
 
-    ``unavailable_reason(device_type)`` returns None where the backend runs, else a sentence that says why
+    ``unavailable_reason(device)`` returns None where the backend runs, else a sentence that says why
     it does not and what to do; it imports nothing heavy.
     """
 
@@ -30,7 +35,7 @@ class BackendRecord:
     what: str
     module: str
     class_name: str
-    unavailable_reason: Callable[[str], str | None]
+    unavailable_reason: Callable[[torch.device], str | None]
     automatic_on: frozenset[str]  # device types for which backend=None may pick it
 
 
@@ -44,9 +49,9 @@ def _how_to_build() -> str:
     return "reinstall the package with a C++17 compiler present"
 
 
-def _cpu_reason(device_type: str) -> str | None:
-    if device_type != "cpu":
-        return f"it works on CPU tensors only, not on {device_type}"
+def _cpu_reason(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"it works on CPU tensors only, not on {device.type}"
     try:
         importlib.import_module("sfplus_kernels._C")
     except ImportError as error:
@@ -57,7 +62,7 @@ def _cpu_reason(device_type: str) -> str | None:
     return None
 
 
-def _cuda_reason(device_type: str) -> str | None:
+def _cuda_reason(device: torch.device) -> str | None:
     try:
         native: Any = importlib.import_module("sfplus_kernels._C")
     except ImportError as error:
@@ -71,12 +76,13 @@ def _cuda_reason(device_type: str) -> str | None:
     reason = driver_problem(runtime, driver)
     if reason is not None:
         return reason
-    if device_type != "cuda":
-        return f"it works on cuda tensors, not on {device_type}"
+    if device.type != "cuda":
+        return f"it works on cuda tensors, not on {device.type}"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    device = torch.cuda.current_device()
-    return native.cuda_device_problem(device) or None
+    # that of the parameters and no other: asking takes memory there
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return native.cuda_device_problem(index) or None
 
 
 def driver_problem(runtime: int, driver: int) -> str | None:
@@ -96,25 +102,41 @@ def driver_problem(runtime: int, driver: int) -> str | None:
     return None
 
 
-def _triton_reason(device_type: str) -> str | None:
+def _triton_reason(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install triton"
-    if device_type == "cpu":
+    if device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") != "1":
             return (
                 "Triton runs CPU tensors only in its interpreter, which is for tests; "
                 "set TRITON_INTERPRET=1 before Python starts"
             )
         return None
-    if device_type != "cuda":
-        return f"it works on cuda tensors, not on {device_type}"
+    if device.type != "cuda":
+        return f"it works on cuda tensors, not on {device.type}"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    return None
+    return triton_problem(_version_of("triton"))
 
 
-def _eager_reason(device_type: str) -> str | None:
-    if device_type == "mps":
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:  # some builds have another name
+        return None
+
+
+def triton_problem(version: str | None) -> str | None:
+    """Why a release of Triton, where it is known which, cannot compile the kernels, if so."""
+    match = re.match(r"(\d+)\.(\d+)", version or "")
+    if match is None or (int(match[1]), int(match[2])) >= OLDEST_TRITON:
+        return None
+    oldest = ".".join(map(str, OLDEST_TRITON))
+    return f"Triton {version} is too old: {oldest} or later is needed; torch 2.8 is the first that brings it"
+
+
+def _eager_reason(device: torch.device) -> str | None:
+    if device.type == "mps":
         return "the run state is float64, which mps does not have; train on cpu or cuda"
     return None
 
@@ -179,7 +201,7 @@ def select(name: str | None, device: torch.device) -> tuple[str, Backend]:
     requested = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
     check_name(requested)
     if requested is not None:
-        reason = _RECORDS[requested].unavailable_reason(device.type)
+        reason = _RECORDS[requested].unavailable_reason(device)
         if reason is not None:
             raise RuntimeError(
                 f"backend {requested!r} is unavailable for parameters on {device}: {reason}; "
@@ -190,7 +212,7 @@ def select(name: str | None, device: torch.device) -> tuple[str, Backend]:
     for record in _RECORDS.values():
         if device.type not in record.automatic_on:
             continue
-        reason = record.unavailable_reason(device.type)
+        reason = record.unavailable_reason(device)
         if reason is None:
             return record.name, _load(record.name)
         reasons.append(f"{record.name}: {reason}")
@@ -203,13 +225,14 @@ def report() -> dict[str, str]:
 
     A backend is available if it serves the CPU or, where there is one, the CUDA device.
     """
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    types = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = [torch.device(device_type) for device_type in types]
     lines = {}
     for record in _RECORDS.values():
         reasons = {device: record.unavailable_reason(device) for device in devices}
         available = [device for device, reason in reasons.items() if reason is None]
         # the reason on the device that this backend is made for, where there is such a device
-        own = next((d for d in devices if d in record.automatic_on), devices[-1])
+        own = next((d for d in devices if d.type in record.automatic_on), devices[-1])
         lines[record.name] = "available" if available else str(reasons[own])
     return lines
 
