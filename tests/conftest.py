@@ -17,6 +17,7 @@ os.environ.pop("SFPLUS_BACKEND", None)
 sys.path.append(str(Path(__file__).parent.parent))  # for bench; behind an installed package
 
 import pytest
+from compiling import compiler, copying, silence  # noqa: F401 fixtures
 from support import BACKENDS
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
