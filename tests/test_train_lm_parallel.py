@@ -1,6 +1,7 @@
 """examples/train_lm.py --parallel: real processes (gloo, started by torchrun) have the losses of one."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -218,7 +219,9 @@ def test_ctrl_c_stops_all_processes(results: list[dict[str, Any]], runs: Path) -
     """One of them is told; the run that goes on has the bits of the one that was not stopped."""
     first, second = results
     assert first["stop"]["code"] == second["stop"]["code"] == INTERRUPTED
-    command = f"torchrun --nproc-per-node 2 {WORKER} --resume {runs / 'stopped'}"
+    command = shlex.join(
+        ["torchrun", "--nproc-per-node", "2", str(WORKER), "--resume", str(runs / "stopped")]
+    )
     assert f"Stopped, and saved. To go on: {command}" in first["stop"]["output"]
     assert f"{STOPS_AT}/{STEPS}" in first["stop"]["output"]
     assert first["go on"]["code"] == second["go on"]["code"] == 0

@@ -28,6 +28,7 @@ from sfplus_kernels.backends import table
 from sfplus_kernels.backends import triton as triton_backend
 from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.layout import Move
+from sfplus_kernels.tensor_checks import FLOAT_DTYPES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {torch.float64: "*fp64", torch.int64: "*i64", int: "i32"}
@@ -40,8 +41,8 @@ def main(arch: int, every_pair: bool) -> None:
     passes too.
     """
     compiled: dict[str, dict[str, Any]] = {}
-    for param_dtype in ops.FLOAT_DTYPES:
-        for grad_dtype in ops.FLOAT_DTYPES if every_pair else [param_dtype]:
+    for param_dtype in FLOAT_DTYPES:
+        for grad_dtype in FLOAT_DTYPES if every_pair else [param_dtype]:
             for n_moments in (2, 1, 0) if grad_dtype == param_dtype else (2,):
                 small = record_launches(param_dtype, grad_dtype, n_moments, [99], every_pair)
                 # nothing of this one but its dtypes is the same
