@@ -184,6 +184,16 @@ class Engine:
         with profiled("all_reduce"):
             return collective.all_reduce(partials, figures, has_gradient, self._buffers)
 
+    def adopt(self, figures: Tensor) -> None:
+        """Take over what ``share`` of another engine made of the loss, and whether all skip the step.
+
+        Args:
+            figures: ``RunState.globals`` of that engine.
+        """
+        self._unusual.add(Global.FOUND_INF)
+        for index in (Global.FUNCTION_VALUE, Global.FOUND_INF):
+            self.run.globals[index].copy_(figures[index], non_blocking=True)
+
     def finish(self, plan: object, run: RunState, partials: Tensor | None) -> None:
         """Finalize and update, without waiting for the device.
 

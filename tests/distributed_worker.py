@@ -9,7 +9,7 @@ from support import EVERYTHING, make_params, set_gradients, stream
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree, SharedStep
 
 SHAPES = [(0,), (7,), (33, 5), (), (257,), (64, 3)]
 STEPS = 100
@@ -193,6 +193,25 @@ def fsdp1(rank: int, world: int) -> Result:
         return {"params": values_of(list(model.parameters()))}
 
 
+def shared_step(rank: int, world: int) -> Result:
+    """Two optimizers step in turns; in one step nobody has a gradient, which all of them skip."""
+    params, shared = make_params(SHAPES), SharedStep()
+    optimizers = [
+        AdamCScheduleFreePlus(part, shared_step=shared, **EVERYTHING)
+        for part in (params[:3], params[3:])
+    ]
+    for optimizer in optimizers:
+        optimizer.train()
+    for k, (loss, gradients) in enumerate(stream(SHAPES, 7)):
+        set_gradients(params, [None] * len(SHAPES) if k == 2 else gradients)
+        for optimizer in optimizers[:: 1 if k % 2 else -1]:
+            optimizer.step(loss=loss)
+    return {
+        "params": values_of(params),
+        "skipped": [o.metrics()["skipped_steps"] for o in optimizers],
+    }
+
+
 def pipeline(rank: int, world: int) -> Result:
     """The first rank has the first layer, the last one the rest and the loss; others are idle."""
     layers = list(make_model())
@@ -236,4 +255,5 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     zero_redundancy,
     fsdp1,
     pipeline,
+    shared_step,
 ]

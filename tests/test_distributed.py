@@ -131,6 +131,22 @@ def test_stages_of_a_pipeline_take_one_step(results: list[dict[str, Any]]) -> No
     assert_close(found, expected)
 
 
+def test_optimizers_that_share_a_step_forget_that_it_was_skipped(
+    results: list[dict[str, Any]],
+) -> None:
+    """Whichever of them steps first after it."""
+    params = make_params(worker.SHAPES)
+    optimizer = AdamCScheduleFreePlus(params, **EVERYTHING)
+    optimizer.train()
+    for k, (loss, gradients) in enumerate(stream(worker.SHAPES, 7)):
+        if k != 2:
+            set_gradients(params, gradients)
+            optimizer.step(loss=loss)
+    for rank in results:
+        assert rank["shared_step"]["skipped"] == [1, 1]
+        assert_close(rank["shared_step"]["params"], [p.detach() for p in params])
+
+
 def test_one_process_is_alone() -> None:
     assert not Collective().active
     with pytest.raises(ValueError, match="loss_reduce is 'max'; expected one of"):

@@ -86,6 +86,11 @@ class RunState:
             tensor_coefs=buffer(n_params, len(TensorCoef)),
         )
 
+    def addresses(self) -> dict[str, int]:
+        """As the compiled extension's ``Run`` takes them; whoever asks keeps the buffers alive."""
+        buffers = {name: buffer.data_ptr() for name, buffer in vars(self).items()}
+        return {**buffers, "n_groups": len(self.groups)}
+
 
 class Backend(Protocol):
     """One implementation of the step. Plans are made by the backend and opaque to the caller."""

@@ -35,9 +35,8 @@ class CpuPlan:
 
     table: AddressTable
     launches: list[tuple[_C.Table, Launch]]
-    native_run: tuple[RunState, _C.Run] | None = (
-        None  # the run state, and as the extension wants it
-    )
+    # the run state, and as the extension wants it
+    native_run: tuple[RunState, _C.Run] | None = None
 
 
 class CpuBackend:
@@ -117,17 +116,7 @@ def _native(table: AddressTable, launch: Launch) -> _C.Table:
 
 def _native_run(plan: CpuPlan, run: RunState) -> _C.Run:
     if plan.native_run is None or plan.native_run[0] is not run:
-        native = _C.Run(
-            globals=run.globals.data_ptr(),
-            groups=run.groups.data_ptr(),
-            tensors=run.tensors.data_ptr(),
-            hyper=run.hyper.data_ptr(),
-            settings=run.settings.data_ptr(),
-            group_coefs=run.group_coefs.data_ptr(),
-            tensor_coefs=run.tensor_coefs.data_ptr(),
-            n_groups=len(run.groups),
-        )
-        plan.native_run = (run, native)
+        plan.native_run = (run, _C.Run(**run.addresses()))
     return plan.native_run[1]
 
 

@@ -161,17 +161,7 @@ class CudaBackend:
 
     def _native_run(self, plan: CudaPlan, run: RunState) -> Any:
         if plan.native_run is None or plan.native_run[0] is not run:
-            native = self._native.Run(
-                globals=run.globals.data_ptr(),
-                groups=run.groups.data_ptr(),
-                tensors=run.tensors.data_ptr(),
-                hyper=run.hyper.data_ptr(),
-                settings=run.settings.data_ptr(),
-                group_coefs=run.group_coefs.data_ptr(),
-                tensor_coefs=run.tensor_coefs.data_ptr(),
-                n_groups=len(run.groups),
-            )
-            plan.native_run = (run, native)
+            plan.native_run = (run, self._native.Run(**run.addresses()))
         return plan.native_run[1]
 
 

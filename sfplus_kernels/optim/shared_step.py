@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfplus_kernels.backends.layout import Global
 from sfplus_kernels.collective import Collective
 from sfplus_kernels.optim.checks import check_shared
 
@@ -76,11 +75,10 @@ class SharedStep:
         self._waiting.discard(member)
         assert self._sums is not None
         assert self._figures is not None
-        run = member._get_engine().run
-        if run.globals is not self._figures and collective is not None:
-            for index in (Global.FUNCTION_VALUE, Global.FOUND_INF):  # those of all processes
-                run.globals[index].copy_(self._figures[index], non_blocking=True)
-        return self._sums.to(run.globals.device, non_blocking=True)
+        engine = member._get_engine()
+        if engine.run.globals is not self._figures and collective is not None:
+            engine.adopt(self._figures)
+        return self._sums.to(engine.device, non_blocking=True)
 
     def _form(
         self, first: ScheduleFreeOptimizer, ready: ReadyStep, collective: Collective | None
