@@ -26,7 +26,7 @@ bench: .venv/.installed ## time one step of everything; leaves a report; ARGS="-
 	$(PY) -m bench $(ARGS)
 
 readme-figures: .venv/.installed ## write the README's performance section from the last run in bench/results
-	$(PY) -m bench.readme
+	$(PY) -m bench.report.readme
 
 wheel: .venv/bin/python ## build a source distribution and from it a wheel, into dist; SFPLUS_CUDA=require|off as in the README
 	rm -rf dist

@@ -3,8 +3,7 @@
     python -m bench --help       one run: JSON, CSV, plots and a report
     pytest bench                 the same steps under pytest-benchmark, to follow regressions
 
-From the bottom up: ``workloads`` (the tensors), ``contestant``, ``family`` and ``peers`` (the optimizers, one
-line each), ``traffic`` (bytes by count), ``check`` (right before timed), ``timing``, ``sections`` (what is
-measured), ``plan`` (a whole run), ``rows`` (the result file). ``plots``, ``report``, ``table`` and ``readme``
-read result files alone.
+From the bottom up: ``record`` (rows of the result file), ``work`` (the tensors, and bytes by count),
+``contestants`` (the optimizers, one line each), ``measure`` (right before timed; sections; a whole run).
+``report`` (plots, page, the README's section) reads result files alone.
 """

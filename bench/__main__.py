@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import plots, report, rows, table
-from bench.contestants import contestants
-from bench.peers import PEERS
-from bench.plan import chosen_workloads, parts
-from bench.provenance import ROOT, collect
-from bench.rows import Row
-from bench.sections import Bench
+from bench.contestants.all import contestants
+from bench.contestants.peers import PEERS
+from bench.measure.plan import chosen_workloads, parts
+from bench.measure.sections import Bench
+from bench.record import rows, table
+from bench.record.provenance import ROOT, collect
+from bench.record.rows import Row
+from bench.report import page, plots
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -83,8 +84,8 @@ def main(
     for workload in saved.workloads("step")[:1]:
         console.print(step_table(saved, workload, console.width))
     plots.draw(saved, folder)
-    page = report.write(saved, folder)
-    console.print(f"{about['seconds']:.0f} s. Report: {page}", soft_wrap=True, highlight=False)
+    written = page.write(saved, folder)
+    console.print(f"{about['seconds']:.0f} s. Report: {written}", soft_wrap=True, highlight=False)
 
 
 def run(bench: Bench, races: list, *, scaling: bool, console: Console) -> list[Row]:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.contestant import Step
-from bench.contestants import contestants
-from bench.provenance import collect
-from bench.sections import Bench
-from bench.workloads import Workload, suite
+from bench.contestants.all import contestants
+from bench.contestants.contestant import Step
+from bench.measure.sections import Bench
+from bench.record.provenance import collect
+from bench.work.workloads import Workload, suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from bench.conftest import timed_cold
-from bench.contestant import OTHERS
-from bench.passes import passes
-from bench.sections import Bench
-from bench.workloads import Workload, make_params
+from bench.contestants.contestant import OTHERS
+from bench.measure.passes import passes
+from bench.measure.sections import Bench
+from bench.work.workloads import Workload, make_params
 
 
 @pytest.mark.parametrize("pass_name", ["reduce", "finalize", "update", "interpolate"])

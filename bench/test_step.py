@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from bench.conftest import timed_cold
-from bench.sections import Bench
-from bench.workloads import Workload, make_params
+from bench.measure.sections import Bench
+from bench.work.workloads import Workload, make_params
 
 
 @pytest.mark.parametrize("ceiling", ["in-place", "copy", "triad", "read-only"])

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 # Two processes run the tests on two cores: with more threads each they would wait for each other.
@@ -14,14 +13,14 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels then run on CPU tensors
 os.environ.pop("SFPLUS_BACKEND", None)
-sys.path.append(str(Path(__file__).parent.parent))  # for bench; behind an installed package
 
 import pytest
-from compiling import compiler, copying, silence  # noqa: F401 fixtures
-from support import BACKENDS
+from support import BACKENDS, ROOT
+
+sys.path.append(str(ROOT))  # for bench; behind an installed package
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
-    import interpreter
+    from support import interpreter
 
     interpreter.quicken()
 

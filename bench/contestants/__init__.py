@@ -1,0 +1,1 @@
+"""Who is measured: our optimizers and their peers."""

@@ -1,0 +1,1 @@
+"""How it is measured: right before timed, in turns, a whole run."""

@@ -1,0 +1,142 @@
+"""Right before timed: each contestant takes a few steps beside its oracle; its traffic is counted too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.contestants.contestant import Contestant, Make
+from bench.work import traffic
+from bench.work.workloads import Shapes, make_params, set_gradient
+
+SHAPES: Shapes = [(257,), (64, 33), (1, 5), (1,), (70_001,)]
+"""Odd sizes, and one that is cut into chunks."""
+STEPS = 8  # RAdam takes steps of SGD until the sixth
+COUNTED = 2**18
+"""Elements of the one tensor on which traffic is counted: single numbers beside it round away."""
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+"""Of the distance to the oracle, as a part of the way that the oracle went. A bfloat16 parameter is
+rounded to 1/256 of itself, and moves by about a quarter of itself here."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a contestant before it is timed, for one pair of dtypes.
+
+    ``status`` and ``reason`` are as in ``rows.Row``; the others are 0 unless it is "ok".
+    """
+
+    status: str = "ok"
+    reason: str = ""
+    bytes_per_param: float = 0.0
+    counted: str = ""
+    state_per_param: float = 0.0
+
+
+def check(
+    contestant: Contestant,
+    device: torch.device,
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+) -> Checked:
+    """Whether ``contestant`` may be timed on these dtypes, and what a step of it moves and keeps."""
+    if contestant.absent:
+        return Checked("absent", contestant.absent)
+    if contestant.same_dtypes and param_dtype != grad_dtype:
+        return Checked("left out", "takes gradients of the parameter's dtype only")
+    try:
+        return _check(contestant, device, param_dtype, grad_dtype)
+    except Exception as error:
+        # a peer that cannot run here must not end the run; the report says why it is not in it
+        return Checked("failed", describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Its type and the first line of its message, and the next one where that ends with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {message}"
+
+
+def _check(
+    contestant: Contestant,
+    device: torch.device,
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+) -> Checked:
+    if contestant.oracle is not None:
+        error = distance(contestant.make, contestant.oracle, device, param_dtype, grad_dtype)
+        allowed = TOLERANCE[param_dtype] * contestant.tolerance
+        if not error <= allowed:  # NaN is not either
+            return Checked("wrong", f"off by {error:.1e} of the way; expected at most {allowed:g}")
+    if contestant.state_arrays is not None:
+        state = contestant.state_arrays * (contestant.state_itemsize or param_dtype.itemsize)
+        per_param = 2.0 * param_dtype.itemsize + grad_dtype.itemsize + 2 * state
+        counted = f"one pass: gradient, parameter, {contestant.state_arrays} state arrays"
+        return Checked("ok", "", per_param, counted, state)
+    params = make_params([(COUNTED,)], device, param_dtype, grad_dtype)
+    optimizer, step = contestant.make(params)
+    step()
+    if contestant.ours and not contestant.name.endswith(" eager"):
+        with traffic.Watch() as watch:  # for what comes beside our passes: a wrapper's base
+            recorder = traffic.record_step(optimizer, step)
+        per_param = float(round((recorder.bytes + watch.bytes) / COUNTED))
+        counted = " + ".join(recorder.passes)
+    else:
+        watch = traffic.watch_step(step)
+        per_param = float(round(watch.bytes / COUNTED))
+        counted = f"{watch.operations} operations, watched"
+    return Checked("ok", "", per_param, counted, traffic.state_bytes(optimizer) / COUNTED)
+
+
+@torch.no_grad()
+def distance(
+    make: Make,
+    oracle: Make,
+    device: torch.device,
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+) -> float:
+    """How far a few steps end from the oracle's, as a part of the way that the oracle went.
+
+    Measured where the steps end and, for an optimizer that has an ``eval()``, there too; the larger one.
+    """
+    params = make_params(SHAPES, device, param_dtype, grad_dtype)
+    exact = [nn.Parameter(p.detach().double()) for p in params]
+    start = _flat(exact)
+    for param, twin in zip(params, exact, strict=True):
+        assert param.grad is not None
+        twin.grad = param.grad.double()
+    runners = make(params), oracle(exact)
+    generator = torch.Generator(device).manual_seed(1)
+    for _ in range(STEPS):
+        for param, twin in zip(params, exact, strict=True):
+            grad = torch.randn(param.shape, generator=generator, device=device) * 1e-3
+            set_gradient(param, grad.to(grad_dtype))
+            assert param.grad is not None
+            twin.grad = param.grad.double()
+        for _, step in runners:
+            step()
+    distances = [_distance(params, exact, start)]
+    if all(hasattr(optimizer, "eval") for optimizer, _ in runners):
+        for optimizer, _ in runners:
+            _eval(optimizer)
+        distances.append(_distance(params, exact, start))
+    return max(distances)
+
+
+def _eval(optimizer: Any) -> None:
+    optimizer.eval()
+
+
+def _flat(tensors: list[nn.Parameter]) -> torch.Tensor:
+    return torch.cat([t.detach().double().flatten() for t in tensors])
+
+
+def _distance(params: list[nn.Parameter], exact: list[nn.Parameter], start: torch.Tensor) -> float:
+    end = _flat(exact)
+    return float(torch.linalg.norm(_flat(params) - end) / torch.linalg.norm(end - start))

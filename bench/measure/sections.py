@@ -1,0 +1,306 @@
+"""The sections of a run: ceilings, whole steps, passes, host time, scaling. Each returns rows."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.contestants.contestant import OTHERS, TIERS, Contestant, Step
+from bench.measure.ceilings import READ, ceilings, main_ceiling, make_arena
+from bench.measure.check import Checked, check, describe
+from bench.measure.passes import passes
+from bench.measure.profiling import profile_step
+from bench.measure.timing import CpuTimer, CudaTimer, Timer, captured, take_turns
+from bench.record.provenance import last_level_cache
+from bench.record.rows import BASELINE, Row, relate
+from bench.work.traffic import state_bytes
+from bench.work.workloads import Shapes, Workload, alias, make_params, n_params
+
+CPU_MEMORY = 6.2e9
+"""Bytes for the tensors of one workload: with the arena and Python a run stays within 8 GB."""
+
+SECONDS = {
+    "ceiling": 6.0,
+    "all": 40.0,
+    "step": 12.0,
+    "graph": 4.0,
+    "launch": 2.0,
+    "pass": 6.0,
+    "host": 8.0,
+    "scaling": 2.0,
+}
+"""What is spent on the rounds of one section (about: there are at least seven turns)."""
+
+
+@dataclass
+class Bench:
+    """Everything that the sections share."""
+
+    device: torch.device
+    contestants: Sequence[Contestant]
+    quick: bool = False
+    tick: Callable[[], None] = lambda: None
+    checked: dict[tuple, Checked] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cuda = self.device.type == "cuda"
+        if cuda:  # events and streams are those of the current device
+            index = self.device.index
+            self.device = torch.device(
+                "cuda", torch.cuda.current_device() if index is None else index
+            )
+            torch.cuda.set_device(self.device)
+        properties: Any = torch.cuda.get_device_properties(self.device) if cuda else None
+        cache = properties.L2_cache_size if cuda else last_level_cache()
+        self.arena: Tensor = make_arena(self.device, self.quick, cache)
+        self.timer: Timer = (CudaTimer if cuda else CpuTimer)(self.arena, cache)
+        self.ceilings = ceilings(self.arena)
+        self.main_ceiling = main_ceiling(self.device.type)
+        self.memory = 0.85 * torch.cuda.mem_get_info(self.device)[0] if cuda else CPU_MEMORY
+
+    def check(self, contestant: Contestant, workload: Workload) -> Checked:
+        key = (contestant.name, workload.param_dtype, workload.grad_dtype)
+        if key not in self.checked:
+            self.checked[key] = check(
+                contestant, self.device, workload.param_dtype, workload.grad_dtype
+            )
+        return self.checked[key]
+
+    def turns(self, steps: dict[str, Step], kind: str, **options: Any) -> dict[str, list[float]]:
+        budget = SECONDS[kind] / (10 if self.quick else 1)
+        options.setdefault("least", 3 if self.quick else 7)
+        return take_turns(self.timer, steps, budget, self.tick, **options)
+
+    # -- ceilings -------------------------------------------------------------------------------------
+
+    def measure_ceilings(self) -> list[Row]:
+        rounds = self.turns({name: c.run for name, c in self.ceilings.items()}, "ceiling")
+        rows = [self._ceiling_row("ceiling", "", name, rounds[name]) for name in rounds]
+        relate(rows, {row.name: row for row in rows})
+        return rows
+
+    def _ceiling_row(self, section: str, workload: str, name: str, seconds: list[float]) -> Row:
+        ceiling = self.ceilings[name]
+        row = Row(section, workload, name, traffic=ceiling.traffic, counted=ceiling.what)
+        row.ceiling = name if section != "ceiling" else self.main_ceiling
+        row.n_params, row.n_tensors = self.arena.numel(), 1
+        row.set_times(seconds)
+        return row
+
+    # -- whole steps ----------------------------------------------------------------------------------
+
+    def measure_steps(self, workload: Workload, *, first: bool = False) -> list[Row]:
+        """All contestants of a workload; ``first``: the one in which the slow and the absent appear."""
+        field_ = [c for c in self.contestants if c.is_in(workload) or (first and c.absent)]
+        field_ = [c for c in field_ if first or not c.slow_to_make]
+        kind = "all" if workload.tier == "all" else "step"
+        profiled = first or self.device.type == "cuda"
+        return self._race("step", workload, workload.shapes(), field_, kind, profiled=profiled)
+
+    def measure_host(self) -> list[Row]:
+        """A step of next to no work: what Python and the launches cost."""
+        workload = Workload("host", "1,000 tensors of 1", lambda: [(1,)] * 1000, "all")
+        if self.device.type == "cuda":
+            workload = Workload("host", "1,000 tensors of 64", lambda: [(64,)] * 1000, "all")
+        field_ = [c for c in self.contestants if not c.slow_to_make and not c.absent]
+        return self._race("host", workload, workload.shapes(), field_, "host", host=True)
+
+    def measure_scaling(self, section: str, title: str, shapes: Shapes) -> list[Row]:
+        """One point of the curves: ``section`` is "size" or "count"."""
+        workload = Workload(title, title, lambda: shapes, "fused")
+        field_ = [
+            c
+            for c in self.contestants
+            if c.is_in(workload) and (c.ours or "AdamW" in c.name) and not c.absent
+        ]
+        return self._race(section, workload, shapes, field_, "scaling")
+
+    def _race(
+        self,
+        section: str,
+        workload: Workload,
+        shapes: Shapes,
+        field_: list[Contestant],
+        kind: str,
+        *,
+        profiled: bool = False,
+        host: bool = False,
+    ) -> list[Row]:
+        rows = [self._checked_row(section, workload, shapes, c) for c in field_]
+        self._leave_out_what_does_not_fit(rows, field_, workload)
+        steps = self._made(rows, field_, workload, shapes, profiled)
+        if not steps:
+            return rows
+        with_ceiling = steps if host else {self.main_ceiling: self._main_loop, **steps}
+        rounds = self.turns(with_ceiling, kind, host=host)
+        measured = self._relate(section, workload, rows, rounds)
+        if self.timer.asynchronous and section == "step":
+            hosts = self.turns(steps, "launch", host=True, least=3, most=9)
+            for row in rows:
+                row.host = float(np.median(hosts[row.name])) if row.name in hosts else None
+            rows += self._graphs(workload, rows, field_, steps)
+        del steps, with_ceiling
+        self._free()
+        return [*measured, *rows]
+
+    def _made(
+        self,
+        rows: list[Row],
+        field_: list[Contestant],
+        workload: Workload,
+        shapes: Shapes,
+        profiled: bool,
+    ) -> dict[str, Step]:
+        """The steps of those whose rows are still "ok", over shared parameters; one step in."""
+        running = [(c, row) for c, row in zip(field_, rows, strict=True) if row.status == "ok"]
+        steps: dict[str, Step] = {}
+        if not running:
+            return steps
+        shared = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
+        for contestant, row in running:
+            params = alias(shared, own_gradients=contestant.writes_gradients)
+            try:
+                optimizer, step = contestant.make(params)
+                step()
+                row.state_bytes = state_bytes(optimizer)
+                if any(p.grad is None for p in params):
+                    raise RuntimeError("takes the gradients away, so that later steps do nothing")
+                if profiled:
+                    profile = profile_step(step, self.device)
+                    row.temporary_bytes, row.launches = profile.temporary_bytes, profile.launches
+            except Exception as error:  # out of memory, say; the others go on without it
+                row.status, row.reason = "failed", describe(error)
+                continue
+            steps[contestant.name] = step
+        return steps
+
+    def _graphs(
+        self, workload: Workload, rows: list[Row], field_: list[Contestant], steps: dict[str, Step]
+    ) -> list[Row]:
+        """The same steps as CUDA graphs; after the others, for a capture makes later steps slower."""
+        graphs: list[Row] = []
+        replays: dict[str, Step] = {}
+        for contestant, row in zip(field_, rows, strict=True):
+            if contestant.capturable and contestant.name in steps:
+                graph = replace(row, name=f"{row.name} graph", rounds=0, median=None, p20=None)
+                graph.p80 = graph.host = graph.ratio_to_baseline = None
+                graphs.append(graph)
+                try:
+                    replays[graph.name] = captured(steps[contestant.name])
+                except Exception as error:
+                    graph.status, graph.reason = "failed", describe(error)
+        if replays:
+            rounds = self.turns({self.main_ceiling: self._main_loop, **replays}, "graph")
+            self._relate("step", workload, graphs, rounds)
+        baseline = next((r.median for r in rows if r.name == BASELINE), None)
+        for graph in graphs:
+            if graph.median and baseline:
+                graph.ratio_to_baseline = graph.median / baseline
+        return graphs
+
+    def _relate(
+        self, section: str, workload: Workload, rows: list[Row], rounds: dict[str, list[float]]
+    ) -> list[Row]:
+        """Give ``rows`` their times, and compare them with the ceiling if that took part: its row."""
+        names = [self.main_ceiling] if self.main_ceiling in rounds else []
+        measured = {n: self._ceiling_row(section, workload.name, n, rounds[n]) for n in names}
+        for row in rows:
+            if row.name in rounds:
+                row.ceiling = self.main_ceiling if measured else ""
+                row.set_times(rounds[row.name])
+        relate([*measured.values(), *rows], measured)
+        return list(measured.values())
+
+    def _main_loop(self) -> None:
+        self.ceilings[self.main_ceiling].run()
+
+    def _free(self) -> None:
+        """Before the next tensors are made."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _checked_row(
+        self, section: str, workload: Workload, shapes: Shapes, contestant: Contestant
+    ) -> Row:
+        checked = self.check(contestant, workload)
+        n = n_params(shapes)
+        return Row(
+            section,
+            workload.name,
+            contestant.name,
+            checked.status,
+            checked.reason,
+            contestant.ours,
+            n,
+            len(shapes),
+            _name(workload.param_dtype),
+            _name(workload.grad_dtype),
+            round(checked.bytes_per_param * n),
+            checked.counted,
+        )
+
+    def _leave_out_what_does_not_fit(
+        self, rows: list[Row], field_: list[Contestant], workload: Workload
+    ) -> None:
+        """Contestants are let in by their tier, then in their order, as long as there is memory."""
+        n = rows[0].n_params if rows else 0
+        left = self.memory - n * (workload.param_dtype.itemsize + workload.grad_dtype.itemsize)
+        both = sorted(
+            zip(rows, field_, strict=True), key=lambda pair: (*TIERS, OTHERS).index(pair[1].tier)
+        )
+        for row, contestant in both:
+            if row.status != "ok":
+                continue
+            needed = n * self.check(contestant, workload).state_per_param
+            needed += n * workload.grad_dtype.itemsize * contestant.writes_gradients
+            if needed > left:
+                row.status = "left out"
+                row.reason = f"needs {needed / 1e9:.1f} GB beside the others"
+            else:
+                left -= needed
+
+    # -- passes ---------------------------------------------------------------------------------------
+
+    def measure_passes(self, workload: Workload) -> list[Row]:
+        """Each pass of our compiled backends alone, over the tensors of ``workload``."""
+        rows: list[Row] = []
+        for contestant in self.contestants:
+            compiled = contestant.ours and not contestant.name.endswith(" eager")
+            in_it = compiled and contestant.tier != OTHERS
+            if in_it and self.check(contestant, workload).status == "ok":
+                rows += self._passes_of(contestant, workload)
+        return rows
+
+    def _passes_of(self, contestant: Contestant, workload: Workload) -> list[Row]:
+        shapes = workload.shapes()
+        params = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
+        found = list(passes(contestant, params))
+        names = dict.fromkeys((self.main_ceiling, READ))
+        steps: dict[str, Step] = {name: self.ceilings[name].run for name in names}
+        steps |= {p.name: p.run for p in found}
+        rounds = self.turns(steps, "pass")
+        measured = {n: self._ceiling_row("pass", workload.name, n, rounds[n]) for n in names}
+        rows = []
+        for p in found:
+            row = self._checked_row("pass", workload, shapes, contestant)
+            row.name = f"{contestant.name}: {p.name}"
+            row.traffic, row.counted, row.state_bytes = p.traffic, "its arrays", p.state_bytes
+            # what only reads is compared with what only reads
+            row.ceiling = READ if p.name == "reduce" else self.main_ceiling if p.traffic else ""
+            row.set_times(rounds[p.name])
+            rows.append(row)
+        relate([*measured.values(), *rows], measured)
+        del steps, found, params
+        self._free()
+        return rows
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""What was found: rows of results, where they come from, and tables of them."""

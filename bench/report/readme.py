@@ -1,0 +1,139 @@
+"""The README's performance section, from the result files that it links to: make readme-figures.
+
+No figure is typed by hand: the section between the markers is written here, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bench.record.provenance import ROOT
+from bench.record.rows import BASELINE, RESULTS, Row, Run, read
+from bench.record.table import device_line, markdown, milliseconds, number
+from bench.report.plots import PLOTS
+from bench.work.workloads import OTHER_CLASSES
+
+README = ROOT / "README.md"
+BEGIN = "<!-- performance: written by `make readme-figures` -->"
+END = "<!-- end of performance -->"
+LINK = r"\]\((bench/results/[^)]+/results\.json)\)"
+DEVICES = {"cpu": "On a CPU", "cuda": "On a GPU"}
+
+
+def newest(device_type: str) -> Path | None:
+    """The last whole run on such a device in bench/results, by the names of the folders."""
+    for path in sorted(
+        (ROOT / "bench" / "results").glob(f"*-{device_type}/{RESULTS}"), reverse=True
+    ):
+        about = read(path).about
+        if not (about["quick"] or about["optimizers"] or about["workloads"]):
+            return path
+    return None
+
+
+def render(paths: dict[str, Path | None]) -> str:
+    """The section, markers included; ``paths`` has a result file or None for each of ``DEVICES``."""
+    blocks = [BEGIN]
+    for device_type, heading in DEVICES.items():
+        path = paths.get(device_type)
+        blocks.append(f"### {heading}")
+        blocks += ["Not yet measured."] if path is None else measured(path)
+    return "\n\n".join([*blocks, END])
+
+
+def measured(path: Path) -> list[str]:
+    """Paragraphs of one run."""
+    run = read(path)
+    folder = path.parent.relative_to(ROOT).as_posix()
+    first, *others = run.workloads("step")
+    rows = run.section("step", first)
+    n_params, rounds = rows[-1].n_params, min(row.rounds for row in rows)
+    found = [
+        f"One step over {n_params / 1e6:.1f} M parameters ({first}) on {device_line(run.provenance)}; "
+        f"{rounds} rounds of each in turns, with cold caches, from [the saved run]({folder}/{RESULTS}) "
+        f"of {str(run.provenance['date'])[:10]} at commit {str(run.provenance['commit'])[:12]}:",
+        markdown(rows),
+        _plots(folder, "time", "roofline"),
+    ]
+    if OTHER_CLASSES in others:
+        others.remove(OTHER_CLASSES)
+        found += ["The other classes:", markdown(run.section("step", OTHER_CLASSES))]
+    found += [
+        "The other workloads, in milliseconds, with the percent of roofline:",
+        workload_table(run, others),
+        _plots(folder, "size", "count"),
+    ]
+    if run.section("host"):
+        found += ["What is left when there is next to nothing to compute:", _plots(folder, "host")]
+    wrong = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "wrong"]
+    if wrong:
+        found.append(f"Not timed, for its result is not the reference's: {_names(wrong)}.")
+    failed = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "failed"]
+    if failed:
+        found.append(f"Not timed, for it failed (the saved run says how): {_names(failed)}.")
+    absent = [row.name for row in run.rows if row.status == "absent"]
+    if absent:
+        found.append(f"Absent in this run: {_names(absent)}.")
+    return found
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def workload_table(run: Run, workloads: list[str]) -> str:
+    """One line for each workload: our steps, and the baseline's."""
+    names = [row.name for row in run.section("size") if row.ours]
+    names = [*dict.fromkeys(names), BASELINE]
+    lines = [("", "M parameters", "tensors", *names)]
+    lines.append(("---", *["---:"] * (len(names) + 2)))
+    for workload in workloads:
+        found = {row.name: row for row in run.section("step", workload)}
+        some = next(row for row in found.values() if row.name != row.ceiling)
+        times = [_time_and_percent(found.get(name)) for name in names]
+        lines.append((workload, f"{some.n_params / 1e6:.3g}", f"{some.n_tensors:,}", *times))
+    return _table(lines)
+
+
+def _time_and_percent(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{milliseconds(row.median)} ({number(row.percent_of_roofline)} %)"
+
+
+def _table(lines: list[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _plots(folder: str, *names: str) -> str:
+    """Beside each other where there is room, under each other on a phone."""
+    image = '<img alt="{}" src="{}/{}.png" width="420">'
+    return "\n".join(image.format(PLOTS[name][0], folder, name) for name in names)
+
+
+def linked(text: str) -> dict[str, Path | None]:
+    """The result files that a README names, by device type."""
+    paths: dict[str, Path | None] = dict.fromkeys(DEVICES)
+    for link in re.findall(LINK, text):
+        path = ROOT / link
+        paths[read(path).provenance["device_type"]] = path
+    return paths
+
+
+def section(text: str) -> str:
+    """The generated part of a README. Raises ValueError where it has no markers."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"the README has no line {BEGIN!r} with {END!r} after it; put both back")
+    return text[text.index(BEGIN) : text.index(END) + len(END)]
+
+
+def main() -> None:
+    text = README.read_text()
+    paths = {device_type: newest(device_type) for device_type in DEVICES}
+    README.write_text(text.replace(section(text), render(paths)))
+    print("\n".join(f"{device}: {path or 'not yet measured'}" for device, path in paths.items()))
+
+
+if __name__ == "__main__":
+    main()

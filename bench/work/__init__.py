@@ -1,0 +1,1 @@
+"""What is measured: tensors of models, and the bytes that a step has to move."""

@@ -1,0 +1,108 @@
+"""The kernels of csrc/cuda on the CPU: compiled by the C++ compiler against ``host_cuda/cuda_runtime.h``.
+
+The source is the one that nvcc compiles. What this shows is its logic: which thread takes which element,
+tails, tables, barriers, skipped steps. What it cannot show is what the GPU's compiler and memory do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pybind11
+from support import ROOT
+
+from sfplus_kernels.backends.cuda import CudaBackend
+from sfplus_kernels.backends.registry import BackendRecord
+
+CSRC = ROOT / "csrc"
+STAND_IN = Path(__file__).with_name("host_cuda")
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+]
+# the kernels' own pragmas; setjmp between fibers, which fortified builds take for an error; a pass in which
+# GCC 12 crashes
+FLAGS += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-fno-tree-sra", "-DSFPLUS_ISA=device"]
+
+
+@cache
+def module() -> Any:
+    """Built once for its sources; other processes of the tests find it."""
+    sources = [
+        *sorted((CSRC / "cuda").glob("*.cu")),
+        CSRC / "cuda" / "bindings.cpp",
+        *sorted(STAND_IN.glob("*.cpp")),
+    ]
+    digest = hashlib.sha256(
+        " ".join([*FLAGS, pybind11.__version__, sysconfig.get_platform()]).encode()
+    )
+    digest.update(str(sysconfig.get_config_var("EXT_SUFFIX")).encode())
+    for path in sorted([*CSRC.rglob("*.*"), *STAND_IN.iterdir()]):
+        digest.update(path.read_bytes())
+    library = ROOT / "build" / "host_cuda" / digest.hexdigest()[:16] / "host_cuda.so"
+    if not library.exists():
+        _build(sources, library)
+    spec = importlib.util.spec_from_file_location("host_cuda", library)
+    assert spec is not None
+    assert spec.loader is not None
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    return native
+
+
+def _build(sources: list[Path], library: Path) -> None:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
+    include = [STAND_IN, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+    includes = [f"-I{path}" for path in include]
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+
+        def compile_one(source: Path) -> str:
+            made = str(Path(scratch) / f"{source.parent.name}-{source.stem}.o")
+            command = [compiler, *FLAGS, *includes, "-x", "c++", "-c", str(source), "-o", made]
+            _run(command)
+            return made
+
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compile_one, sources))
+        linked = Path(scratch) / "host_cuda.so"
+        _run([compiler, "-shared", *objects, "-o", str(linked)])
+        linked.replace(library)  # at once: another process may be looking
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    assert not done.stderr, done.stderr
+
+
+class CudaOnHost(CudaBackend):
+    """The ``cuda`` backend on CPU tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(module())
+
+
+RECORD = BackendRecord(
+    "cuda_on_host",
+    "the CUDA kernels, compiled for the host",
+    "cuda_on_host",
+    "CudaOnHost",
+    lambda _: None,
+    frozenset(),
+)

@@ -1,0 +1,198 @@
+"""How the build finds a CUDA compiler, and what it asks of the package index."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ROOT
+
+from sfplus_kernels.backends.cuda import (
+    LARGEST_CHUNK,
+    SMALLEST_CHUNK,
+    WARPS_PER_BLOCK,
+    choose_chunk_size,
+)
+from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS
+
+sys.path.insert(0, str(ROOT / "build_backend"))
+import cuda_toolkit
+
+
+def make_nvcc(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    nvcc = folder / "nvcc"
+    nvcc.write_text("#!/bin/sh\n")
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+def test_nvcc_is_taken_from_cuda_home_then_path_then_pypi(tmp_path: Path) -> None:
+    home = make_nvcc(tmp_path / "home" / "bin")
+    on_path = make_nvcc(tmp_path / "path")
+    from_pypi = make_nvcc(tmp_path / "site" / "nvidia" / "cu13" / "bin")
+    site, path = str(tmp_path / "site"), str(tmp_path / "path")
+    environment = {"CUDA_HOME": str(tmp_path / "home"), "PATH": path}
+    assert cuda_toolkit.find_nvcc(environment, [site]) == home
+    assert cuda_toolkit.find_nvcc({"CUDA_PATH": environment["CUDA_HOME"], "PATH": ""}) == home
+    assert cuda_toolkit.find_nvcc({"PATH": path}, [site]) == on_path
+    assert cuda_toolkit.find_nvcc({"PATH": ""}, ["", site]) == from_pypi
+    assert cuda_toolkit.find_nvcc({"PATH": ""}, []) is None
+
+
+def test_a_cuda_home_without_nvcc_is_mentioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_path = make_nvcc(tmp_path / "path")
+    environment = {"CUDA_HOME": str(tmp_path), "PATH": str(tmp_path / "path")}
+    assert cuda_toolkit.find_nvcc(environment) == on_path
+    assert f"CUDA_HOME is {tmp_path}, where there is no bin/nvcc" in capsys.readouterr().err
+
+
+def test_modes() -> None:
+    assert cuda_toolkit.mode({}) == cuda_toolkit.mode({"SFPLUS_CUDA": ""}) == "auto"
+    assert cuda_toolkit.mode({"SFPLUS_CUDA": "require"}) == "require"
+    with pytest.raises(
+        ValueError, match="SFPLUS_CUDA is 'yes'; expected one of auto, require, off"
+    ):
+        cuda_toolkit.mode({"SFPLUS_CUDA": "yes"})
+
+
+def test_platforms() -> None:
+    assert cuda_toolkit.supported("Linux", "x86_64")
+    assert cuda_toolkit.supported("Linux", "aarch64")
+    assert not cuda_toolkit.supported("Darwin", "arm64")
+    assert not cuda_toolkit.supported("Windows", "AMD64")
+
+
+class Backend:
+    """build_backend/sfplus_build.py without scikit-build-core, which only a build has."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import types
+
+        meta: Any = types.ModuleType("scikit_build_core.setuptools.build_meta")
+        meta.get_requires_for_build_wheel = lambda settings=None: ["ninja"]
+        meta.get_requires_for_build_editable = lambda settings=None: ["ninja"]
+        parent: Any = types.ModuleType("scikit_build_core.setuptools")
+        parent.build_meta = meta
+        for name, module in {
+            "scikit_build_core": types.ModuleType("scikit_build_core"),
+            "scikit_build_core.setuptools": parent,
+            "scikit_build_core.setuptools.build_meta": meta,
+        }.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.delitem(sys.modules, "sfplus_build", raising=False)
+        import sfplus_build
+
+        self.module: Any = sfplus_build
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nvcc", "index", "expected"),
+    [
+        ("off", False, True, []),
+        ("auto", True, True, []),
+        ("auto", False, True, cuda_toolkit.REQUIREMENTS),
+        ("auto", False, False, []),
+        ("require", False, False, cuda_toolkit.REQUIREMENTS),  # the installer says what is missing
+    ],
+)
+def test_the_compiler_is_asked_of_the_index_only_where_needed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wanted: str,
+    nvcc: bool,
+    index: bool,
+    expected: list[str],
+) -> None:
+    backend = Backend(monkeypatch).module
+    monkeypatch.setenv("SFPLUS_CUDA", wanted)
+    monkeypatch.setattr(cuda_toolkit, "supported", lambda: True)
+    monkeypatch.setattr(cuda_toolkit, "find_nvcc", lambda env: Path("nvcc") if nvcc else None)
+    monkeypatch.setattr(backend, "can_be_had", lambda requirements: index)
+    assert backend.get_requires_for_build_wheel() == ["ninja", *expected]
+    assert backend.get_requires_for_build_editable() == ["ninja", *expected]
+    without = wanted == "auto" and not nvcc and not index
+    assert ("WITHOUT CUDA KERNELS" in capsys.readouterr().err) == without
+
+
+def test_max_jobs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", "3")
+    monkeypatch.delenv("CMAKE_BUILD_PARALLEL_LEVEL", raising=False)
+    Backend(monkeypatch)
+    assert os.environ.pop("CMAKE_BUILD_PARALLEL_LEVEL") == "3"
+
+
+def test_the_backend_is_the_one_in_the_tree() -> None:
+    system = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
+    assert (ROOT / system["backend-path"][0] / f"{system['build-backend']}.py").exists()
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake on PATH")
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SFPLUS_CUDA": "maybe"}, "SFPLUS_CUDA is 'maybe'; expected auto, require or off"),
+        ({"SFPLUS_CUDA": "off"}, "MISSING=SFPLUS_CUDA=off"),
+        ({"SFPLUS_CUDA": "auto"}, "Building WITHOUT CUDA KERNELS"),
+        ({"SFPLUS_CUDA": "require"}, "cannot be built: there was no nvcc"),
+    ],
+)
+def test_cmake_says_what_it_does_without_nvcc(
+    tmp_path: Path, environment: dict[str, str], said: str
+) -> None:
+    program = tmp_path / "probe.cmake"
+    program.write_text(
+        "cmake_minimum_required(VERSION 3.24)\n"
+        "set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR x86_64)\n"
+        f'include("{ROOT}/cmake/cuda.cmake")\n'
+        "message(STATUS MISSING=${SFPLUS_CUDA_MISSING})\n"
+    )
+    python = tmp_path / "python"  # one whose packages have no nvcc
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    python.chmod(0o755)
+    cmake = shutil.which("cmake")
+    assert cmake is not None
+    done = subprocess.run(
+        [cmake, f"-DPython_EXECUTABLE={python}", "-P", str(program)],
+        cwd=tmp_path,
+        env={"PATH": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = " ".join((done.stdout + done.stderr).split())
+    assert said in output
+    assert (done.returncode == 0) == (environment["SFPLUS_CUDA"] in ("off", "auto"))
+
+
+# -- how much of a tensor a warp takes -------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**42))
+def test_chunks_are_powers_of_two_in_bounds(n_elements: int) -> None:
+    size = choose_chunk_size(n_elements)
+    assert SMALLEST_CHUNK <= size <= LARGEST_CHUNK
+    assert size & (size - 1) == 0  # so that a chunk of an aligned tensor is aligned
+    assert size <= choose_chunk_size(n_elements + 1)
+
+
+@given(st.integers(1, 2**42))
+def test_there_is_a_chunk_for_every_warp_where_that_is_possible(n_elements: int) -> None:
+    size, warps = choose_chunk_size(n_elements), VIRTUAL_BLOCKS * WARPS_PER_BLOCK
+    assert size == SMALLEST_CHUNK or n_elements // size >= warps
+
+
+def test_the_kernels_are_launched_as_planned() -> None:
+    """The figure that the chunk size is chosen by is the kernels' own."""
+    source = (ROOT / "csrc" / "cuda" / "walk.cuh").read_text()
+    assert f"constexpr int kWarps = {WARPS_PER_BLOCK};" in source

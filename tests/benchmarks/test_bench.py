@@ -1,0 +1,322 @@
+"""The benchmark suite's own code: arithmetic, provenance, plans, result files, report. Nothing is timed for
+its time's sake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.contestants.all import contestants
+from bench.contestants.contestant import Contestant
+from bench.contestants.family import FAMILY
+from bench.measure import plan, timing
+from bench.measure.profiling import profile_step
+from bench.measure.sections import Bench
+from bench.record import provenance, rows, table
+from bench.record.rows import Row, relate
+from bench.work import workloads as shapes
+
+CPU = torch.device("cpu")
+
+
+def timed(name: str, traffic: int, seconds: list[float], **values: Any) -> Row:
+    row = Row("step", "w", name, traffic=traffic, n_params=100, ceiling="in-place", **values)
+    row.set_times(seconds)
+    return row
+
+
+# -- arithmetic -----------------------------------------------------------------------------------------
+
+
+def test_percent_of_roofline() -> None:
+    ceiling = timed("in-place", 800, [2.0, 2.0, 2.0])  # 400 bytes a second
+    step = timed("a", 4400, [20.0, 22.0, 30.0])  # 11 seconds at least
+    baseline = timed(rows.BASELINE, 2800, [11.0])
+    relate([ceiling, step, baseline], {"in-place": ceiling})
+    assert step.bandwidth == 200
+    assert step.bytes_per_param == 44
+    assert step.bytes_per_param_by_time == pytest.approx(88)
+    assert step.percent_of_roofline == pytest.approx(50)
+    assert step.ratio_to_baseline == pytest.approx(2)
+    assert ceiling.percent_of_roofline == pytest.approx(100)
+    assert (step.p20, step.median, step.p80) == pytest.approx((20.8, 22, 26.8))
+
+
+def test_what_was_not_timed_has_no_figures() -> None:
+    absent = Row("step", "w", "a", "absent", "not installed")
+    relate([absent], {})
+    assert absent.bandwidth is absent.percent_of_roofline is absent.ratio_to_baseline is None
+    assert table.cells(absent)[:3] == ("a", "absent", "not installed")
+
+
+def test_cells_of_a_row() -> None:
+    ceiling = timed("in-place", 800, [0.002] * 3)
+    step = timed("a", 4400, [0.0123456] * 3, state_bytes=1200)
+    relate([ceiling, step], {"in-place": ceiling})
+    assert table.cells(step) == (
+        *("a", "12.3", "", "89 %", "12.3 - 12.3", "44", "49", "0.0"),
+        "12.0",
+    )
+    # beside steps its time says nothing: it is that of an array of another size
+    assert table.cells(ceiling)[:6] == ("in-place bandwidth", "", "", "100 %", "", "")
+    assert [table.milliseconds(s) for s in (None, 1e-6, 0.00123, 0.0123, 0.123)] == [
+        "",
+        "0.001",
+        "1.23",
+        "12.3",
+        "123",
+    ]
+
+
+def test_as_many_columns_as_fit() -> None:
+    row = timed("a", 4400, [0.0123456] * 3, state_bytes=1200)
+    assert table.fitting([row], 200) == [table.COLUMNS, table.cells(row)]
+    assert table.fitting([row], 25) == [("", "ms, median"), ("a", "12.3")]
+    heading, line = table.fitting([row], 60)
+    assert 2 < len(heading) == len(line) < len(table.COLUMNS)
+    assert sum(len(name) + 3 for name in heading) < 60
+
+
+# -- timing ---------------------------------------------------------------------------------------------
+
+
+def test_turns_are_fair() -> None:
+    calls: list[str] = []
+    timer = timing.CpuTimer(torch.ones(64), cache=64)
+    steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    ticks: list[int] = []
+    seconds = timing.take_turns(timer, steps, 60, lambda: ticks.append(1), most=5, least=5)
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 5, "b": 5, "c": 5}
+    turns = [calls[i : i + 3] for i in range(3, len(calls), 3)]  # the first three warm up
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns[:5])
+    assert len({tuple(turn) for turn in turns}) > 1
+    assert len(ticks) == 15
+
+
+def test_a_timer_flushes_memory_of_its_own() -> None:
+    arena = torch.ones(96)
+    timer = timing.CpuTimer(arena, cache=64)
+    timer.flush()
+    assert arena.tolist() == [1.0] * 64 + [-1.0] * 32  # twice the cache, at the arena's end
+
+
+def test_temporary_memory() -> None:
+    a = torch.ones(1000)
+    found = profile_step(lambda: (a + 1) * 2, CPU)
+    assert 8000 <= found.temporary_bytes < 8100
+    assert found.launches is None
+    assert profile_step(lambda: a.add_(1), CPU).temporary_bytes < 100
+
+
+# -- what is measured -------------------------------------------------------------------------------------
+
+
+def test_shapes_of_public_models() -> None:
+    for model, n_params, n_tensors in (
+        (shapes.gpt2(), 124_439_808, 148),
+        (shapes.llama_1b(), 1_235_814_400, 146),
+        (shapes.llama(32, 4096, 14336, 1024, 128256, tied=False), 8_030_261_248, 291),
+    ):
+        assert (shapes.n_params(model), len(model)) == (n_params, n_tensors)
+    assert shapes.n_params(shapes.llama_8b_shard()) * 8 == 8_030_261_248
+    assert all(size % 2 for (size,) in shapes.odd(50, 100))
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_suite_begins_with_the_whole_field(device_type: str, quick: bool) -> None:
+    suite = shapes.suite(device_type, quick)
+    assert suite[0].tier == "all"
+    assert len({w.name for w in suite}) == len(suite)
+
+
+def test_points_of_the_curves() -> None:
+    assert plan.sizes("quick") == [10_000, 30_000, 100_000, 300_000, 1_000_000]
+    assert plan.sizes("cuda")[-2:] == [3 * 10**9, 4 * 10**9]
+    assert (plan.COUNTS[0], plan.COUNTS[-1]) == (1, 20_000)
+
+
+def test_every_class_of_the_package_is_timed() -> None:
+    import sfplus_kernels
+
+    classes = {
+        name
+        for name in sfplus_kernels.__all__
+        if isinstance(cls := getattr(sfplus_kernels, name), type)
+        and issubclass(cls, torch.optim.Optimizer)
+    }
+    aliases = {"ScheduleFreePlus"}
+    assert {family.class_name for family in FAMILY} == classes - aliases
+
+
+def test_names_are_chosen_by_their_parts() -> None:
+    found = contestants(CPU, "schedulefree+ cpu, SGD fused")
+    assert [c.name for c in found] == ["ScheduleFree+ cpu", "torch SGD fused", rows.BASELINE]
+    with pytest.raises(
+        ValueError, match="no optimizer has 'lion' in its name; expected a part of:"
+    ):
+        contestants(CPU, "lion")
+    with pytest.raises(ValueError, match="unknown workload 'gpt5': expected some of gpt2-blocks"):
+        plan.chosen_workloads("cpu", True, "gpt5")
+
+
+def test_absent_ones_are_listed_with_the_reason() -> None:
+    absent = {c.name: c.absent for c in contestants(CPU) if c.absent}
+    assert "interpreter" in absent["ScheduleFree+ triton"]
+    assert absent["apex FusedAdam"]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """A rehearsal with hardly any memory or turns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.measure.sections.last_level_cache", lambda: 2**20)
+        small = Bench(CPU, contestants(CPU, "schedulefree+ cpu"), quick=True)
+    small.memory = 1.9e5
+    return small
+
+
+def test_a_section_of_every_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "bench.measure.sections.SECONDS", dict.fromkeys(("step", "pass", "all"), 0.0)
+    )
+    workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)], "all", passes=True)
+    found = bench.measure_steps(workload, first=True) + bench.measure_passes(workload)
+    assert all(row.median and row.p20 and row.p80 and row.rounds == 3 for row in found)
+    steps = {row.name: row for row in found if row.section == "step"}
+    plus = steps["ScheduleFree+ cpu"]
+    assert (plus.traffic, plus.state_bytes, plus.n_tensors) == (44 * 1033, 12 * 1033, 2)
+    assert plus.percent_of_roofline is not None
+    assert plus.ratio_to_baseline is not None
+    ceilings = {row.name.partition(": ")[2]: row.ceiling for row in found if row.section == "pass"}
+    assert ceilings == {
+        "reduce": "read-only",
+        "finalize": "",
+        "update": "in-place",
+        "interpolate": "in-place",
+    }
+
+
+class Device(timing.CpuTimer):
+    """As that of a GPU, which works on after the step has returned."""
+
+    asynchronous = True
+
+    def host_time(self, step: timing.Step) -> float:
+        step()
+        return 0.25
+
+
+def test_host_time_and_graphs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU: its own time, the host's, and that of the same step as a graph."""
+    monkeypatch.setattr(
+        "bench.measure.sections.SECONDS", dict.fromkeys(("step", "launch", "graph"), 0.0)
+    )
+    monkeypatch.setattr(bench, "timer", Device(torch.ones(64), cache=64))
+    monkeypatch.setattr("bench.measure.sections.captured", lambda step: step)
+    workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)])
+    found = {row.name: row for row in bench.measure_steps(workload)}
+    plus, graph = found["ScheduleFree+ cpu"], found["ScheduleFree+ cpu graph"]
+    assert (plus.host, graph.host) == (0.25, None)
+    assert (graph.status, graph.rounds, graph.traffic) == ("ok", 3, plus.traffic)
+    assert graph.median != plus.median
+    assert graph.ratio_to_baseline == pytest.approx(graph.median / found[rows.BASELINE].median)
+
+    def refused(step: timing.Step) -> timing.Step:
+        raise RuntimeError("cannot be captured")
+
+    monkeypatch.setattr("bench.measure.sections.captured", refused)
+    found = {row.name: row for row in bench.measure_steps(workload)}
+    graph = found["ScheduleFree+ cpu graph"]
+    assert (graph.status, graph.reason) == ("failed", "RuntimeError: cannot be captured")
+    assert graph.median is graph.ratio_to_baseline is None
+
+
+def test_the_other_classes_have_a_workload_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.measure.sections.SECONDS", {"step": 0.0})
+    monkeypatch.setattr("bench.measure.sections.last_level_cache", lambda: 2**20)
+    workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)], "others")
+    bench = Bench(CPU, contestants(CPU), quick=True)
+    found = {row.name: row.status for row in bench.measure_steps(workload)}
+    expected = {f"{f.label} {kind}" for f in FAMILY if not f.main for kind in ("cpu", "upstream")}
+    assert found == dict.fromkeys({"in-place", rows.BASELINE, *expected}, "ok")
+
+
+def test_what_does_not_fit_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.measure.sections.SECONDS", {"step": 0.0})
+    workload = shapes.Workload(
+        "large", "large", lambda: [(10_000,)]
+    )  # 12 and 8 bytes of state each
+    found = {row.name: row for row in bench.measure_steps(workload)}
+    assert found["ScheduleFree+ cpu"].status == "left out"
+    assert found["ScheduleFree+ cpu"].reason == "needs 0.0 GB beside the others"
+    assert found[rows.BASELINE].status == "ok"
+
+
+def test_a_step_that_takes_the_gradients_away_is_not_timed(bench: Bench) -> None:
+    def make(params: list[Any]) -> Any:
+        optimizer = torch.optim.SGD(params)
+        return optimizer, lambda: (optimizer.step(), optimizer.zero_grad())
+
+    workload = shapes.Workload("tiny", "tiny", lambda: [(9,)])
+    taker = Contestant("taker", make, None)
+    (row,) = bench._race("step", workload, workload.shapes(), [taker], "step")
+    assert (row.status, row.median) == ("failed", None)
+    assert "takes the gradients away" in row.reason
+
+
+def test_tensors_for_which_nobody_has_room_are_not_made(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_params(*args: Any) -> None:
+        raise AssertionError("out of memory")
+
+    monkeypatch.setattr("bench.measure.sections.make_params", make_params)
+    found = bench.measure_scaling("size", "huge", [(10**9,)])
+    assert {row.status for row in found} == {"left out"}
+
+
+# -- provenance and files ---------------------------------------------------------------------------------
+
+
+def test_provenance_of_this_machine() -> None:
+    found = provenance.collect(CPU, ("numpy",))
+    expected = (
+        "device_type device driver clocks threads isa python torch sfplus_kernels commit date"
+    )
+    assert set(expected.split()) <= found.keys()
+    assert found["device"]
+    assert found["torch"] == torch.__version__
+    assert "schedulefree 1.4.1" in found["packages"]
+
+
+def test_every_row_of_a_file_carries_its_provenance(tmp_path: Path) -> None:
+    known = provenance.collect(CPU)
+    made = [timed("in-place", 800, [2.0]), Row("step", "w", "b", "absent", "x")]
+    for row in made:
+        row.provenance = known
+    path = rows.write(tmp_path, made, {"quick": True})
+    assert rows.read(path).rows == made
+    for saved in json.loads(path.read_text())["rows"]:
+        assert known.items() <= saved.items()
+    lines = path.with_suffix(".csv").read_text().splitlines()
+    assert len(lines) == 1 + len(made)
+    assert set(known) <= set(lines[0].split(","))
+
+
+def test_a_file_of_before_a_column_is_read(tmp_path: Path) -> None:
+    row = timed("in-place", 800, [2.0])
+    path = rows.write(tmp_path, [row], {"quick": True})
+    content = json.loads(path.read_text())
+    del content["rows"][0]["host"]
+    path.write_text(json.dumps(content))
+    assert rows.read(path).rows == [row]
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="is not a result file of format 1 with rows; expected"):
+        rows.read(path)

@@ -1,0 +1,189 @@
+"""The benchmarks' byte counts, against what the kernels read and write."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from support import assert_same_bits
+
+from bench.contestants.all import contestants
+from bench.contestants.contestant import Contestant, driver
+from bench.contestants.family import FAMILY, of_family
+from bench.measure.check import STEPS, check, describe
+from bench.measure.passes import passes
+from bench.work import traffic
+from bench.work.workloads import make_params
+from sfplus_kernels.backends.layout import Move, TensorCoef
+
+CPU = torch.device("cpu")
+SHAPES: list[tuple[int, ...]] = [(257,), (64, 33), (20_000,)]
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.bfloat16),
+]
+ARRAYS = ("param", "grad", *traffic.STATE)
+MOVES = [move.name.lower() for move in Move]
+COMPILED = [c for f in FAMILY if f.main for c in of_family(f, CPU) if c.name.endswith(" cpu")]
+
+
+def pass_of(contestant: Contestant, name: str, params: list) -> Any:
+    """The pass, its entries and the run state: two steps in, so that no buffer is zero."""
+    optimizer: Any
+    optimizer, step = contestant.make(params)
+    step()
+    recorder = traffic.record_step(optimizer, step)
+    backend, plan = recorder.backend, recorder.plan_of["update"]
+    run, partials = traffic.engine_of(optimizer).run, plan.table.partials
+    run.tensor_coefs[:, TensorCoef.E_TO_Y] = 0.5  # what a shift takes
+    passes: dict[str, Any] = dict(recorder.call_of)
+    if "reduce" in passes:
+        passes["reduce gradients"] = partial(passes["reduce"], with_e=False)
+    for move in Move:
+        passes[move.name.lower()] = lambda move=move: backend.interpolate(plan, run, move)
+    return passes[name], traffic.entries_of(plan), partials
+
+
+def tensors_of(entry: Any) -> dict[str, torch.Tensor]:
+    values = {name: getattr(entry, name, None) for name in ARRAYS if name != "grad"}
+    values["grad"] = entry.param.grad
+    return {name: t.detach() for name, t in values.items() if t is not None}
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(
+    ("contestant", "name"),
+    [
+        *((COMPILED[0], name) for name in ("reduce", "reduce gradients", *MOVES)),
+        *((contestant, "update") for contestant in COMPILED),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_counted_arrays_are_those_that_the_kernel_touches(
+    contestant: Contestant, name: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """An array is written if a pass changes it, and read if changing it changes what the pass leaves."""
+    params = make_params(SHAPES, CPU, *dtypes)
+    one, entries, partials = pass_of(contestant, name, params)
+    entry = entries[-1]
+    tensors = tensors_of(entry)
+    start = {key: t.clone() for key, t in tensors.items()}
+
+    def result() -> dict[str, torch.Tensor]:
+        partials.zero_()
+        one()
+        left = {key: t.clone() for key, t in tensors.items()} | {"sums": partials.clone()}
+        for key, t in tensors.items():
+            t.copy_(start[key])
+        return left
+
+    plain = result()
+    written = {key for key in tensors if not torch.equal(plain[key], start[key])}
+    read = set()
+    for key, tensor in tensors.items():
+        other = tensor.mul_(2).clone()
+        changed = result()
+        if not torch.equal(changed[key], other):  # what is written again as it was, too
+            written.add(key)
+        if any(not torch.equal(changed[k], plain[k]) for k in plain if k != key or k in written):
+            read.add(key)
+    counted = traffic.arrays(name, entry)
+    assert (set(counted[0]), set(counted[1])) == (read, written)
+
+
+def test_bytes_of_a_pass_are_those_of_its_arrays() -> None:
+    params = make_params([(1000,)], CPU, torch.bfloat16, torch.bfloat16)
+    plus = COMPILED[0]
+    _, entries, _ = pass_of(plus, "update", params)
+    # float32 e, m, v and master read and written, bfloat16 gradient read, bfloat16 parameter written
+    assert traffic.pass_bytes("update", entries) == 1000 * (4 * 4 * 2 + 2 + 2)
+    assert traffic.pass_bytes("reduce", entries) == 1000 * (4 + 2)
+    assert traffic.pass_bytes("finalize", entries) == 0
+    with pytest.raises(ValueError, match="unknown pass 'swap'"):
+        traffic.pass_bytes("swap", entries)
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_per_param", "state_per_param"),
+    [
+        ("ScheduleFree+ cpu", 44, 12),
+        ("AdamWScheduleFree cpu", 28, 8),
+        ("SGDScheduleFree cpu", 20, 4),
+        ("RAdamScheduleFree cpu", 28, 8),
+        ("AdamWScheduleFreeClosure cpu", 40, 8),
+        ("ScheduleFreeWrapper(SGD) cpu", 44, 4),  # 32 of its own, 12 of the base
+        ("torch SGD fused", 20, 4),
+        ("torch AdamW fused", 28, 8),
+        ("torch AdamW foreach", 80, 8),
+        ("AdamWScheduleFree upstream", 104, 8),
+        ("SGDScheduleFree upstream", 48, 4),
+    ],
+)
+def test_bytes_of_a_step(name: str, bytes_per_param: int, state_per_param: int) -> None:
+    """The documented ones of our steps; those of torch's and upstream's, counted by hand."""
+    (contestant,) = [c for c in contestants(CPU) if c.name == name]
+    checked = check(contestant, CPU, torch.float32, torch.float32)
+    assert (checked.status, checked.reason) == ("ok", "")
+    assert checked.bytes_per_param == bytes_per_param
+    assert checked.state_per_param == state_per_param
+
+
+def test_watched_operations() -> None:
+    a, b, out = torch.ones(100), torch.ones(100), torch.ones(100)
+
+    def moved(operation: Any) -> float:
+        return traffic.watch_step(operation).bytes / 400
+
+    assert moved(lambda: a + b) == 3
+    assert moved(lambda: a * a) == 2  # one operand given twice
+    assert moved(lambda: a.add_(b)) == 3
+    assert moved(lambda: out.copy_(a)) == 2
+    assert moved(lambda: torch.add(a, b, out=out)) == 3
+    assert moved(lambda: a.zero_()) == 1
+    assert moved(lambda: torch._foreach_mul_([a, b], 2.0)) == 4
+    assert moved(lambda: a.view(10, 10)[2:].t()) == 0
+    assert moved(lambda: torch.empty_like(a)) == 0
+
+
+def test_recording_a_step_changes_nothing() -> None:
+    plain, recorded = make_params(SHAPES), make_params(SHAPES)
+    plus = COMPILED[0]
+    _, step = plus.make(plain)
+    optimizer, other = plus.make(recorded)
+    step()
+    step()
+    other()
+    recorder = traffic.record_step(optimizer, other)
+    assert recorder.passes == ["reduce", "finalize", "update"]
+    assert_same_bits([p.detach() for p in plain], [p.detach() for p in recorded])
+
+
+def test_what_is_wrong_is_not_timed() -> None:
+    plus, adamw = COMPILED[0], COMPILED[1]
+    wrong = check(replace(plus, oracle=adamw.oracle), CPU, torch.float32, torch.float32)
+    assert wrong.status == "wrong"
+    assert "of the way; expected at most 0.001" in wrong.reason
+    assert STEPS > 1
+
+    class Broken(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            raise RuntimeError("no kernel image")
+
+    broken = replace(adamw, make=driver(Broken, {}))
+    failed = check(broken, CPU, torch.float32, torch.float32)
+    assert (failed.status, failed.reason) == ("failed", "RuntimeError: no kernel image")
+    nested = RuntimeError("backend='inductor' raised:\n\n  ImportError: no compiler\nmore")
+    assert describe(nested) == "RuntimeError: backend='inductor' raised: ImportError: no compiler"
+
+
+def test_passes_alone_repeat() -> None:
+    found = {p.name: p for p in passes(COMPILED[0], make_params(SHAPES))}
+    assert list(found) == ["reduce", "finalize", "update", "interpolate"]
+    n = sum(torch.Size(shape).numel() for shape in SHAPES)
+    assert [p.traffic // n for p in found.values()] == [8, 0, 36, 12]
+    for p in found.values():
+        p.run()
+        p.run()
+    assert next(passes(COMPILED[1], make_params(SHAPES))).name == "finalize"
