@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bench.contestants.contestant import Contestant, Step
 from bench.work import traffic
-from sfplus_kernels.backends.layout import Move
+from sfplus_kernels.contract.layout import Move
 
 
 class Pass(NamedTuple):

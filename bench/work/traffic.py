@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sfplus_kernels.backends.contract import Backend, Entry
-from sfplus_kernels.backends.layout import Move
+from sfplus_kernels.contract.backend import Backend, Entry
+from sfplus_kernels.contract.layout import Move
 
 STATE = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels import _C
-from sfplus_kernels.backends.contract import MAX_COEFFICIENT, Entry, RunState
-from sfplus_kernels.backends.layout import Move
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
@@ -20,6 +18,8 @@ from sfplus_kernels.backends.table import (
     store_param_stages,
     weigh_partials,
 )
+from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.contract.layout import Move
 
 CHUNK_SIZE = 16384
 """Elements: as long as a chunk's five buffers stay within a core's cache, and not so short that the

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels import _C
-from sfplus_kernels.backends.contract import MAX_COEFFICIENT, Entry, RunState
-from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Move
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
@@ -21,6 +19,8 @@ from sfplus_kernels.backends.table import (
     store_param_stages,
     weigh_partials,
 )
+from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Move
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 """As ``DType`` in csrc/math/layout.h."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sfplus_kernels.backends.contract import MAX_COEFFICIENT, Entry, RunState
-from sfplus_kernels.backends.layout import (
+from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.contract.layout import (
     Global,
     Group,
     GroupCoef,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sfplus_kernels.backends.contract import Backend
+from sfplus_kernels.contract.backend import Backend
 
 ENVIRONMENT_VARIABLE = "SFPLUS_BACKEND"
 
@@ -163,7 +163,7 @@ _RECORDS = {
         BackendRecord(
             "triton",
             "Triton kernels",
-            "sfplus_kernels.backends.triton",
+            "sfplus_kernels.backends.triton.backend",
             "TritonBackend",
             _triton_reason,
             frozenset({"cuda"}),

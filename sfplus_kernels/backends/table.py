@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sfplus_kernels.backends.capture import HostStock, capturing
-from sfplus_kernels.backends.contract import Entry
-from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Sum
+from sfplus_kernels.contract.backend import Entry
+from sfplus_kernels.contract.capture import HostStock, capturing
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Sum
 
 
 @dataclass(frozen=True)

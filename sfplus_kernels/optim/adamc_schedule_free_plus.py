@@ -9,16 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels import ops
-from sfplus_kernels.backends.layout import Global, Rule
-from sfplus_kernels.collective import Collective
-from sfplus_kernels.optim import upstream
-from sfplus_kernels.optim.base import ScheduleFreeOptimizer
-from sfplus_kernels.optim.checks import check_betas, check_lr, check_max_grad_norm, check_number
-from sfplus_kernels.optim.loss_reports import LossReports
-from sfplus_kernels.optim.run_state import POLYAK_KEYS
-from sfplus_kernels.optim.shared_step import SharedStep
-from sfplus_kernels.optim.tracing import ends_with_its_passes
+from sfplus_kernels.checkpoints import upstream
+from sfplus_kernels.compiling.tracing import ends_with_its_passes
+from sfplus_kernels.contract.layout import Global, Rule
+from sfplus_kernels.core.fused import ScheduleFreeOptimizer
+from sfplus_kernels.core.hyperparameters import (
+    check_betas,
+    check_lr,
+    check_max_grad_norm,
+    check_number,
+)
+from sfplus_kernels.core.losses import LossReports
+from sfplus_kernels.core.shared_step import SharedStep
+from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.processes.collective import Collective
+from sfplus_kernels.state.run import POLYAK_KEYS
 
 
 class AdamCScheduleFreePlus(ScheduleFreeOptimizer):

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.backends.layout import Rule
-from sfplus_kernels.collective import Collective
-from sfplus_kernels.optim.checks import check_betas, check_lr, check_number
-from sfplus_kernels.optim.scheduled import ScheduledOptimizer
+from sfplus_kernels.contract.layout import Rule
+from sfplus_kernels.core.given_lr import ScheduledOptimizer
+from sfplus_kernels.core.hyperparameters import check_betas, check_lr, check_number
+from sfplus_kernels.processes.collective import Collective
 
 
 class AdamWScheduleFreePaper(ScheduledOptimizer):

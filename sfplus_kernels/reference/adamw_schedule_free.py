@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.reference.scheduled import ScheduledReference, moving_average
+from sfplus_kernels.reference.given_lr import ScheduledReference, moving_average
 
 
 class AdamWScheduleFreeReference(ScheduledReference):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels.reference.scheduled import (
+from sfplus_kernels.reference.given_lr import (
     AVERAGING,
     average,
     averaging_weight,

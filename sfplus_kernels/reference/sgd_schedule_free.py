@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.reference.scheduled import ScheduledReference
+from sfplus_kernels.reference.given_lr import ScheduledReference
 
 
 class SGDScheduleFreeReference(ScheduledReference):

@@ -1,0 +1,131 @@
+"""Parameters between y, x and z: the moves of ``backends.layout.Move``."""
+
+import triton
+import triton.language as tl
+
+from sfplus_kernels.backends.triton.memory import round_to
+
+
+@triton.jit
+def _interpolate_block(
+    y_ptr,
+    param_ptr,
+    e_ptr,
+    offsets,
+    mask,
+    e_to_y,
+    e_to_x,
+    omega,
+    e_kept,
+    COLUMNS: tl.constexpr,
+    MOVE: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+):
+    """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
+    FOLLOWS: tl.constexpr = PARAM_DTYPE != STATE_DTYPE  # the parameter is a rounding of y
+    OF_PARAM: tl.constexpr = MOVE == COLUMNS.Move.TO_X or MOVE == COLUMNS.Move.TO_Y
+    y = tl.load(y_ptr + offsets, mask=mask)
+    if MOVE == COLUMNS.Move.EXPOSE_Z:
+        e = tl.load(e_ptr + offsets, mask=mask)
+        tl.store(e_ptr + offsets, y + e_to_x * e, mask=mask)
+        y = y + (e_to_y * e - omega * y)
+    elif MOVE == COLUMNS.Move.ABSORB_Z:
+        if FOLLOWS:  # what happened to the rounding of z
+            param = tl.load(param_ptr + offsets, mask=mask).to(STATE_DTYPE)
+            y = y + (param - round_to(y, PARAM_DTYPE).to(STATE_DTYPE))
+        e = e_kept * (y - tl.load(e_ptr + offsets, mask=mask))
+        tl.store(e_ptr + offsets, e, mask=mask)
+        y = y - e_to_y * e
+    elif not (FOLLOWS and MOVE == COLUMNS.Move.TO_Y):
+        y = y + e_to_y * tl.load(e_ptr + offsets, mask=mask)
+    if not (FOLLOWS and OF_PARAM):
+        tl.store(y_ptr + offsets, y, mask=mask)
+    if FOLLOWS:
+        tl.store(param_ptr + offsets, round_to(y, PARAM_DTYPE), mask=mask)
+
+
+@triton.jit(do_not_specialize=["first_chunk"])
+def interpolate_kernel(
+    rows_ptr,
+    chunks_ptr,
+    globals_ptr,
+    hyper_ptr,
+    group_coefs_ptr,
+    tensors_ptr,
+    tensor_coefs_ptr,
+    first_chunk,
+    COLUMNS: tl.constexpr,
+    MOVE: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHUNK_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """One chunk per program."""
+    STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
+    PARAM_BYTES: tl.constexpr = PARAM_DTYPE.primitive_bitwidth // 8
+    chunk = chunks_ptr + (first_chunk + tl.program_id(0)).to(tl.int64) * COLUMNS.Chunk.WIDTH
+    row = tl.load(chunk + COLUMNS.Chunk.ROW)
+    start = tl.load(chunk + COLUMNS.Chunk.START)
+    tensor = rows_ptr + row * COLUMNS.Row.WIDTH
+    y_address = tl.load(tensor + COLUMNS.Row.Y) + start * STATE_BYTES
+    e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * STATE_BYTES
+    numel = tl.load(tensor + COLUMNS.Row.NUMEL)
+    group = tl.load(tensor + COLUMNS.Row.GROUP)
+    slot = tl.load(tensor + COLUMNS.Row.SLOT)
+    aligned = (y_address | e_address) % 16 == 0
+
+    # coefficients, formed in fp64
+    b = tl.load(tensors_ptr + slot * COLUMNS.Scalar.WIDTH + COLUMNS.Scalar.Y_BETA)
+    e_to_x = (b - 1).to(STATE_DTYPE)
+    e_to_y = b.to(STATE_DTYPE)  # towards z
+    if MOVE == COLUMNS.Move.TO_X:
+        e_to_y = e_to_x
+    elif MOVE == COLUMNS.Move.TO_Y:
+        e_to_y = (1 - b).to(STATE_DTYPE)
+    elif MOVE == COLUMNS.Move.SHIFT:
+        coefs = tensor_coefs_ptr + slot * COLUMNS.TensorCoef.WIDTH
+        e_to_y = tl.load(coefs + COLUMNS.TensorCoef.E_TO_Y).to(STATE_DTYPE)
+    hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
+    lr = tl.load(hyper + COLUMNS.Hyper.LR)
+    omega = (lr * tl.load(hyper + COLUMNS.Hyper.WEIGHT_DECAY)).to(STATE_DTYPE)
+    skipped = tl.load(globals_ptr + COLUMNS.Global.SKIP) != 0  # then x stays
+    coefs = group_coefs_ptr + group * COLUMNS.GroupCoef.WIDTH
+    e_kept = tl.load(coefs + COLUMNS.GroupCoef.E_KEPT)
+    e_kept = tl.where(skipped, 1.0, e_kept).to(STATE_DTYPE)
+
+    # two sets of pointers: about the first one the compiler knows the alignment
+    y_vec = tl.multiple_of(y_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+    e_vec = tl.multiple_of(e_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+    y_ptr = y_address.to(tl.pointer_type(STATE_DTYPE))
+    e_ptr = e_address.to(tl.pointer_type(STATE_DTYPE))
+    param_vec = y_vec
+    param_ptr = y_ptr
+    if PARAM_DTYPE != STATE_DTYPE:
+        param_address = tl.load(tensor + COLUMNS.Row.PARAM) + start * PARAM_BYTES
+        PARAM_ALIGNMENT: tl.constexpr = VECTOR * PARAM_BYTES
+        aligned = aligned & (param_address % PARAM_ALIGNMENT == 0)
+        param_vec = param_address.to(tl.pointer_type(PARAM_DTYPE))
+        param_vec = tl.multiple_of(param_vec, PARAM_ALIGNMENT)
+        param_ptr = param_address.to(tl.pointer_type(PARAM_DTYPE))
+
+    # whole aligned blocks without a mask, so that accesses are vectors; then what is left
+    length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
+    whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
+    lanes = tl.arange(0, BLOCK_SIZE)
+    for offset in range(0, whole, BLOCK_SIZE):
+        _interpolate_block(
+            y_vec, param_vec, e_vec, offset + lanes, None,
+            e_to_y, e_to_x, omega, e_kept, COLUMNS, MOVE, PARAM_DTYPE, STATE_DTYPE,
+        )  # fmt: skip
+    # half blocks, for the reason given in update
+    TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
+    tail_lanes = tl.arange(0, TAIL_SIZE)
+    for offset in range(whole, length, TAIL_SIZE):
+        tail = offset + tail_lanes
+        _interpolate_block(
+            y_ptr, param_ptr, e_ptr, tail, tail < length,
+            e_to_y, e_to_x, omega, e_kept, COLUMNS, MOVE, PARAM_DTYPE, STATE_DTYPE,
+        )  # fmt: skip

@@ -1,0 +1,23 @@
+"""What the passes share about memory.
+
+In every kernel ``COLUMNS`` stands for the enums of ``contract.layout``, handed in at compile time:
+``COLUMNS.Row.Y`` is a column, ``COLUMNS.Row.WIDTH`` the number of columns. ``VECTOR`` is how many
+elements a thread accesses at once: 16 bytes of state, and as many elements of all else.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """fp32 (fp64) values as ``DTYPE``, to nearest even.
+
+    bf16 in integers: a plain cast to it is a truncation in Triton's interpreter.
+    """
+    if tl.bfloat16 == DTYPE and x.dtype == tl.float32:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where(x == x, rounded, 0x7FC0)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(DTYPE)

@@ -1,0 +1,173 @@
+"""The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the algorithm
+keeps them), and of the parameter if it is not y itself."""
+
+import triton
+import triton.language as tl
+
+from sfplus_kernels.backends.triton.memory import round_to
+
+
+@triton.jit
+def _update_block(
+    y_ptr,
+    param_ptr,
+    m_ptr,
+    v_ptr,
+    e_ptr,
+    g_ptr,
+    offsets,
+    mask,
+    beta1,
+    grad_to_m,
+    beta2,
+    grad_to_v,
+    eps,
+    omega,
+    e_kept,
+    delta_to_y,
+    step_size,
+    inv_sqrt_bc2,
+    e_to_y,
+    PARAM_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    HAS_EXP_AVG: tl.constexpr,
+    HAS_EXP_AVG_SQ: tl.constexpr,
+):
+    """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
+    g = tl.load(g_ptr + offsets, mask=mask).to(STATE_DTYPE)
+    if HAS_EXP_AVG:
+        old_m = tl.load(m_ptr + offsets, mask=mask)
+    if HAS_EXP_AVG_SQ:
+        v = tl.load(v_ptr + offsets, mask=mask)
+    e = tl.load(e_ptr + offsets, mask=mask)
+    y = tl.load(y_ptr + offsets, mask=mask)
+
+    # moments
+    m = grad_to_m * g
+    if HAS_EXP_AVG:
+        m = beta1 * old_m + m
+    # delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps), or the gradient
+    delta = step_size * m
+    if HAS_EXP_AVG_SQ:
+        v = beta2 * v + grad_to_v * g * g
+        if tl.float64 == STATE_DTYPE:  # correctly rounded as they are; in fp32 they are approximate
+            delta = delta / (tl.sqrt(v) * inv_sqrt_bc2 + eps)
+        else:
+            delta = tl.div_rn(delta, tl.sqrt_rn(v) * inv_sqrt_bc2 + eps)
+    delta = delta + omega * y
+    # one increment of y, its two parts summed first
+    y = y + (e_to_y * e + delta_to_y * delta)
+    # z moves by -delta, then x follows it by c_k
+    e = e_kept * (e - delta)
+
+    if HAS_EXP_AVG:
+        tl.store(m_ptr + offsets, m, mask=mask)
+    if HAS_EXP_AVG_SQ:
+        tl.store(v_ptr + offsets, v, mask=mask)
+    tl.store(e_ptr + offsets, e, mask=mask)
+    tl.store(y_ptr + offsets, y, mask=mask)
+    if PARAM_DTYPE != STATE_DTYPE:
+        tl.store(param_ptr + offsets, round_to(y, PARAM_DTYPE), mask=mask)
+
+
+@triton.jit(do_not_specialize=["first_chunk"])
+def update_kernel(
+    rows_ptr,
+    gradients_ptr,
+    chunks_ptr,
+    globals_ptr,
+    group_coefs_ptr,
+    tensor_coefs_ptr,
+    first_chunk,
+    COLUMNS: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
+    HAS_EXP_AVG: tl.constexpr,
+    HAS_EXP_AVG_SQ: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHUNK_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """One chunk per program; nothing on a skipped step."""
+    STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
+    PARAM_BYTES: tl.constexpr = PARAM_DTYPE.primitive_bitwidth // 8
+    GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
+    GRAD_ALIGNMENT: tl.constexpr = VECTOR * GRAD_BYTES if VECTOR * GRAD_BYTES < 16 else 16
+    if tl.load(globals_ptr + COLUMNS.Global.SKIP) == 0:
+        chunk = chunks_ptr + (first_chunk + tl.program_id(0)).to(tl.int64) * COLUMNS.Chunk.WIDTH
+        row = tl.load(chunk + COLUMNS.Chunk.ROW)
+        start = tl.load(chunk + COLUMNS.Chunk.START)
+        tensor = rows_ptr + row * COLUMNS.Row.WIDTH
+        y_address = tl.load(tensor + COLUMNS.Row.Y) + start * STATE_BYTES
+        m_address = tl.load(tensor + COLUMNS.Row.EXP_AVG)  # 0, which is aligned, if there is none
+        v_address = tl.load(tensor + COLUMNS.Row.EXP_AVG_SQ)
+        if HAS_EXP_AVG:
+            m_address += start * STATE_BYTES
+        if HAS_EXP_AVG_SQ:
+            v_address += start * STATE_BYTES
+        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * STATE_BYTES
+        g_address = tl.load(gradients_ptr + row) + start * GRAD_BYTES
+        numel = tl.load(tensor + COLUMNS.Row.NUMEL)
+        group = tl.load(tensor + COLUMNS.Row.GROUP)
+        slot = tl.load(tensor + COLUMNS.Row.SLOT)
+        aligned = (y_address | m_address | v_address | e_address) % 16 == 0
+        aligned = aligned & (g_address % GRAD_ALIGNMENT == 0)
+
+        coefs = group_coefs_ptr + group * COLUMNS.GroupCoef.WIDTH
+        beta1 = tl.load(coefs + COLUMNS.GroupCoef.BETA1).to(STATE_DTYPE)
+        grad_to_m = tl.load(coefs + COLUMNS.GroupCoef.GRAD_TO_M).to(STATE_DTYPE)
+        beta2 = tl.load(coefs + COLUMNS.GroupCoef.BETA2).to(STATE_DTYPE)
+        grad_to_v = tl.load(coefs + COLUMNS.GroupCoef.GRAD_TO_V).to(STATE_DTYPE)
+        eps = tl.load(coefs + COLUMNS.GroupCoef.EPS).to(STATE_DTYPE)
+        omega = tl.load(coefs + COLUMNS.GroupCoef.OMEGA).to(STATE_DTYPE)
+        e_kept = tl.load(coefs + COLUMNS.GroupCoef.E_KEPT).to(STATE_DTYPE)
+        delta_to_y = tl.load(coefs + COLUMNS.GroupCoef.DELTA_TO_Y).to(STATE_DTYPE)
+        coefs = tensor_coefs_ptr + slot * COLUMNS.TensorCoef.WIDTH
+        step_size = tl.load(coefs + COLUMNS.TensorCoef.STEP_SIZE).to(STATE_DTYPE)
+        inv_sqrt_bc2 = tl.load(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2).to(STATE_DTYPE)
+        e_to_y = tl.load(coefs + COLUMNS.TensorCoef.E_TO_Y).to(STATE_DTYPE)
+
+        # two sets of pointers: about the first one the compiler knows the alignment
+        y_vec = tl.multiple_of(y_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+        m_vec = tl.multiple_of(m_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+        v_vec = tl.multiple_of(v_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+        g_vec = tl.multiple_of(g_address.to(tl.pointer_type(GRAD_DTYPE)), GRAD_ALIGNMENT)
+        y_ptr = y_address.to(tl.pointer_type(STATE_DTYPE))
+        m_ptr = m_address.to(tl.pointer_type(STATE_DTYPE))
+        v_ptr = v_address.to(tl.pointer_type(STATE_DTYPE))
+        e_ptr = e_address.to(tl.pointer_type(STATE_DTYPE))
+        g_ptr = g_address.to(tl.pointer_type(GRAD_DTYPE))
+        param_vec = y_vec
+        param_ptr = y_ptr
+        if PARAM_DTYPE != STATE_DTYPE:
+            param_address = tl.load(tensor + COLUMNS.Row.PARAM) + start * PARAM_BYTES
+            PARAM_ALIGNMENT: tl.constexpr = VECTOR * PARAM_BYTES
+            aligned = aligned & (param_address % PARAM_ALIGNMENT == 0)
+            param_vec = param_address.to(tl.pointer_type(PARAM_DTYPE))
+            param_vec = tl.multiple_of(param_vec, PARAM_ALIGNMENT)
+            param_ptr = param_address.to(tl.pointer_type(PARAM_DTYPE))
+
+        # whole aligned blocks without a mask, so that accesses are vectors; then what is left
+        length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
+        whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
+        lanes = tl.arange(0, BLOCK_SIZE)
+        for offset in range(0, whole, BLOCK_SIZE):
+            _update_block(
+                y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
+                beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+            )  # fmt: skip
+        # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
+        # lays out for vectors, so that the second would load with gaps and exchange what it stores
+        # between threads, through shared memory
+        TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
+        tail_lanes = tl.arange(0, TAIL_SIZE)
+        for offset in range(whole, length, TAIL_SIZE):
+            tail = offset + tail_lanes
+            _update_block(
+                y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
+                beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+            )  # fmt: skip

@@ -1,0 +1,1 @@
+"""State dicts, ours and others', checked against the groups before anything changes."""

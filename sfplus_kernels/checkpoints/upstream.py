@@ -1,0 +1,147 @@
+"""States of the ``schedulefree`` package: reading and writing them.
+
+Its in-place classes keep z beside the parameter, its references x, y and z. z alone becomes a displacement
+only with the parameter, which may be loaded after the state: that waits for the first use (``settle``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
+from sfplus_kernels.state.tensors import TensorState
+
+if TYPE_CHECKING:
+    from sfplus_kernels.core.stateful import StatefulOptimizer
+
+RUN_KEYS = ("k", "lr_max", "weight_sum")
+
+
+def is_upstream(groups: list[dict[str, Any]]) -> bool:
+    """Whether these are groups of a state dict that was not saved by a class of ours."""
+    return not any("optimizer" in group for group in groups)
+
+
+def arguments(optimizer: object) -> list[str]:
+    """Names of the hyperparameters that a class has in common with its upstream namesake."""
+    signature = inspect.signature(type(optimizer).__init__).parameters.values()
+    positional = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [name for name in positional if name not in ("self", "params", "foreach")]
+
+
+def converted_groups(
+    optimizer: StatefulOptimizer, saved_groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Groups of an upstream state dict as ours; what upstream does not have keeps its present value.
+
+    Raises:
+        ValueError: the groups of something else, or of a run that cannot be continued.
+    """
+    name = type(optimizer).__name__
+    needed = {*optimizer.upstream_arguments(), *RUN_KEYS}
+    if optimizer.has_modes:
+        needed.add("train_mode")
+    converted = []
+    for own, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+        missing = sorted(needed - set(saved))
+        if missing or (not optimizer.has_modes and "train_mode" in saved):
+            what = f"lacks {', '.join(missing)}" if missing else "has modes"
+            raise ValueError(
+                f"the state dict was saved by another optimizer: a group {what}; expected one of "
+                f"{name}, or of its namesake in the schedulefree package. Load it "
+                "into the class that wrote it"
+            )
+        if saved.get("polyak_beta", 0) > 0:
+            raise ValueError(
+                f"upstream's state has polyak_beta={saved['polyak_beta']}; expected 0: its running mean of "
+                "the gradient's L1 norm is the bias-corrected one, from which ours cannot be recovered"
+            )
+        converted.append({**own, **{key: saved[key] for key in saved if key in own}})
+    return converted
+
+
+def unsettled_state(
+    param: Tensor, moments: tuple[str, ...], saved: Mapping[str, Any], k: float, index: object
+) -> TensorState:
+    """The state of one parameter, still with z (and x and y) in place of the displacement.
+
+    Raises:
+        ValueError: other keys or shapes.
+    """
+    iterates = {"x", "y", "z"} if "x" in saved else {"z"}
+    if set(saved) != iterates | set(moments):
+        raise ValueError(
+            f"the state of parameter {index} has the keys {sorted(saved)}; expected "
+            f"{sorted({'z', *moments})}, as the schedulefree package saves them, or x and y too"
+        )
+    state = {}
+    for name, value in sorted(saved.items()):  # the same order in all processes
+        if value.shape != param.shape:
+            raise ValueError(
+                f"{name} of parameter {index} has shape {tuple(value.shape)}; expected "
+                f"{tuple(param.shape)}"
+            )
+        part = torch.empty_like(local(param).detach(), dtype=ops.state_dtype(param))
+        state[name] = as_part_of(part.copy_(placed_as(value, param)), param)
+    state["step"] = torch.tensor(float(k), dtype=torch.float64, device=param.device)
+    return state
+
+
+def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> None:
+    """Turn the iterates in ``state`` into a displacement; ``param`` holds y or x.
+
+    Raises:
+        ValueError: x cannot be recovered.
+    """
+    value = local(param).detach().to(ops.state_dtype(param))
+    z = local(state.pop("z")).to(param.device)
+    y = local(state.pop("y")).to(param.device) if "y" in state else None
+    if "x" in state:
+        e = z - local(state.pop("x")).to(param.device)
+    elif not train_mode:
+        e = z - value
+    else:
+        e = (z - value) / b
+    if ops.needs_master(param):
+        if y is None:
+            y = value if train_mode else value + (1 - b) * e
+        state["master_param"] = as_part_of(torch.empty_like(value).copy_(y), param)
+    state["displacement"] = as_part_of(torch.empty_like(value).copy_(e), param)
+    state["y_beta"] = torch.tensor(b, dtype=torch.float64, device=param.device)
+
+
+def upstream_state_dict(optimizer: StatefulOptimizer, *, with_x_and_y: bool) -> dict[str, Any]:
+    """A state dict for the class of the schedulefree package that has this one's name."""
+    saved = optimizer.state_dict()
+    params = optimizer._parameters()
+    states = {}
+    for number, own in saved["state"].items():
+        param, e = params[number], local(own["displacement"])
+        b = own["y_beta"].to(e.dtype)
+        value = local(own.get("master_param", param)).detach()
+        holds_y = optimizer.param_groups[0]["train_mode"] or "master_param" in own
+        iterates = {"z": value + (b * e if holds_y else e)}
+        if with_x_and_y:
+            iterates["x"] = value - (1 - b) * e if holds_y else value
+            iterates["y"] = value if holds_y else value + (1 - b) * e
+        moments = {name: local(own[name]) for name in ("exp_avg", "exp_avg_sq") if name in own}
+        states[number] = {
+            name: as_part_of(tensor.detach().to(param.dtype, copy=True), param)
+            for name, tensor in (iterates | moments).items()
+        }
+    names = [*optimizer.upstream_arguments(), *RUN_KEYS, "scheduled_lr", "params"]
+    names += ["train_mode"] if optimizer.has_modes else []
+    names += (
+        ["inner_momentum"] if any(g.get("inner_momentum") for g in saved["param_groups"]) else []
+    )
+    groups = [{name: group[name] for name in names} for group in saved["param_groups"]]
+    for group, own in zip(groups, saved["param_groups"], strict=True):
+        if "foreach" in own:
+            group["foreach"] = own["foreach"] is not False
+    return {"state": states, "param_groups": groups}

@@ -1,0 +1,1 @@
+"""What ``python -m sfplus_kernels`` runs, one command a file."""

@@ -1,0 +1,1 @@
+"""A step as torch.compile sees it."""

@@ -1,0 +1,55 @@
+"""What torch.compile sees of an optimizer, in code that it traces.
+
+Run state is on the device, but hyperparameters, counters and plans are Python values that may change at
+each step: traced, each change would compile the caller anew. So the methods run outside of the graph, as
+those of torch.optim do, but for the passes of a step, which become an operator (operators.py). That module
+is imported where something is traced only: it needs torch._dynamo, which takes long to import.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def untraced(function: Function) -> Function:
+    """A function that breaks the graph, in silence, instead of being traced."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+
+        return operator.outside(function, args, kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def ends_with_its_passes(step: Function) -> Function:
+    """Mark a ``step`` after whose passes nothing happens that reads what they wrote."""
+    step.ends_with_its_passes = True  # type: ignore[attr-defined]
+    return step
+
+
+def hooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """``step`` with torch's hooks and profiler range, and, where it is marked, with its passes in the graph.
+
+    In place of ``torch.optim.Optimizer.profile_hook_step``, whose profiler range the compiler complains of.
+    """
+    plain = torch.optim.Optimizer.profile_hook_step(step)
+    if not hasattr(step, "ends_with_its_passes"):
+        return untraced(plain)
+
+    @functools.wraps(plain)
+    def entry(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return plain(optimizer, *args, **kwargs)
+
+        return operator.traced_step(plain, optimizer, args, kwargs)
+
+    return entry

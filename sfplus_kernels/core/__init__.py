@@ -1,0 +1,1 @@
+"""What the optimizers share: groups and state, the step, modes, where gamma comes from."""

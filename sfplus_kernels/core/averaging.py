@@ -1,0 +1,155 @@
+"""The averages that ScheduleFreeWrapper keeps around another optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.contract.layout import Hyper, Rule
+from sfplus_kernels.core.fused import ScheduleFreeOptimizer
+from sfplus_kernels.core.hyperparameters import check_lr, check_number
+from sfplus_kernels.engine.engine import Engine, Move
+from sfplus_kernels.processes.sharding import local_gradients
+from sfplus_kernels.state.tensors import Iterates
+
+
+class Averaging(ScheduleFreeOptimizer):
+    """x and y around another optimizer, which finds z in the parameters when it steps."""
+
+    _holds_z = False  # during that step, when y and e are not what their names say
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        weight_decay_at_y: float,
+        momentum: float,
+        weight_lr_power: float,
+        r: float,
+        backend: str | None,
+    ) -> None:
+        defaults = {
+            "lr": 0.0,  # that of the base: see follow_lr
+            "momentum": momentum,
+            "weight_decay_at_y": weight_decay_at_y,
+            "weight_lr_power": weight_lr_power,
+            "r": r,
+            "maximize": False,
+        }
+        super().__init__(groups, defaults, backend)
+
+    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """A row of ``layout.Hyper``."""
+        return (
+            check_lr(group["lr"]),
+            check_number("momentum", group["momentum"], 0, 1),
+            0.0,
+            0.0,
+            0.0,
+            check_number("weight_decay_at_y", group["weight_decay_at_y"], 0),
+            check_number("r", group["r"]),
+            0.0,
+            0.0,
+            check_number("weight_lr_power", group["weight_lr_power"], 0),
+            0.0,
+        )
+
+    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """The values of ``layout.Setting``."""
+        return (Rule.SCHEDULED, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """e alone."""
+        return ("displacement",)
+
+    def upstream_arguments(self) -> list[str]:
+        """The base's groups have no other of the averages' settings."""
+        return ["lr"]
+
+    def first_lr_max(self, group: Mapping[str, Any]) -> float:
+        """As upstream."""
+        return 0.0
+
+    def follow_lr(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Take ``lr`` from the base's groups, times Prodigy's and D-Adaptation's ``d`` if there is one."""
+        if len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"the base has {len(groups)} groups, of which the wrapper knows {len(self.param_groups)}; "
+                "add a group with the wrapper's add_param_group()"
+            )
+        for own, group in zip(self.param_groups, groups, strict=True):
+            own["lr"] = group["lr"] * group["d"] if "d" in group else group["lr"]
+
+    def _check_between_steps(self) -> None:
+        if self._holds_z:
+            raise RuntimeError(
+                "ScheduleFreeWrapper was asked for x, its state or another mode while the base steps, when "
+                "the parameters hold z; ask before or after step(), not in a hook of the base"
+            )
+
+    def _set_mode(self, *, train: bool) -> None:
+        self._check_between_steps()
+        super()._set_mode(train=train)
+
+    def iterates(self, param: Tensor) -> Iterates:
+        """As in the base class; raises RuntimeError while the base steps, as ``state_dict()`` does."""
+        self._check_between_steps()
+        return super().iterates(param)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in the base class."""
+        self._check_between_steps()
+        return super().state_dict()
+
+    @contextmanager
+    def z_in_parameters(self) -> Iterator[None]:
+        """Within it the parameters with a gradient hold z; then x follows z, and they hold y again.
+
+        If its body raises, x stays and the parameters are put back to y (to rounding).
+
+        Raises:
+            TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
+        """
+        hyper, settings = self._check_groups()
+        params = self._parameters()
+        gradients = local_gradients(params)
+        active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
+        self._no_gradients = not active
+        plan, engine = self._valid_plan(params, gradients).plan, self._get_engine()
+        engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        self._holds_z = True
+        engine.interpolate(plan, Move.EXPOSE_Z)
+        torch.autograd.graph.increment_version(active)
+        try:
+            yield
+            hyper, settings = self._check_groups()
+        except BaseException:
+            self._holds_z = False
+            self._take_back_decay(engine, active)
+            engine.put_back(self._valid_plan(params, gradients).plan)
+            raise
+        self._holds_z = False
+        engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        engine.absorb_z(
+            self._valid_plan(params, gradients).plan
+        )  # p.data may be another tensor now
+        torch.autograd.graph.increment_version(active)
+        self._send_figures()
+        for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
+            group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])
+            group["k"] += 1
+
+    def _take_back_decay(self, engine: Engine, active: Sequence[Tensor]) -> None:
+        """z - omega y -> z, where y = b x + (1 - b) z. Not made for speed."""
+        for entry, state in self._entries(list(active)):
+            hyper = engine.run.hyper[entry.group]
+            omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
+            b, x = state["y_beta"], entry.displacement
+            param, y = entry.param.detach(), entry.y.detach()
+            if entry.master_param is not None:  # which has not followed the base so far
+                y.add_(param.to(y.dtype) - y.to(param.dtype).to(y.dtype))
+            y.add_((omega * b).to(x.dtype) * x).div_((1 - omega * (1 - b)).to(x.dtype))
+            param.copy_(y)

@@ -1,0 +1,99 @@
+"""What the Schedule-Free optimizers without a Polyak step share: gamma is a given learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.compiling.tracing import ends_with_its_passes
+from sfplus_kernels.contract.layout import Global, Rule
+from sfplus_kernels.core.fused import ScheduleFreeOptimizer
+from sfplus_kernels.core.hyperparameters import check_max_grad_norm
+
+
+class ScheduledOptimizer(ScheduleFreeOptimizer):
+    """Base of the Schedule-Free optimizers whose step size is a given learning rate.
+
+    A step is one pass over memory. ``group["scheduled_lr"]`` is current after each step: a float, or,
+    where ``lr`` is a tensor or a step may be skipped (``skip_nonfinite``, ``max_grad_norm``, AMP), a
+    0-dim float64 tensor on the device, which is waited for only when read.
+    """
+
+    shared_arguments = ("maximize", "max_grad_norm", "skip_nonfinite")
+    rule = Rule.SCHEDULED
+    _host_counts = True  # whether ``k`` in the groups is that of the device
+
+    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """The values of ``layout.Setting``."""
+        sign = -1.0 if group["maximize"] else 1.0
+        return (self.rule, 0.0, 0.0, 0.0, 0.0, sign, check_max_grad_norm(group["max_grad_norm"]))
+
+    def first_lr_max(self, group: Mapping[str, Any]) -> float:
+        """As upstream."""
+        return -1.0
+
+    def figures(self) -> tuple[Global, ...]:
+        """The counters of skipped steps, and the norms of the gradient where they are looked at."""
+        norms = (Global.GRAD_L1, Global.GRAD_NORM)
+        return (*(norms if self.looks_first else ()), *super().figures())
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether a step begins with a pass over the gradients."""
+        group = self.param_groups[0]
+        return bool(group["skip_nonfinite"] or group["max_grad_norm"])
+
+    def lr_factor(self, group: Mapping[str, Any]) -> float:
+        """gamma / lr of the next step of ``group``, as ``finalize`` forms it."""
+        step, warmup_steps = group["k"] + 1, group["warmup_steps"]
+        return float(step / warmup_steps) if step < warmup_steps else 1.0
+
+    @ends_with_its_passes
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float | Tensor] | None = None
+    ) -> float | Tensor | None:
+        """One step at the gradients in ``param.grad``, which stay as they are.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            RuntimeError: in eval mode, except when every ``lr`` is 0: then state is allocated and nothing
+                else happens (checkpoint loaders do that).
+            TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
+        """
+        if closure is None and not self.param_groups[0]["train_mode"] and self._all_lr_zero():
+            self._only_create_state()
+            return None
+        self._check_train_mode()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._advance()
+        return loss
+
+    def _advance(self) -> None:
+        """One step; the groups show its gamma."""
+        host_counts = not self.looks_first and not hasattr(self, "found_inf")
+        if host_counts and not self._host_counts:
+            self._save_run_state()  # steps may have been skipped before, but are no more
+        self._run_step(check_finite=self.looks_first)
+        # where no step is skipped, the host can count along
+        self._host_counts = host_counts
+        for group, gamma in zip(self.param_groups, self._get_engine().scheduled_lr, strict=True):
+            host = self._host_counts and not isinstance(group["lr"], Tensor)
+            group["scheduled_lr"] = float(group["lr"]) * self.lr_factor(group) if host else gamma
+            if self._host_counts:
+                group["k"] += 1
+
+    def _save_run_state(self) -> None:
+        super()._save_run_state()
+        self._host_counts = True

@@ -1,0 +1,98 @@
+"""One Polyak step size for several optimizers in one process."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.core.hyperparameters import check_shared
+from sfplus_kernels.processes.collective import Collective
+
+if TYPE_CHECKING:
+    from sfplus_kernels.core.fused import ScheduleFreeOptimizer
+    from sfplus_kernels.engine.plans import ReadyStep
+
+
+class SharedStep:
+    """Given to several ``AdamCScheduleFreePlus``, it makes their steps those of one with all parameters.
+
+    For models whose parts have optimizers of their own: on several devices of one process, or where a
+    trainer insists on it. Each is stepped once after a backward pass, in any order and with the same loss;
+    the first of them forms the sums over the gradients of all.
+
+        shared = SharedStep()
+        first = AdamCScheduleFreePlus(encoder.parameters(), shared_step=shared)
+        second = AdamCScheduleFreePlus(decoder.parameters(), shared_step=shared)
+        ...
+        loss.backward()
+        first.step(loss=loss)
+        second.step(loss=loss)
+
+    Gradients of all members are scaled, unscaled and clipped alike before the first of them steps. A copy
+    or a pickle of an optimizer shares its step with nobody.
+    """
+
+    def __init__(self) -> None:
+        self._members: list[weakref.ref[ScheduleFreeOptimizer]] = []
+        # those that have not taken the present sums yet
+        self._waiting: weakref.WeakSet[ScheduleFreeOptimizer] = weakref.WeakSet()
+        self._sums: Tensor | None = None  # (1, len(Sum))
+        self._figures: Tensor | None = None  # Global's, of the one that formed them
+
+    @property
+    def members(self) -> Sequence[ScheduleFreeOptimizer]:
+        """The optimizers that share the step, in the order in which they were made."""
+        return [member for ref in self._members if (member := ref()) is not None]
+
+    def join(self, optimizer: ScheduleFreeOptimizer) -> None:
+        """Add an optimizer.
+
+        Raises:
+            ValueError: its global settings are others than those of the ones that are here.
+        """
+        groups = [member.param_groups[0] for member in (*self.members, optimizer)]
+        check_shared(groups, optimizer.shared_arguments)
+        self._members.append(weakref.ref(optimizer))
+
+    def any_gradient(self) -> bool:
+        """Whether any parameter of any member has one."""
+        return any(p.grad is not None for m in self.members for p in m._parameters())
+
+    def sums(
+        self, member: ScheduleFreeOptimizer, ready: ReadyStep, collective: Collective | None
+    ) -> Tensor:
+        """The sums over the gradients of all members, for the step of ``member``.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: another member cannot step; nothing has changed.
+        """
+        if member not in self._waiting:
+            self._form(member, ready, collective)
+        self._waiting.discard(member)
+        assert self._sums is not None
+        assert self._figures is not None
+        engine = member._get_engine()
+        if engine.run.globals is not self._figures and collective is not None:
+            engine.adopt(self._figures)
+        return self._sums.to(engine.device, non_blocking=True)
+
+    def _form(
+        self, first: ScheduleFreeOptimizer, ready: ReadyStep, collective: Collective | None
+    ) -> None:
+        others = [member for member in self.members if member is not first]
+        for member in others:
+            member._check_train_mode()
+        everyone = {id(first): ready, **{id(member): member._ready_step() for member in others}}
+        engine = first._get_engine()
+        sums = torch.zeros(1, 3, dtype=torch.float64, device=engine.device)
+        for member in self.members:
+            partials = member._get_engine().reduce(everyone[id(member)].plan, with_e=True)
+            sums += partials.sum(0, keepdim=True).to(engine.device, non_blocking=True)
+        if collective is not None:
+            sums = engine.share(collective, sums, engine.run.globals, self.any_gradient()).clone()
+        self._sums, self._figures = sums, engine.run.globals
+        self._waiting.update(self.members)

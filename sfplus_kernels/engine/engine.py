@@ -1,0 +1,262 @@
+"""The functional form of a step.
+
+``Engine`` holds what one optimizer needs beside its per-tensor state: the fp64 run state, the chosen
+backend and its plan. It turns (entries, hyperparameters, loss) into ``reduce``, ``finalize``, ``update``, and
+gives each pass a range in the profiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._autograd import _profiler_enabled
+
+from sfplus_kernels.backends.registry import select
+from sfplus_kernels.contract.backend import Entry, RunState
+from sfplus_kernels.contract.capture import (
+    HostStock,
+    capturing,
+    check_not_capturing,
+    check_recordable,
+)
+from sfplus_kernels.contract.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
+from sfplus_kernels.processes.collective import Buffers, Collective
+from sfplus_kernels.processes.sharding import plain
+from sfplus_kernels.state.checks import (
+    check_gradient,
+    check_loss,
+    check_parameters,
+    needs_master,
+    state_dtype,
+)
+
+STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
+
+__all__ = [
+    "Engine",
+    "Entry",
+    "Move",
+    "Passes",
+    "RunState",
+    "Scaling",
+    "capturing",
+    "check_gradient",
+    "check_loss",
+    "check_not_capturing",
+    "check_parameters",
+    "check_recordable",
+    "needs_master",
+    "state_dtype",
+]
+
+
+class Scaling(NamedTuple):
+    """What was done to this step's gradients, beside what the optimizer does itself."""
+
+    grad_scale: float | Tensor | None = None  # they are so many times the true ones
+    found_inf: float | Tensor | None = None  # not 0: one of them is not finite, skip the step
+    clip_coef: float | Tensor | None = None  # by which they were clipped
+
+
+class Passes(NamedTuple):
+    """The passes over memory of one step."""
+
+    sums: bool  # whether it begins with ``reduce``
+    with_e: bool  # whether that also forms sum g e
+    collective: Collective | None  # with whom the sums are added up, if not with oneself
+    has_gradient: bool  # whether there is any in this process, or the step counts without
+
+
+NO_RANGE = nullcontext()
+
+
+def profiled(name: str) -> AbstractContextManager[Any]:
+    """A range of that name in torch's profiler (and in NVTX, if it emits that); nothing without one."""
+    if _profiler_enabled():
+        return torch.profiler.record_function(f"sfplus_kernels::{name}")
+    return NO_RANGE
+
+
+class Engine:
+    """Run state, backend and plan of one optimizer on one device.
+
+    Args:
+        backend: name of a backend, or None for the best one.
+        device: where all parameters are.
+        n_groups, n_params: sizes of the run state.
+    """
+
+    def __init__(
+        self, backend: str | None, device: torch.device, n_groups: int, n_params: int
+    ) -> None:
+        self.backend_name, self._backend = select(backend, device)
+        self.device = device
+        self.run = RunState.zeros(n_groups, n_params, device)
+        # gamma of each group as of the last step: waited for only when one of them is read
+        self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
+        self._hyper: list[tuple[float, ...]] | None = None
+        self._settings: tuple[float, ...] | None = None
+        self._buffers: Buffers | None = None
+        self._unusual: set[Global] = set()  # figures that were written for one step only
+        # what CUDA graphs read: the plans of recorded steps, and the hyperparameters that they send again
+        self._recorded: list[object] = []
+        pin = device.type == "cuda"
+        self._host_hyper = HostStock(self.run.hyper.shape, torch.float64, pin)
+        self._host_settings = HostStock(self.run.settings.shape, torch.float64, pin)
+
+    def figures(self) -> Tensor:
+        """A copy of the run state: those of ``Global``, then a row of ``Group`` for each group."""
+        return torch.cat([self.run.globals, self.run.groups.flatten()])
+
+    def set_hyperparameters(
+        self,
+        hyper: Sequence[Sequence[float]],
+        settings: Sequence[float],
+        lr_tensors: Sequence[tuple[int, Tensor]],
+    ) -> None:
+        """Rows as in ``layout.Hyper`` and ``layout.Setting``; sent only when they changed.
+
+        A CUDA graph sends those of its capture at every replay; once there is one, so does every step.
+        ``lr_tensors`` are (group, learning rate) for those that live on the device: copied there.
+        """
+        rows = [tuple(row) for row in hyper]
+        always = bool(self._recorded) or capturing(self.device)
+        if always or rows != self._hyper:
+            self._write(self.run.hyper, rows, self._host_hyper)
+            self._hyper = rows
+        if always or tuple(settings) != self._settings:
+            self._write(self.run.settings, settings, self._host_settings)
+            self._settings = tuple(settings)
+        for group, lr in lr_tensors:
+            self.run.hyper[group, Hyper.LR].copy_(lr)
+
+    def plan(self, entries: Sequence[Entry]) -> object:
+        """The backend's plan for ``entries``, to be kept while their addresses stay."""
+        return self._backend.plan(entries, self.device)
+
+    def set_gradients(self, plan: object, gradients: Sequence[Tensor], *, moved: bool) -> None:
+        """Bring this step's gradients to ``plan``; ``moved`` if they are elsewhere than at the last."""
+        self._backend.set_gradients(plan, gradients, moved=moved)
+
+    def hand_in(self, loss: float | Tensor | None, scaling: Scaling) -> None:
+        """Write what the step has to know beside the gradients: the loss, if the algorithm needs it."""
+        if loss is not None:
+            self._write_figure(Global.FUNCTION_VALUE, loss)
+        for index, value, usual in (
+            (Global.GRAD_SCALE, scaling.grad_scale, 1.0),
+            (Global.CLIP_COEF, scaling.clip_coef, 1.0),
+            (Global.FOUND_INF, scaling.found_inf, 0.0),
+        ):
+            if value is not None:
+                value = plain(value)
+                check_recordable(index.name.lower(), value, self.device)
+                self._write_figure(index, value)
+                self._unusual.add(index)
+            elif index in self._unusual:
+                self._write_figure(index, usual)
+                self._unusual.remove(index)
+
+    def reduce(self, plan: object, *, with_e: bool) -> Tensor:
+        """Partial sums over the gradients that ``plan`` was told of, (n, len(Sum)); see the contract.
+
+        Args:
+            with_e: form sum g e too, for a Polyak step.
+        """
+        self._keep_if_recorded(plan)
+        with profiled("reduce"):
+            return self._backend.reduce(plan, with_e=with_e)
+
+    def share(
+        self, collective: Collective, partials: Tensor, figures: Tensor, has_gradient: bool
+    ) -> Tensor:
+        """The sums over all processes, (1, len(Sum)); in ``figures`` the loss becomes that of all.
+
+        Args:
+            figures: ``RunState.globals``, with the loss that was handed in.
+        """
+        if self._buffers is None:
+            self._buffers = Buffers(collective, self.device)
+        self._unusual.add(Global.FOUND_INF)
+        with profiled("all_reduce"):
+            return collective.all_reduce(partials, figures, has_gradient, self._buffers)
+
+    def adopt(self, figures: Tensor) -> None:
+        """Take over what ``share`` of another engine made of the loss, and whether all skip the step.
+
+        Args:
+            figures: ``RunState.globals`` of that engine.
+        """
+        self._unusual.add(Global.FOUND_INF)
+        for index in (Global.FUNCTION_VALUE, Global.FOUND_INF):
+            self.run.globals[index].copy_(figures[index], non_blocking=True)
+
+    def finish(self, plan: object, run: RunState, partials: Tensor | None) -> None:
+        """Finalize and update, without waiting for the device.
+
+        Args:
+            plan: made from the tensors that have a gradient, and told where these are.
+            run: ``self.run``, or a copy of it that belongs to the tensors of the plan.
+            partials: from ``reduce``, or None if the step has no sums.
+        """
+        self._keep_if_recorded(plan)
+        with profiled("finalize"):
+            self._backend.finalize(plan, run, partials)
+        with profiled("update"):
+            self._backend.update(plan, run)
+
+    def run_passes(self, plan: object, run: RunState, passes: Passes) -> None:
+        """The passes of one step: ``reduce``, ``share`` and ``finish``, as far as it needs them."""
+        partials = None
+        if passes.sums:
+            partials = self.reduce(plan, with_e=passes.with_e)
+            if passes.collective is not None:
+                partials = self.share(passes.collective, partials, run.globals, passes.has_gradient)
+        self.finish(plan, run, partials)
+
+    def _write_figure(self, index: Global, value: float | Tensor) -> None:
+        slot = self.run.globals[index]
+        on_host = isinstance(value, Tensor) and value.device.type == "cpu"
+        if isinstance(value, Tensor) and not (on_host and self.device.type != "cpu"):
+            slot.copy_(value.detach().reshape(()))
+        else:
+            slot.fill_(float(value))
+
+    def interpolate(self, plan: object, move: Move) -> None:
+        """Move the parameters of ``plan`` between y, x and z."""
+        self._keep_if_recorded(plan)
+        with profiled("interpolate"):
+            self._backend.interpolate(plan, self.run, move)
+
+    def shift(self, plan: object, betas: Tensor) -> None:
+        """y of the tensors of ``plan`` from b to ``betas``, float64, one for each parameter."""
+        b = self.run.tensors[:, Scalar.Y_BETA]
+        torch.sub(b, betas, out=self.run.tensor_coefs[:, TensorCoef.E_TO_Y])
+        b.copy_(betas)
+        self.interpolate(plan, Move.SHIFT)
+
+    def absorb_z(self, plan: object) -> None:
+        """After another optimizer's step on z: x follows it, and y and e are formed again."""
+        self._backend.finalize(plan, self.run, None)
+        self.interpolate(plan, Move.ABSORB_Z)
+
+    def put_back(self, plan: object) -> None:
+        """As ``absorb_z``, but x stays and nothing counts."""
+        self.run.globals[Global.SKIP] = 1
+        self.interpolate(plan, Move.ABSORB_Z)
+
+    def _keep_if_recorded(self, plan: object) -> None:
+        if capturing(self.device) and not any(plan is kept for kept in self._recorded):
+            self._recorded.append(plan)
+
+    def _write(self, buffer: Tensor, values: Iterable, stock: HostStock) -> None:
+        host = torch.tensor(values, dtype=torch.float64)
+        if capturing(self.device):
+            host = stock.give(host)
+        elif self.device.type == "cuda":
+            host = host.pin_memory()
+            stock.refill()
+        buffer.copy_(host, non_blocking=True)

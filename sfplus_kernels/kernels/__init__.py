@@ -1,1 +1,0 @@
-"""Triton kernels, one pass per file. Importing a module of this folder imports triton."""

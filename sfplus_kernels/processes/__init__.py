@@ -1,0 +1,1 @@
+"""The other processes: the one sum of a step, and what this process holds of a tensor."""

@@ -1,0 +1,115 @@
+"""One sum over all processes: what a step needs to know of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sfplus_kernels.contract.layout import Global, Sum
+
+LOSS_REDUCTIONS = ("mean", "sum", None)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Over whom the sums and the loss of a step are added up.
+
+    Every element of the model must count once: a process puts in its sums divided by the number of
+    processes that hold the same elements.
+
+    Args:
+        process_group: all processes that train this model; None is the default group.
+        shard_group: the processes among which plain tensors are divided (and DTensors beyond what they say
+            themselves); None where each process holds all of them, as under DDP.
+        loss_reduce: "mean" or "sum" of the processes' losses, or None where they are the same already.
+    """
+
+    process_group: Any = None
+    shard_group: Any = None
+    loss_reduce: str | None = "mean"
+
+    def __post_init__(self) -> None:
+        if self.loss_reduce not in LOSS_REDUCTIONS:
+            raise ValueError(
+                f"loss_reduce is {self.loss_reduce!r}; expected one of {LOSS_REDUCTIONS}"
+            )
+
+    @property
+    def size(self) -> int:
+        """The number of processes that train this model."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.process_group)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any other process."""
+        return self.size > 1
+
+    @property
+    def group_shards(self) -> int:
+        """Among how many processes the parameters are divided, beside what DTensors say themselves."""
+        return 1 if self.shard_group is None else dist.get_world_size(self.shard_group)
+
+    def check_shards(self, counts: Iterable[int]) -> None:
+        """Raise ValueError if a tensor is divided among processes that do not take part in the sum.
+
+        Args:
+            counts: the numbers of shards that there are, as in ``contract.Entry``.
+        """
+        size, beside = self.size, self.group_shards
+        for count in counts:
+            if size % (count * beside) != 0:
+                raise ValueError(
+                    f"a parameter is divided among {count * beside} processes, and process_group has {size}; "
+                    "expected a multiple: every element must count once in the sums of the step. Pass "
+                    "as process_group all processes that train this model (None is the default group)"
+                )
+
+    def all_reduce(
+        self, partials: Tensor, figures: Tensor, has_gradient: bool, buffers: Buffers
+    ) -> Tensor:
+        """The sums over all processes, (1, len(Sum)); ``figures`` (RunState.globals) get the loss.
+
+        One ``all_reduce`` of six float64 numbers, which every process must join, also one that holds
+        nothing. No process waits for its device. If one of them found an Inf, or none has a gradient,
+        all skip the step.
+        """
+        packed = buffers.packed
+        torch.sum(partials, 0, out=packed[: len(Sum)])
+        packed[: len(Sum)] *= self.group_shards / self.size
+        loss, found_inf, with_gradient = packed[len(Sum) :]
+        loss.copy_(figures[Global.FUNCTION_VALUE])
+        if self.loss_reduce == "mean":
+            loss /= self.size
+        found_inf.copy_(figures[Global.FOUND_INF])
+        with_gradient.fill_(float(has_gradient))
+        if buffers.sent is not packed:
+            buffers.sent.copy_(packed)
+        dist.all_reduce(buffers.sent, group=self.process_group)
+        if buffers.sent is not packed:
+            packed.copy_(buffers.sent)
+        if self.loss_reduce is not None:
+            figures[Global.FUNCTION_VALUE].copy_(loss)
+        figures[Global.FOUND_INF].copy_(torch.where(with_gradient > 0, found_inf, 1))
+        return packed[: len(Sum)].unsqueeze(0)
+
+
+class Buffers:
+    """What one optimizer sends in ``Collective.all_reduce``: made once, used by every step."""
+
+    def __init__(self, collective: Collective, device: torch.device) -> None:
+        self.packed = torch.zeros(len(Sum) + 3, dtype=torch.float64, device=device)
+        self.sent = self.packed
+        # such as "cpu:gloo,cuda:nccl": parameters may be on the host where only their GPUs meet
+        meeting = [
+            pair.partition(":")[0]
+            for pair in dist.get_backend_config(collective.process_group).split(",")
+        ]
+        if device.type not in meeting:
+            self.sent = torch.zeros_like(self.packed, device=meeting[0])
