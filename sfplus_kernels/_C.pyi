@@ -1,6 +1,6 @@
 """The compiled extension (csrc/bindings.cpp). Addresses are integers; whoever calls keeps the memory alive.
 
-The columns of every buffer are those of ``backends/layout.py``, dtypes are numbered as in
+The columns of every buffer are those of ``contract/layout.py``, dtypes are numbered as in
 ``layout()["DType"]``, and ``n_threads`` is the most that a pass may use, the caller's included. Every pass
 releases the GIL.
 """
@@ -19,7 +19,7 @@ class Table:
     ) -> None: ...
 
 class Run:
-    """The fp64 buffers of ``backends/contract.py``'s ``RunState``."""
+    """The fp64 buffers of ``contract/backend.py``'s ``RunState``."""
 
     def __init__(
         self,

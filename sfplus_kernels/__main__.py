@@ -1,39 +1,6 @@
-"""``python -m sfplus_kernels``: versions, devices and backends of this installation."""
+"""``python -m sfplus_kernels``: see ``cli``."""
 
-import importlib.metadata
-import platform
-
-import torch
-
-from sfplus_kernels._version import __version__
-from sfplus_kernels.backends.registry import report
-
-
-def _installed(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def main() -> None:
-    """Print the report."""
-    lines = {
-        "sfplus_kernels": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": _installed("triton"),
-        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }
-    for index in range(torch.cuda.device_count()):
-        lines[f"cuda:{index}"] = torch.cuda.get_device_name(index)
-    if not torch.cuda.is_available():
-        lines["cuda"] = "no device"
-    lines.update({f"backend {name}": status for name, status in report().items()})
-    width = max(map(len, lines))
-    for name, value in lines.items():
-        print(f"{name:<{width}}  {value}")
-
+from sfplus_kernels.cli.report import main
 
 if __name__ == "__main__":
     main()

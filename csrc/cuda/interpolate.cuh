@@ -10,7 +10,7 @@ namespace cuda {
 
 constexpr int kInterpolateTurns = 2;  // packs of each tensor that a thread has under way at once
 
-// One chunk per warp. See Move in sfplus_kernels/backends/layout.py.
+// One chunk per warp. See Move in sfplus_kernels/contract/layout.py.
 template <int move, class State, class Param>
 __global__ void __launch_bounds__(kThreads, 8) interpolate_kernel(const Table table, const Run run) {
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y

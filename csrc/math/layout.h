@@ -1,8 +1,8 @@
-// Where each number of the run lives: the same columns as sfplus_kernels/backends/layout.py, where they
+// Where each number of the run lives: the same columns as sfplus_kernels/contract/layout.py, where they
 // are explained. The lists are macros so that bindings.cpp can export them and a test compare them.
 #pragma once
 
-#define SFPLUS_RULE(X) X(POLYAK) X(SCHEDULED) X(PAPER) X(RECTIFIED)
+#define SFPLUS_RULE(X) X(POLYAK) X(GIVEN_LR) X(PAPER) X(RECTIFIED)
 #define SFPLUS_MOVE(X) X(TO_X) X(TO_Y) X(SHIFT) X(EXPOSE_Z) X(ABSORB_Z)
 #define SFPLUS_HYPER(X)                                                                    \
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \

@@ -1,4 +1,4 @@
-// What interpolate does to one element; see Move in sfplus_kernels/backends/layout.py and docs/algorithm.md.
+// What interpolate does to one element; see Move in sfplus_kernels/contract/layout.py and docs/algorithm.md.
 #pragma once
 
 #include "config.h"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfplus_kernels import _C
+from sfplus_kernels.backends.native import _C, DTYPES
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
@@ -24,9 +24,6 @@ from sfplus_kernels.contract.layout import Move
 CHUNK_SIZE = 16384
 """Elements: as long as a chunk's five buffers stay within a core's cache, and not so short that the
 hardware's prefetching starts anew too often."""
-
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-"""As ``DType`` in csrc/math/layout.h."""
 
 
 @dataclass

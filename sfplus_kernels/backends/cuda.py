@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels import _C
+from sfplus_kernels.backends.native import _C, DTYPES
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
@@ -21,9 +21,6 @@ from sfplus_kernels.backends.table import (
 )
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
 from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Move
-
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-"""As ``DType`` in csrc/math/layout.h."""
 
 WARPS_PER_BLOCK = 4
 """As ``kWarps`` in csrc/cuda/walk.cuh."""

@@ -53,7 +53,7 @@ def _cpu_reason(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"it works on CPU tensors only, not on {device.type}"
     try:
-        importlib.import_module("sfplus_kernels._C")
+        importlib.import_module("sfplus_kernels.backends.native")
     except ImportError as error:
         return (
             f"the compiled extension sfplus_kernels._C cannot be imported ({error}); "
@@ -64,7 +64,7 @@ def _cpu_reason(device: torch.device) -> str | None:
 
 def _cuda_reason(device: torch.device) -> str | None:
     try:
-        native: Any = importlib.import_module("sfplus_kernels._C")
+        native: Any = importlib.import_module("sfplus_kernels.backends.native")._C
     except ImportError as error:
         return f"the compiled extension sfplus_kernels._C cannot be imported ({error})"
     if native.CUDA_MISSING:
@@ -185,12 +185,6 @@ def names() -> list[str]:
     return list(_RECORDS)
 
 
-def check_name(name: str | None) -> None:
-    """Raise ValueError, with the known names, if ``name`` is neither None nor one of them."""
-    if name is not None and name not in _RECORDS:
-        raise ValueError(f"unknown backend {name!r}: expected one of {names()}, or None to choose")
-
-
 def select(name: str | None, device: torch.device) -> tuple[str, Backend]:
     """The backend for ``device``: the named one, else that of ``SFPLUS_BACKEND``, else the best.
 
@@ -198,8 +192,11 @@ def select(name: str | None, device: torch.device) -> tuple[str, Backend]:
         ValueError: unknown name.
         RuntimeError: a named backend is unavailable (there is no silent fallback), or none fits.
     """
-    requested = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
-    check_name(requested)
+    requested = os.environ.get(ENVIRONMENT_VARIABLE) or None if name is None else name
+    if requested is not None and requested not in _RECORDS:
+        raise ValueError(
+            f"unknown backend {requested!r}: expected one of {names()}, or None to choose"
+        )
     if requested is not None:
         reason = _RECORDS[requested].unavailable_reason(device)
         if reason is not None:

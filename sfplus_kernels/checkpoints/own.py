@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfplus_kernels.checkpoints import upstream
-from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.contract.algorithm import Algorithm
+from sfplus_kernels.contract.formats import SCALARS, needs_master, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
-
-if TYPE_CHECKING:
-    from sfplus_kernels.core.stateful import StatefulOptimizer
+from sfplus_kernels.state.containers import TensorState
 
 
 def checked_state(
-    optimizer: StatefulOptimizer, loaded: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Tensor]]]:
+    name: str, algorithm: Algorithm, groups: Sequence[Mapping[str, Any]], loaded: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[Tensor, TensorState]]:
     """Groups and per-parameter state of ``loaded``, copied to the parameters' devices and layouts.
+
+    Args:
+        name: of the class that loads.
+        groups: those that there are now.
+        loaded: the state dict.
 
     Raises:
         ValueError: another class, other groups, other keys, shapes or dtypes.
     """
-    groups, saved_groups = optimizer.param_groups, loaded["param_groups"]
+    saved_groups = loaded["param_groups"]
     from_upstream = upstream.is_upstream(saved_groups)
     if not from_upstream:
-        _check_class(type(optimizer).__name__, saved_groups)
+        _check_class(name, saved_groups)
     sizes = [len(group["params"]) for group in groups]
     saved_sizes = [len(group["params"]) for group in saved_groups]
     if sizes != saved_sizes:
@@ -36,13 +40,13 @@ def checked_state(
             "as in this optimizer: build it from the same model and groups"
         )
     if from_upstream:
-        converted = upstream.converted_groups(optimizer, saved_groups)
+        converted = upstream.converted_groups(name, algorithm, groups, saved_groups)
     else:
         converted = [dict(group) for group in saved_groups]
     states = {}
     for group, saved_group, new in zip(groups, saved_groups, converted, strict=True):
         new["params"] = saved_group["params"]
-        names = optimizer.state_tensors(new)
+        names = algorithm.buffers(new)
         for param, index in zip(group["params"], saved_group["params"], strict=True):
             state = loaded["state"].get(index)
             if not state:
@@ -53,16 +57,16 @@ def checked_state(
             else:
                 states[param] = _copied(param, names, state, index)
     if from_upstream:
-        _check_recoverable(optimizer, converted, states)
+        _check_recoverable(algorithm, converted, states)
     return converted, states
 
 
 def _check_recoverable(
-    optimizer: StatefulOptimizer, groups: list[dict[str, Any]], states: Mapping[Tensor, Any]
+    algorithm: Algorithm, groups: list[dict[str, Any]], states: Mapping[Tensor, Any]
 ) -> None:
     only_z = any("x" not in state for state in states.values())
     for group in groups:
-        if only_z and group["train_mode"] and optimizer.beta_of_y(group) == 0:
+        if only_z and group["train_mode"] and algorithm.beta_of_y(group) == 0:
             raise ValueError(
                 "upstream's state was saved in train mode with a momentum of 0, where y is z and x is "
                 "lost; save it in eval mode"
@@ -80,11 +84,11 @@ def _check_class(expected: str, saved_groups: list[dict[str, Any]]) -> None:
 
 def _copied(
     param: Tensor, buffers: Iterable[str], state: Mapping[str, Any], index: object
-) -> dict[str, Tensor]:
-    dtype = ops.state_dtype(param)
+) -> TensorState:
+    dtype = state_dtype(param.dtype)
     # in an order that is the same in all processes: DTensors are distributed together, one by one
-    names = (*buffers, *(["master_param"] if ops.needs_master(param) else []))
-    expected = {*names, "step", "y_beta"}
+    names = (*buffers, *(["master_param"] if needs_master(param.dtype) else []))
+    expected = {*names, *SCALARS}
     if set(state) != expected:
         raise ValueError(
             f"the state of parameter {index} has the keys {sorted(state)}; expected "
@@ -102,7 +106,7 @@ def _copied(
         # the parameter's own layout in memory, whatever that of the saved tensor
         part = torch.empty_like(local(param).detach(), dtype=dtype).copy_(placed_as(value, param))
         copied[name] = as_part_of(part, param)
-    for name in ("step", "y_beta"):
+    for name in SCALARS:
         value = torch.as_tensor(state[name])
         if value.dim() != 0:
             raise ValueError(

@@ -7,50 +7,54 @@ only with the parameter, which may be loaded after the state: that waits for the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.contract.algorithm import Algorithm
+from sfplus_kernels.contract.formats import needs_master, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
-from sfplus_kernels.state.tensors import TensorState
-
-if TYPE_CHECKING:
-    from sfplus_kernels.core.stateful import StatefulOptimizer
+from sfplus_kernels.state.containers import TensorState
 
 RUN_KEYS = ("k", "lr_max", "weight_sum")
 
 
-def is_upstream(groups: list[dict[str, Any]]) -> bool:
+def is_upstream(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether these are groups of a state dict that was not saved by a class of ours."""
     return not any("optimizer" in group for group in groups)
 
 
-def arguments(optimizer: object) -> list[str]:
+def arguments(cls: type) -> list[str]:
     """Names of the hyperparameters that a class has in common with its upstream namesake."""
-    signature = inspect.signature(type(optimizer).__init__).parameters.values()
+    signature = inspect.signature(cls).parameters.values()
     positional = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return [name for name in positional if name not in ("self", "params", "foreach")]
+    return [name for name in positional if name not in ("params", "foreach")]
 
 
 def converted_groups(
-    optimizer: StatefulOptimizer, saved_groups: list[dict[str, Any]]
+    name: str,
+    algorithm: Algorithm,
+    groups: Sequence[Mapping[str, Any]],
+    saved_groups: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Groups of an upstream state dict as ours; what upstream does not have keeps its present value.
+
+    Args:
+        name: of the class that loads.
+        groups: those that there are now.
 
     Raises:
         ValueError: the groups of something else, or of a run that cannot be continued.
     """
-    name = type(optimizer).__name__
-    needed = {*optimizer.upstream_arguments(), *RUN_KEYS}
-    if optimizer.has_modes:
+    needed = {*algorithm.upstream_arguments(), *RUN_KEYS}
+    if algorithm.has_modes:
         needed.add("train_mode")
     converted = []
-    for own, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+    for own, saved in zip(groups, saved_groups, strict=True):
         missing = sorted(needed - set(saved))
-        if missing or (not optimizer.has_modes and "train_mode" in saved):
+        if missing or (not algorithm.has_modes and "train_mode" in saved):
             what = f"lacks {', '.join(missing)}" if missing else "has modes"
             raise ValueError(
                 f"the state dict was saved by another optimizer: a group {what}; expected one of "
@@ -87,7 +91,7 @@ def unsettled_state(
                 f"{name} of parameter {index} has shape {tuple(value.shape)}; expected "
                 f"{tuple(param.shape)}"
             )
-        part = torch.empty_like(local(param).detach(), dtype=ops.state_dtype(param))
+        part = torch.empty_like(local(param).detach(), dtype=state_dtype(param.dtype))
         state[name] = as_part_of(part.copy_(placed_as(value, param)), param)
     state["step"] = torch.tensor(float(k), dtype=torch.float64, device=param.device)
     return state
@@ -99,7 +103,7 @@ def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> Non
     Raises:
         ValueError: x cannot be recovered.
     """
-    value = local(param).detach().to(ops.state_dtype(param))
+    value = local(param).detach().to(state_dtype(param.dtype))
     z = local(state.pop("z")).to(param.device)
     y = local(state.pop("y")).to(param.device) if "y" in state else None
     if "x" in state:
@@ -108,7 +112,7 @@ def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> Non
         e = z - value
     else:
         e = (z - value) / b
-    if ops.needs_master(param):
+    if needs_master(param.dtype):
         if y is None:
             y = value if train_mode else value + (1 - b) * e
         state["master_param"] = as_part_of(torch.empty_like(value).copy_(y), param)
@@ -116,16 +120,26 @@ def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> Non
     state["y_beta"] = torch.tensor(b, dtype=torch.float64, device=param.device)
 
 
-def upstream_state_dict(optimizer: StatefulOptimizer, *, with_x_and_y: bool) -> dict[str, Any]:
-    """A state dict for the class of the schedulefree package that has this one's name."""
-    saved = optimizer.state_dict()
-    params = optimizer._parameters()
+def upstream_state_dict(
+    algorithm: Algorithm,
+    saved: Mapping[str, Any],
+    params: Sequence[Tensor],
+    *,
+    with_x_and_y: bool,
+) -> dict[str, Any]:
+    """A state dict for the class of the schedulefree package that has this one's name.
+
+    Args:
+        saved: the optimizer's own state dict.
+        params: of all groups, in their order.
+        with_x_and_y: as upstream's references keep them.
+    """
     states = {}
     for number, own in saved["state"].items():
         param, e = params[number], local(own["displacement"])
         b = own["y_beta"].to(e.dtype)
         value = local(own.get("master_param", param)).detach()
-        holds_y = optimizer.param_groups[0]["train_mode"] or "master_param" in own
+        holds_y = saved["param_groups"][0]["train_mode"] or "master_param" in own
         iterates = {"z": value + (b * e if holds_y else e)}
         if with_x_and_y:
             iterates["x"] = value - (1 - b) * e if holds_y else value
@@ -135,8 +149,8 @@ def upstream_state_dict(optimizer: StatefulOptimizer, *, with_x_and_y: bool) -> 
             name: as_part_of(tensor.detach().to(param.dtype, copy=True), param)
             for name, tensor in (iterates | moments).items()
         }
-    names = [*optimizer.upstream_arguments(), *RUN_KEYS, "scheduled_lr", "params"]
-    names += ["train_mode"] if optimizer.has_modes else []
+    names = [*algorithm.upstream_arguments(), *RUN_KEYS, "scheduled_lr", "params"]
+    names += ["train_mode"] if algorithm.has_modes else []
     names += (
         ["inner_momentum"] if any(g.get("inner_momentum") for g in saved["param_groups"]) else []
     )

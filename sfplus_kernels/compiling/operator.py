@@ -12,15 +12,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from sfplus_kernels.core.fused import ScheduleFreeOptimizer
-from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.contract.backend import Entry, RunState
+from sfplus_kernels.contract.formats import BUFFERS
+from sfplus_kernels.engine.engine import Passes
+from sfplus_kernels.engine.runtime import HeldStep, Runtime
+from sfplus_kernels.processes.collective import Collective
 
 MAX_TENSORS = 2048
 """A step of more tensors (parameters and their state) stays outside of the graph: the time to compile one
@@ -30,7 +32,6 @@ MAX_KINDS = 4
 """A step with yet another set of parameters that have a gradient stays outside of the graph. Where the set
 changes at each step (experts that got no token), each step would be compiled anew."""
 
-STATE = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
 WRITTEN = ("globals", "groups", "tensors", "group_coefs", "tensor_coefs")
 READ = ("hyper", "settings")
 
@@ -40,19 +41,31 @@ class Operands:
     """The tensors of a plan as the operator takes them."""
 
     params: list[Tensor]  # without requires_grad: there is nothing to differentiate
-    state: list[Tensor]  # of each parameter in turn those named in STATE that it has
+    state: list[Tensor]  # of each parameter in turn those of BUFFERS that it has
     run: list[Tensor]  # those of the engine named in WRITTEN
     settings: list[Tensor]  # those named in READ
     traceable: bool  # whether the operator is to be called at all
     given: list[int] = dataclasses.field(default_factory=list)  # identities, as begin() gave them
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Traced:
-    """What is remembered of an optimizer."""
+    """What is remembered of an optimizer, and of its step that began last."""
 
     number: int  # by which the operator finds it
     kinds: set[tuple] = dataclasses.field(default_factory=set)  # of the steps that are in a graph
+    # a weak one: what the optimizer forgets is not to live on here
+    runtime: ref[Runtime] | None = None
+    collective: Collective | None = None
+
+
+class Holding(Protocol):
+    """An optimizer, as far as it matters here."""
+
+    def hold_back(
+        self, step: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[list[HeldStep], Any]:
+        """Call ``step`` without its passes, if that can be: they are left, with what it returned."""
 
 
 class Result:
@@ -62,13 +75,13 @@ class Result:
         self.value = value
 
 
-_traced: WeakKeyDictionary[ScheduleFreeOptimizer, Traced] = WeakKeyDictionary()
-_optimizers: WeakValueDictionary[int, ScheduleFreeOptimizer] = WeakValueDictionary()
+_traced: WeakKeyDictionary[Holding, Traced] = WeakKeyDictionary()
+_by_number: WeakValueDictionary[int, Traced] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
 def traced_step(
-    step: Callable[..., Any], optimizer: ScheduleFreeOptimizer, args: tuple, kwargs: dict[str, Any]
+    step: Callable[..., Any], optimizer: Holding, args: tuple, kwargs: dict[str, Any]
 ) -> Any:
     """``step`` of ``optimizer``, where torch.compile traces it. The operator has a graph of its own."""
     calls, result = begin(step, optimizer, args, kwargs)
@@ -94,39 +107,29 @@ def value_of(result: Result) -> Any:
 
 @torch.compiler.disable
 def begin(
-    step: Callable[..., Any], optimizer: ScheduleFreeOptimizer, args: tuple, kwargs: dict[str, Any]
+    step: Callable[..., Any], optimizer: Holding, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[list[tuple], Result]:
     """``step`` but for its passes; the calls of the operator that do the rest, and what it returned."""
-    hooks = _global_optimizer_post_hooks or optimizer._optimizer_step_post_hooks
-    if hooks or optimizer._shared_step is not None:
-        # hooks are to find the step done, and the passes of a shared one take the sums of others
-        return [], Result(step(optimizer, *args, **kwargs))
-    held: list[tuple[ops.Passes, list[Tensor]]] = []
-    optimizer._held_back = held
-    try:
-        result = step(optimizer, *args, **kwargs)
-    finally:
-        optimizer._held_back = None
-    return [call for one in held for call in _calls(optimizer, *one)], Result(result)
+    held, value = optimizer.hold_back(step, args, kwargs)
+    return [call for one in held for call in _calls(optimizer, one)], Result(value)
 
 
-def _calls(
-    optimizer: ScheduleFreeOptimizer, passes: ops.Passes, gradients: list[Tensor]
-) -> list[tuple]:
+def _calls(optimizer: Holding, held: HeldStep) -> list[tuple]:
     """Arguments of the operator that runs these passes; none if it is not to: then they have been run."""
-    kept, engine = optimizer._step_plan, optimizer._get_engine()
+    runtime, passes, gradients = held
+    kept = runtime.kept
     assert kept is not None
     if optimizer not in _traced:
-        _traced[optimizer] = Traced(next(_numbers))
-        _optimizers[_traced[optimizer].number] = optimizer
+        _traced[optimizer] = traced = Traced(next(_numbers))
+        _by_number[traced.number] = traced
     traced = _traced[optimizer]
+    traced.runtime, traced.collective = ref(runtime), passes.collective
     if kept.operands is None:
-        kept.operands = _operands(engine.run, kept.entries, traced.kinds)
+        kept.operands = _operands(runtime.engine.run, kept.entries, traced.kinds)
     operands = kept.operands
     assert isinstance(operands, Operands)
     if not operands.traceable:
-        engine.run_passes(kept.plan, engine.run, passes)
-        optimizer._send_figures()
+        runtime.run_passes(passes)
         return []
     gradients = [g.detach() if g.requires_grad else g for g in gradients]
     tensors = (operands.params, gradients, operands.state, operands.run, operands.settings)
@@ -135,9 +138,9 @@ def _calls(
     return [(*tensors, traced.number, *flags)]
 
 
-def _operands(run: ops.RunState, entries: Sequence[ops.Entry], kinds: set[tuple]) -> Operands:
+def _operands(run: RunState, entries: Sequence[Entry], kinds: set[tuple]) -> Operands:
     params = [entry.param.detach() for entry in entries]
-    buffers = [getattr(entry, name) for entry in entries for name in STATE]
+    buffers = [getattr(entry, name) for entry in entries for name in BUFFERS]
     state = [buffer for buffer in buffers if buffer is not None]
     memory = [tensor.untyped_storage().data_ptr() for tensor in (*params, *state) if tensor.numel()]
     # torch 2.6 is wrong about operators that write to several views of one piece of memory
@@ -170,23 +173,24 @@ def _step(
     has_gradient: bool,
 ) -> None:
     """The passes that are left of the step that ``begin`` began."""
-    owner = _optimizers[optimizer]
-    kept, engine = owner._step_plan, owner._get_engine()
+    traced = _by_number[optimizer]
+    runtime = None if traced.runtime is None else traced.runtime()
+    assert runtime is not None
+    kept, engine = runtime.kept, runtime.engine
     assert kept is not None
     assert isinstance(kept.operands, Operands)
-    passes = ops.Passes(sums, with_e, owner._collective if shared else None, has_gradient)
+    passes = Passes(sums, with_e, traced.collective if shared else None, has_gradient)
     if kept.operands.given == _identities((params, gradients, state, run, settings)):
-        engine.run_passes(kept.plan, engine.run, passes)
-        owner._send_figures()
+        runtime.run_passes(passes)
         return
     # copies, which get a plan for this one call
     buffers = iter(state)
     entries = []
     for entry, param in zip(kept.entries, params, strict=True):
-        given: dict[str, Any] = {n: next(buffers) for n in STATE if getattr(entry, n) is not None}
+        given: dict[str, Any] = {n: next(buffers) for n in BUFFERS if getattr(entry, n) is not None}
         entries.append(entry._replace(param=param.detach(), **given))
     names = (*WRITTEN, *READ)
-    copy = ops.RunState(**dict(zip(names, (*run, *settings), strict=True)))
+    copy = RunState(**dict(zip(names, (*run, *settings), strict=True)))
     plan = engine.plan(entries)
     engine.set_gradients(plan, gradients, moved=True)
     engine.run_passes(plan, copy, passes)

@@ -2,7 +2,7 @@
 
 Run state is on the device, but hyperparameters, counters and plans are Python values that may change at
 each step: traced, each change would compile the caller anew. So the methods run outside of the graph, as
-those of torch.optim do, but for the passes of a step, which become an operator (operators.py). That module
+those of torch.optim do, but for the passes of a step, which become an operator (operator.py). That module
 is imported where something is traced only: it needs torch._dynamo, which takes long to import.
 """
 
@@ -24,6 +24,7 @@ def untraced(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             return function(*args, **kwargs)
+        from sfplus_kernels.compiling import operator
 
         return operator.outside(function, args, kwargs)
 
@@ -49,6 +50,7 @@ def hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     def entry(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             return plain(optimizer, *args, **kwargs)
+        from sfplus_kernels.compiling import operator
 
         return operator.traced_step(plain, optimizer, args, kwargs)
 

@@ -1,4 +1,4 @@
-"""The contract between ``ops`` and the backends: what goes in, and the four operations.
+"""The contract between the engine and the backends: what goes in, and the four operations.
 
 A step is ``reduce`` (where the algorithm needs sums) -> ``finalize`` -> ``update``; ``interpolate`` moves
 the parameters between y, x and z. No operation allocates memory that grows with the model or waits for the

@@ -11,13 +11,29 @@ VIRTUAL_BLOCKS = 2048
 number of threads changes the order in which a sum is formed."""
 
 
+class HostRow(IntEnum):
+    """Columns of a row that the host writes."""
+
+    @classmethod
+    def row(cls, **values: float) -> tuple[float, ...]:
+        """A row of the buffer from its columns' names in lower case; a column that is not named is 0.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        row = [0.0] * len(cls)
+        for name, value in values.items():
+            row[cls[name.upper()]] = value
+        return tuple(row)
+
+
 class Rule(IntEnum):
     """Where gamma, the step size, comes from: the values of ``Setting.RULE``."""
 
     # ScheduleFree+: max(lr, eps) under warmup, times a Polyak step; omega = gamma^2 weight_decay
     POLYAK = 0
     # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma weight_decay, here and below
-    SCHEDULED = 1
+    GIVEN_LR = 1
     # AdamWScheduleFreePaper: also times sqrt(1 - beta2^(k + 1)); v is not bias corrected
     PAPER = 2
     # RAdamScheduleFree: lr times RAdam's rectification; without it (rho_t <= 4) SGD, or nothing
@@ -37,7 +53,7 @@ class Move(IntEnum):
     ABSORB_Z = 4  # and back: (z, x) -> y, e, after x has followed z by c_k
 
 
-class Hyper(IntEnum):
+class Hyper(HostRow):
     """Hyperparameters of one group: a row of ``RunState.hyper``, written by the host."""
 
     LR = 0
@@ -53,7 +69,7 @@ class Hyper(IntEnum):
     SILENT_SGD_PHASE = 10  # 1 if gamma is 0 while RAdam is not rectified
 
 
-class Setting(IntEnum):
+class Setting(HostRow):
     """Hyperparameters that all groups share: ``RunState.settings``, written by the host."""
 
     RULE = 0

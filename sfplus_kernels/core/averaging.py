@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels.contract.layout import Hyper, Rule
-from sfplus_kernels.core.fused import ScheduleFreeOptimizer
+from sfplus_kernels.checkpoints import wrapped
+from sfplus_kernels.contract.layout import Hyper, Move, Rule, Setting
 from sfplus_kernels.core.hyperparameters import check_lr, check_number
-from sfplus_kernels.engine.engine import Engine, Move
+from sfplus_kernels.core.modes import ScheduleFreeOptimizer
+from sfplus_kernels.engine.engine import Engine
 from sfplus_kernels.processes.sharding import local_gradients
-from sfplus_kernels.state.tensors import Iterates
+from sfplus_kernels.state.iterates import Iterates
+from sfplus_kernels.state.tensors import make_entries
 
 
 class Averaging(ScheduleFreeOptimizer):
@@ -41,27 +43,21 @@ class Averaging(ScheduleFreeOptimizer):
         }
         super().__init__(groups, defaults, backend)
 
-    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""
-        return (
-            check_lr(group["lr"]),
-            check_number("momentum", group["momentum"], 0, 1),
-            0.0,
-            0.0,
-            0.0,
-            check_number("weight_decay_at_y", group["weight_decay_at_y"], 0),
-            check_number("r", group["r"]),
-            0.0,
-            0.0,
-            check_number("weight_lr_power", group["weight_lr_power"], 0),
-            0.0,
+        return Hyper.row(
+            lr=check_lr(group["lr"]),
+            sf_beta1=check_number("momentum", group["momentum"], 0, 1),
+            weight_decay=check_number("weight_decay_at_y", group["weight_decay_at_y"], 0),
+            r=check_number("r", group["r"]),
+            weight_lr_power=check_number("weight_lr_power", group["weight_lr_power"], 0),
         )
 
-    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def settings_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
-        return (Rule.SCHEDULED, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+        return Setting.row(rule=Rule.GIVEN_LR, grad_sign=1.0)
 
-    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """e alone."""
         return ("displacement",)
 
@@ -104,6 +100,40 @@ class Averaging(ScheduleFreeOptimizer):
         self._check_between_steps()
         return super().state_dict()
 
+    # -- for the wrapper ----------------------------------------------------------------------------
+
+    def only_makes_state(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a step is no step, but a checkpoint loader's way to have the state made.
+
+        Args:
+            groups: the base's, here and below.
+        """
+        self.follow_lr(groups)
+        return not self.param_groups[0]["train_mode"] and self._all_lr_zero()
+
+    def make_state(self) -> None:
+        """Make the state that a first step would make."""
+        self._only_create_state()
+
+    def merged_state_dict(self, base: Mapping[str, Any]) -> dict[str, Any]:
+        """``base``, the base's state dict, with the state of the averages."""
+        return wrapped.merged(base, self.state_dict())
+
+    def merged_upstream_state_dict(self, base: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for upstream's wrapper."""
+        return wrapped.merged_upstream(base, self.to_upstream_state_dict())
+
+    def load_own_part(
+        self, loaded: Mapping[str, Any], base_defaults: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Load the averages' part of what one of the two above made; the rest, which is the base's."""
+        train_mode = self.param_groups[0]["train_mode"]
+        base, own = wrapped.parted(loaded, base_defaults, train_mode=train_mode)
+        self.load_state_dict(own)
+        return base
+
+    # -- the step -----------------------------------------------------------------------------------
+
     @contextmanager
     def z_in_parameters(self) -> Iterator[None]:
         """Within it the parameters with a gradient hold z; then x follows z, and they hold y again.
@@ -114,11 +144,13 @@ class Averaging(ScheduleFreeOptimizer):
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
         hyper, settings = self._check_groups()
-        params = self._parameters()
-        gradients = local_gradients(params)
-        active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
+        self._settle()
+        containers = self._containers()
+        gradients = local_gradients(containers.params)
+        active = [p for p, g in zip(containers.params, gradients, strict=True) if g is not None]
         self._no_gradients = not active
-        plan, engine = self._valid_plan(params, gradients).plan, self._get_engine()
+        runtime = self._get_runtime()
+        plan, engine = runtime.step_plan(containers, gradients).plan, runtime.engine
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
         self._holds_z = True
         engine.interpolate(plan, Move.EXPOSE_Z)
@@ -129,22 +161,21 @@ class Averaging(ScheduleFreeOptimizer):
         except BaseException:
             self._holds_z = False
             self._take_back_decay(engine, active)
-            engine.put_back(self._valid_plan(params, gradients).plan)
+            engine.put_back(runtime.step_plan(self._containers(), gradients).plan)
             raise
         self._holds_z = False
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
-        engine.absorb_z(
-            self._valid_plan(params, gradients).plan
-        )  # p.data may be another tensor now
+        # p.data may be another tensor now
+        engine.absorb_z(runtime.step_plan(self._containers(), gradients).plan)
         torch.autograd.graph.increment_version(active)
-        self._send_figures()
+        runtime.send_figures()
         for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
             group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])
             group["k"] += 1
 
     def _take_back_decay(self, engine: Engine, active: Sequence[Tensor]) -> None:
         """z - omega y -> z, where y = b x + (1 - b) z. Not made for speed."""
-        for entry, state in self._entries(list(active)):
+        for entry, state in make_entries(self._containers(), active, engine.run.tensors):
             hyper = engine.run.hyper[entry.group]
             omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
             b, x = state["y_beta"], entry.displacement

@@ -1,4 +1,4 @@
-"""The closure forms: the parameters hold x between steps, so no ``train()`` or ``eval()`` is needed."""
+"""A closure form: the parameters hold x between steps, so no ``train()`` or ``eval()`` is needed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.layout import Hyper
-from sfplus_kernels.core.given_lr import ScheduledOptimizer
-from sfplus_kernels.optim.adamw_schedule_free import AdamWScheduleFree
-from sfplus_kernels.optim.radam_schedule_free import RAdamScheduleFree
-from sfplus_kernels.optim.sgd_schedule_free import SGDScheduleFree
-from sfplus_kernels.state.tensors import Iterates
+from sfplus_kernels.core.given_lr import GivenLrOptimizer
+from sfplus_kernels.core.modes import ScheduleFreeOptimizer
+from sfplus_kernels.state.iterates import Iterates
 
 
-class ClosureForm(ScheduledOptimizer):
+class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
     """What a closure form adds to an optimizer: y exists only while the closure runs.
 
     In terms of the displacement form the parameter is y written with b = 1, which is x. A step moves it
@@ -30,15 +28,15 @@ class ClosureForm(ScheduledOptimizer):
     # Tensors of (n_params,) that ``Engine.shift`` takes, and what they were made from.
     _betas: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
-    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``, with the beta that the parameters have at rest."""
-        row = list(super().check_group(group))
+        row = list(super().hyper_row(group))
         row[Hyper.SF_BETA1] = 1.0
         return tuple(row)
 
     def beta_of(self, group: Mapping[str, Any]) -> float:
         """beta of y, where the closure is called."""
-        return super().check_group(group)[Hyper.SF_BETA1]
+        return super().hyper_row(group)[Hyper.SF_BETA1]
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """As upstream."""
@@ -110,7 +108,7 @@ class ClosureForm(ScheduledOptimizer):
         """What ``Engine.shift`` takes to move all parameters to y, and to x."""
         betas = [(self.beta_of(group), len(group["params"])) for group in self.param_groups]
         values = tuple(beta for beta, size in betas for _ in range(size))
-        device = self._get_engine().device
+        device = self._get_runtime().engine.device
         if self._betas is None or self._betas[0] != values or self._betas[1].device != device:
             y_betas = torch.tensor(values, dtype=torch.float64).to(device)
             self._betas = (values, y_betas, torch.ones_like(y_betas))
@@ -119,61 +117,7 @@ class ClosureForm(ScheduledOptimizer):
     def _shift(self, params: list[Tensor], purpose: str, betas: Tensor) -> None:
         """Rewrite parameters as y of ``betas``; those that are so already stay."""
         if params:
-            self._get_engine().shift(self._valid_move_plan(params, purpose), betas)
+            runtime = self._get_runtime()
+            plan = runtime.move_plan(self._containers(), params, purpose)
+            runtime.engine.shift(plan, betas)
             torch.autograd.graph.increment_version(params)
-
-
-class AdamWScheduleFreeClosure(ClosureForm, AdamWScheduleFree):
-    """``AdamWScheduleFree`` that holds x between steps; ``step`` takes a closure.
-
-    Arguments, in upstream's order, are those of ``AdamWScheduleFree``.
-    """
-
-
-class RAdamScheduleFreeClosure(ClosureForm, RAdamScheduleFree):
-    """``RAdamScheduleFree`` that holds x between steps; ``step`` takes a closure.
-
-    Arguments, in upstream's order, are those of ``RAdamScheduleFree``.
-    """
-
-
-class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
-    """``SGDScheduleFree`` that holds x between steps; ``step`` takes a closure.
-
-    Arguments are those of ``SGDScheduleFree``, but as upstream ``weight_decay`` comes before ``momentum``.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 1.0,
-        weight_decay: float = 0,
-        momentum: float = 0.9,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        max_grad_norm: float | None = None,
-        skip_nonfinite: bool = False,
-        process_group: Any = None,
-        shard_group: Any = None,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum,
-            weight_decay,
-            warmup_steps,
-            r,
-            weight_lr_power,
-            foreach,
-            maximize=maximize,
-            max_grad_norm=max_grad_norm,
-            skip_nonfinite=skip_nonfinite,
-            process_group=process_group,
-            shard_group=shard_group,
-            backend=backend,
-        )

@@ -1,4 +1,4 @@
-"""What the Schedule-Free optimizers without a Polyak step share: gamma is a given learning rate."""
+"""Where gamma comes from, one way: it is a given learning rate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.compiling.tracing import ends_with_its_passes
-from sfplus_kernels.contract.layout import Global, Rule
-from sfplus_kernels.core.fused import ScheduleFreeOptimizer
+from sfplus_kernels.contract.layout import Global, Rule, Setting
+from sfplus_kernels.core.fused import FusedOptimizer
 from sfplus_kernels.core.hyperparameters import check_max_grad_norm
 
 
-class ScheduledOptimizer(ScheduleFreeOptimizer):
-    """Base of the Schedule-Free optimizers whose step size is a given learning rate.
+class GivenLrOptimizer(FusedOptimizer):
+    """Base of the optimizers whose step size is a given learning rate.
 
     A step is one pass over memory. ``group["scheduled_lr"]`` is current after each step: a float, or,
     where ``lr`` is a tensor or a step may be skipped (``skip_nonfinite``, ``max_grad_norm``, AMP), a
@@ -23,13 +23,16 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
     """
 
     shared_arguments = ("maximize", "max_grad_norm", "skip_nonfinite")
-    rule = Rule.SCHEDULED
+    rule = Rule.GIVEN_LR
     _host_counts = True  # whether ``k`` in the groups is that of the device
 
-    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def settings_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
-        sign = -1.0 if group["maximize"] else 1.0
-        return (self.rule, 0.0, 0.0, 0.0, 0.0, sign, check_max_grad_norm(group["max_grad_norm"]))
+        return Setting.row(
+            rule=self.rule,
+            grad_sign=-1.0 if group["maximize"] else 1.0,
+            max_grad_norm=check_max_grad_norm(group["max_grad_norm"]),
+        )
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """As upstream."""
@@ -72,7 +75,7 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
         if closure is None and not self.param_groups[0]["train_mode"] and self._all_lr_zero():
             self._only_create_state()
             return None
-        self._check_train_mode()
+        self.check_may_step()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -88,7 +91,9 @@ class ScheduledOptimizer(ScheduleFreeOptimizer):
         self._run_step(check_finite=self.looks_first)
         # where no step is skipped, the host can count along
         self._host_counts = host_counts
-        for group, gamma in zip(self.param_groups, self._get_engine().scheduled_lr, strict=True):
+        for group, gamma in zip(
+            self.param_groups, self._get_runtime().engine.scheduled_lr, strict=True
+        ):
             host = self._host_counts and not isinstance(group["lr"], Tensor)
             group["scheduled_lr"] = float(group["lr"]) * self.lr_factor(group) if host else gamma
             if self._host_counts:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sfplus_kernels.compiling.tracing import untraced
-from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.state.checks import check_loss
 
 WRAPPED = ("optimizer", "_optimizer")
 """Where Accelerate's, Lightning's and Fabric's wrappers keep the optimizer that they wrap."""
@@ -57,4 +57,4 @@ def report_loss(optimizer: Any, loss: float | Tensor, weight: float | Tensor = 1
                 f"report_loss got a {type(optimizer).__name__}; expected AdamCScheduleFreePlus, the "
                 "optimizer whose step needs the loss, or a wrapper around it"
             )
-    inner.loss_reports.add(ops.check_loss(loss), weight)
+    inner.loss_reports.add(check_loss(loss), weight)

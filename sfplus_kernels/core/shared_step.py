@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sfplus_kernels.core.hyperparameters import check_shared
+from sfplus_kernels.engine.runtime import ReadyStep
 from sfplus_kernels.processes.collective import Collective
 
-if TYPE_CHECKING:
-    from sfplus_kernels.core.fused import ScheduleFreeOptimizer
-    from sfplus_kernels.engine.plans import ReadyStep
+
+class Member(Protocol):
+    """An optimizer, as far as a shared step knows it."""
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def shared_arguments(self) -> tuple[str, ...]:
+        """The arguments that must be the same in all groups."""
+
+    def check_may_step(self) -> None:
+        """Raise RuntimeError if this is no time for a step."""
+
+    def any_gradient(self) -> bool:
+        """Whether any parameter has one."""
+
+    def ready(self) -> ReadyStep:
+        """Everything checked and prepared for the passes over this step's gradients."""
 
 
 class SharedStep:
@@ -37,18 +53,18 @@ class SharedStep:
     """
 
     def __init__(self) -> None:
-        self._members: list[weakref.ref[ScheduleFreeOptimizer]] = []
+        self._members: list[weakref.ref[Member]] = []
         # those that have not taken the present sums yet
-        self._waiting: weakref.WeakSet[ScheduleFreeOptimizer] = weakref.WeakSet()
+        self._waiting: weakref.WeakSet[Member] = weakref.WeakSet()
         self._sums: Tensor | None = None  # (1, len(Sum))
         self._figures: Tensor | None = None  # Global's, of the one that formed them
 
     @property
-    def members(self) -> Sequence[ScheduleFreeOptimizer]:
+    def members(self) -> Sequence[Member]:
         """The optimizers that share the step, in the order in which they were made."""
         return [member for ref in self._members if (member := ref()) is not None]
 
-    def join(self, optimizer: ScheduleFreeOptimizer) -> None:
+    def join(self, optimizer: Member) -> None:
         """Add an optimizer.
 
         Raises:
@@ -60,11 +76,9 @@ class SharedStep:
 
     def any_gradient(self) -> bool:
         """Whether any parameter of any member has one."""
-        return any(p.grad is not None for m in self.members for p in m._parameters())
+        return any(member.any_gradient() for member in self.members)
 
-    def sums(
-        self, member: ScheduleFreeOptimizer, ready: ReadyStep, collective: Collective | None
-    ) -> Tensor:
+    def sums(self, member: Member, ready: ReadyStep, collective: Collective | None) -> Tensor:
         """The sums over the gradients of all members, for the step of ``member``.
 
         Raises:
@@ -75,22 +89,21 @@ class SharedStep:
         self._waiting.discard(member)
         assert self._sums is not None
         assert self._figures is not None
-        engine = member._get_engine()
+        engine = ready.engine
         if engine.run.globals is not self._figures and collective is not None:
             engine.adopt(self._figures)
         return self._sums.to(engine.device, non_blocking=True)
 
-    def _form(
-        self, first: ScheduleFreeOptimizer, ready: ReadyStep, collective: Collective | None
-    ) -> None:
+    def _form(self, first: Member, ready: ReadyStep, collective: Collective | None) -> None:
         others = [member for member in self.members if member is not first]
         for member in others:
-            member._check_train_mode()
-        everyone = {id(first): ready, **{id(member): member._ready_step() for member in others}}
-        engine = first._get_engine()
+            member.check_may_step()
+        everyone = {id(first): ready, **{id(member): member.ready() for member in others}}
+        engine = ready.engine
         sums = torch.zeros(1, 3, dtype=torch.float64, device=engine.device)
         for member in self.members:
-            partials = member._get_engine().reduce(everyone[id(member)].plan, with_e=True)
+            one = everyone[id(member)]
+            partials = one.engine.reduce(one.kept.plan, with_e=True)
             sums += partials.sum(0, keepdim=True).to(engine.device, non_blocking=True)
         if collective is not None:
             sums = engine.share(collective, sums, engine.run.globals, self.any_gradient()).clone()

@@ -1,95 +1,72 @@
-"""What an optimizer keeps: groups and their run state, per-tensor state, plans, checkpoints."""
+"""What an optimizer keeps: groups and their run state, per-tensor state, checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfplus_kernels.backends.registry import check_name
 from sfplus_kernels.checkpoints import upstream
 from sfplus_kernels.checkpoints.own import checked_state
-from sfplus_kernels.compiling import tracing
+from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Global, Hyper
 from sfplus_kernels.core.hyperparameters import check_shared
-from sfplus_kernels.engine import engine as ops
-from sfplus_kernels.engine.delayed_figures import DelayedFigures
-from sfplus_kernels.engine.engine import Engine
-from sfplus_kernels.engine.plans import KeptPlan, move_key, step_key
-from sfplus_kernels.processes.collective import Collective
-from sfplus_kernels.processes.sharding import local, local_gradients
-from sfplus_kernels.state import run as run_state
-from sfplus_kernels.state.tensors import TensorState, create_missing_state, make_entries
-
-ALONE = Collective()
-"""With the processes of the default group, if there are any."""
+from sfplus_kernels.core.untraced_steps import UntracedSteps
+from sfplus_kernels.engine.runtime import Runtime
+from sfplus_kernels.processes.sharding import local_gradients
+from sfplus_kernels.state import run
+from sfplus_kernels.state.checks import check_parameters
+from sfplus_kernels.state.containers import Containers, TensorState
+from sfplus_kernels.state.tensors import create_missing_state
 
 
-class StatefulOptimizer(torch.optim.Optimizer):
+class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     """An optimizer whose run state lives in fp64 buffers on the parameters' device.
 
     ``param_groups`` show it as of the last ``state_dict()``, ``metrics()`` or pickle, whichever came last:
     reading it costs a synchronisation.
     """
 
-    # What an algorithm adds to this class; see also check_group, check_settings and state_tensors.
+    # What an algorithm adds to this class, as ``contract.algorithm.Algorithm`` wants it.
     shared_arguments: tuple[str, ...] = ("maximize",)  # the same in all groups
     # run state without a group: key in the groups -> its place
-    global_keys: Mapping[str, Global] = run_state.COUNTERS_OF_SKIPS
-    advances_without_gradients = True  # whether a step with no gradient at all counts
-    has_modes = True  # whether the parameters hold y in train mode and x in eval mode
-
-    # torch wraps the step of each class with it
-    profile_hook_step = staticmethod(tracing.hooked)  # type: ignore[assignment]
+    global_keys: Mapping[str, Global] = run.COUNTERS_OF_SKIPS
+    has_modes = False  # whether the parameters hold y in train mode and x in eval mode
 
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
     _backend_name: str | None = None
-    _collective = ALONE  # process groups cannot be pickled: a copy has the default one
-    _engine: Engine | None = None
-    _step_plan: KeptPlan | None = None
-    _move_plans: Mapping[str, KeptPlan] = MappingProxyType({})  # by what each is for
+    _runtime: Runtime | None = None  # all that is derived from groups and state
     _n_groups = 0
-    _no_gradients = False
-    _delayed: DelayedFigures | None = None  # from the first metrics(wait=False) on
     _loading: Mapping[Tensor, TensorState] | None = None
     _settled = True  # False while a loaded state has z instead of the displacement
 
-    def __init__(
-        self,
-        params: Any,
-        defaults: dict[str, Any],
-        backend: str | None,
-        collective: Collective = ALONE,
-    ) -> None:
-        check_name(backend)
+    def __init__(self, params: Any, defaults: dict[str, Any], backend: str | None) -> None:
         self._backend_name = backend
-        self._collective = collective
         params = [params] if isinstance(params, Tensor) else list(params)
         if not any(p["params"] if isinstance(p, dict) else True for p in params):
             raise ValueError(
                 "got an empty parameter list; expected at least one parameter: is it an iterator that "
                 "was used up, or a model without parameters?"
             )
-        run = dict.fromkeys((*self.global_keys, *run_state.GROUP_KEYS), 0)
+        run_state = dict.fromkeys((*self.global_keys, *run.GROUP_KEYS), 0)
         mode = {"train_mode": not self.has_modes, "optimizer": type(self).__name__}
-        super().__init__(params, defaults | run | mode)
+        super().__init__(params, defaults | run_state | mode)
         if backend is not None:
-            self._get_engine()  # a named backend that is unavailable raises here, not at step 1
+            self._get_runtime()  # a named backend that is unavailable raises here, not at step 1
 
     # -- groups and their checks ------------------------------------------------------------------
 
-    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The hyperparameters of a group as a row of ``layout.Hyper``; raises if out of range."""
         raise NotImplementedError
 
-    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def settings_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The global settings as ``layout.Setting``; raises if out of range."""
         raise NotImplementedError
 
-    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the buffers that a parameter of this group has in its state."""
         raise NotImplementedError
 
@@ -99,11 +76,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     def beta_of_y(self, group: Mapping[str, Any]) -> float:
         """beta with which the last step of a group wrote y."""
-        return self.check_group(group)[Hyper.SF_BETA1]
+        return self.hyper_row(group)[Hyper.SF_BETA1]
 
     def upstream_arguments(self) -> list[str]:
         """The hyperparameters that upstream's class of this name has too."""
-        return upstream.arguments(self)
+        return upstream.arguments(type(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its ``k`` starts at 0, its mode is that of the optimizer.
@@ -122,12 +99,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
         self._n_groups = len(self.param_groups)
         try:
             self._check_groups()
-            ops.check_parameters(self._parameters())
+            check_parameters(self._parameters())
         except Exception:
             self.param_groups[:] = settled
             self._n_groups = len(settled)
             raise
-        self._forget_engine()
+        self._runtime = None
 
     def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
         if len(self.param_groups) != self._n_groups:
@@ -136,63 +113,21 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 "expected all of them in one step. DeepSpeed's ZeRO steps each group by itself, where one "
                 "step size for all is impossible: make one group there. To add one, use add_param_group()"
             )
-        hyper = [self.check_group(group) for group in self.param_groups]
+        hyper = [self.hyper_row(group) for group in self.param_groups]
         check_shared(self.param_groups, self.shared_arguments)
-        return hyper, self.check_settings(self.param_groups[0])
+        return hyper, self.settings_row(self.param_groups[0])
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
-
-    def _valid_plan(self, params: list[Tensor], gradients: list[Tensor | None]) -> KeptPlan:
-        """The plan for these tensors: the last one if nothing moved, else a new one.
-
-        Args:
-            gradients: of each parameter's gradient what this process holds (``local_gradients``).
-        """
-        self._settle()
-        active = [p for p, g in zip(params, gradients, strict=True) if g is not None]
-        present = [g for g in gradients if g is not None]
-        key = step_key(active, present)
-        last = self._step_plan
-        if last is not None and last.serves(key, self._state_key()):
-            return last
-
-        ops.check_not_capturing(params[0].device)
-        ops.check_parameters(params)
-        for index, (param, grad) in enumerate(zip(params, gradients, strict=True)):
-            if grad is not None:
-                ops.check_gradient(local(param), grad, index)
-        engine = self._get_engine()
-        self._create_state(params, gradients)
-        dtypes = {id(p): g.dtype for p, g in zip(active, present, strict=True)}
-        entries = self._entries(active, dtypes)
-        self._step_plan = KeptPlan.make(engine, entries, key, self._state_key())
-        return self._step_plan
 
     def _parameters_with_state(self) -> list[Tensor]:
         self._settle()
         return [p for p in self._parameters() if self.state.get(p)]
 
-    def _valid_move_plan(self, params: list[Tensor], purpose: str = "modes") -> object:
-        """As ``_valid_plan``, for a pass that reads no gradients; one is kept for each ``purpose``."""
-        key = move_key(params)
-        last = self._move_plans.get(purpose)
-        if last is None or not last.serves(key, self._state_key()):
-            ops.check_not_capturing(params[0].device)
-            engine = self._get_engine()
-            last = KeptPlan.make(engine, self._entries(params), key, self._state_key())
-            self._move_plans = {**self._move_plans, purpose: last}
-        return last.plan
-
-    def _state_key(self) -> tuple:
-        buffers = (self.state_tensors(group) for group in self.param_groups)
-        return (id(self.state), len(self.state), *buffers)
-
-    def _entries(
-        self, params: list[Tensor], grad_dtypes: Mapping[int, torch.dtype] | None = None
-    ) -> list[tuple[ops.Entry, TensorState]]:
-        scalars = self._get_engine().run.tensors
-        return make_entries(params, self.param_groups, self.state, scalars, grad_dtypes)
+    def _containers(self) -> Containers:
+        """What a step reads of this optimizer: as it is now, for one call."""
+        buffers = [self.buffers(group) for group in self.param_groups]
+        return Containers(self.param_groups, self.state, self._parameters(), buffers)
 
     def _all_lr_zero(self) -> bool:
         return all(float(group["lr"]) == 0 for group in self.param_groups)
@@ -202,47 +137,35 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
         These set every ``lr`` to 0, and gradients to zero, to have the state made; nothing else changes.
         """
-        params = self._parameters()
-        self._create_state(params, local_gradients(params))
-
-    def _create_state(self, params: list[Tensor], gradients: list[Tensor | None]) -> None:
-        names = [self.state_tensors(group) for group in self.param_groups for _ in group["params"]]
-        create_missing_state(self.state, params, gradients, names)
+        containers = self._containers()
+        create_missing_state(containers, local_gradients(containers.params))
 
     # -- run state and checkpoints ------------------------------------------------------------------
 
-    def _get_engine(self) -> Engine:
-        """The engine, made from the groups' run state at first use or after the model moved."""
-        device = self._parameters()[0].device
-        if self._engine is not None and self._engine.device != device:
+    def _get_runtime(self) -> Runtime:
+        """What is derived, made from groups and state at first use or after the model moved."""
+        device = next(p.device for group in self.param_groups for p in group["params"])
+        if self._runtime is not None and self._runtime.engine.device != device:
             self._save_run_state()
-            self._forget_engine()
-        if self._engine is None:
-            params = self._parameters()
-            ops.check_parameters(params)
-            engine = Engine(self._backend_name, device, len(self.param_groups), len(params))
-            run_state.into_engine(self.param_groups, engine, self.global_keys)
-            self._engine = engine
-        return self._engine
-
-    def _forget_engine(self) -> None:
-        self._engine = self._step_plan = self._delayed = None
-        self._move_plans = {}
+            self._runtime = None
+        if self._runtime is None:
+            self._runtime = Runtime(self._backend_name, self._containers(), self.global_keys)
+        return self._runtime
 
     def _save_run_state(self) -> None:
         """Write the engine's run state into the groups (one synchronisation)."""
-        if self._engine is not None:
-            figures = self._engine.figures().tolist()
-            run_state.into_groups(figures, self.param_groups, self.global_keys)
+        if self._runtime is not None:
+            figures = self._runtime.engine.figures().tolist()
+            run.into_groups(figures, self.param_groups, self.global_keys)
 
-    @tracing.untraced
+    @untraced
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``, with the run state in the groups."""
         self._settle()
         self._save_run_state()
         return super().state_dict()
 
-    @tracing.untraced
+    @untraced
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict()`` of the same class; every buffer keeps its dtype and its bits.
 
@@ -256,7 +179,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
         def check_last(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             # Runs after the user's own hooks. torch would cast the state to the parameter's dtype,
             # so it gets none, and __setstate__ puts ours in its place.
-            groups, self._loading = checked_state(self, loaded)
+            groups, self._loading = checked_state(
+                type(self).__name__, self, self.param_groups, loaded
+            )
             return {**loaded, "state": {}, "param_groups": groups}
 
         handle = self.register_load_state_dict_pre_hook(check_last)
@@ -286,7 +211,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
         Save the parameters with it, in the same mode. Each tensor's own count of steps is lost: upstream
         has one for the group. ``inner_momentum`` needs upstream's development version.
         """
-        return upstream.upstream_state_dict(self, with_x_and_y=False)
+        return self._upstream_state_dict(with_x_and_y=False)
+
+    def _upstream_state_dict(self, *, with_x_and_y: bool) -> dict[str, Any]:
+        return upstream.upstream_state_dict(
+            self, self.state_dict(), self._parameters(), with_x_and_y=with_x_and_y
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
@@ -299,7 +229,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
             self._settled = all("displacement" in one for one in self._loading.values())
         super().__setstate__(state)
         self._n_groups = len(self.param_groups)
-        self._forget_engine()
+        self._runtime = None
         for group in self.param_groups:  # keys that an older version did not save
             for key, value in self.defaults.items():
                 if key != "differentiable":  # torch's own, which it does not put into groups either

@@ -7,7 +7,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.contract.capture import capturing
+from sfplus_kernels.engine.engine import Engine
 
 COPIES = 4
 """Under way or the newest that arrived: a step that finds none free is not copied."""
@@ -16,7 +17,7 @@ COPIES = 4
 class DelayedFigures:
     """The newest of an engine's figures that have arrived on the host."""
 
-    def __init__(self, engine: ops.Engine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._on_gpu = engine.device.type == "cuda"
         size = engine.figures().numel()
@@ -29,7 +30,7 @@ class DelayedFigures:
     def send(self) -> None:
         """Start a copy of the figures as the work that is queued so far will leave them."""
         self._collect()  # or nobody would, where figures are asked for once in many steps
-        if not self._free or ops.capturing(self._engine.device):
+        if not self._free or capturing(self._engine.device):
             return
         copy, event = self._free.pop(), None
         copy.copy_(self._engine.figures(), non_blocking=True)

@@ -1,57 +1,24 @@
-"""The functional form of a step.
+"""One step as passes over memory: ``reduce``, ``finalize``, ``update``.
 
-``Engine`` holds what one optimizer needs beside its per-tensor state: the fp64 run state, the chosen
-backend and its plan. It turns (entries, hyperparameters, loss) into ``reduce``, ``finalize``, ``update``, and
-gives each pass a range in the profiler.
+``Engine`` holds what one optimizer needs beside its per-tensor state: the fp64 run state and the chosen
+backend. It gives each pass a range in the profiler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _profiler_enabled
 
 from sfplus_kernels.backends.registry import select
 from sfplus_kernels.contract.backend import Entry, RunState
-from sfplus_kernels.contract.capture import (
-    HostStock,
-    capturing,
-    check_not_capturing,
-    check_recordable,
-)
+from sfplus_kernels.contract.capture import HostStock, capturing, check_recordable
 from sfplus_kernels.contract.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
+from sfplus_kernels.engine.profiling import profiled
 from sfplus_kernels.processes.collective import Buffers, Collective
 from sfplus_kernels.processes.sharding import plain
-from sfplus_kernels.state.checks import (
-    check_gradient,
-    check_loss,
-    check_parameters,
-    needs_master,
-    state_dtype,
-)
-
-STATE_TENSORS = ("exp_avg", "exp_avg_sq", "displacement")
-
-__all__ = [
-    "Engine",
-    "Entry",
-    "Move",
-    "Passes",
-    "RunState",
-    "Scaling",
-    "capturing",
-    "check_gradient",
-    "check_loss",
-    "check_not_capturing",
-    "check_parameters",
-    "check_recordable",
-    "needs_master",
-    "state_dtype",
-]
 
 
 class Scaling(NamedTuple):
@@ -71,18 +38,8 @@ class Passes(NamedTuple):
     has_gradient: bool  # whether there is any in this process, or the step counts without
 
 
-NO_RANGE = nullcontext()
-
-
-def profiled(name: str) -> AbstractContextManager[Any]:
-    """A range of that name in torch's profiler (and in NVTX, if it emits that); nothing without one."""
-    if _profiler_enabled():
-        return torch.profiler.record_function(f"sfplus_kernels::{name}")
-    return NO_RANGE
-
-
 class Engine:
-    """Run state, backend and plan of one optimizer on one device.
+    """Run state and backend of one optimizer on one device.
 
     Args:
         backend: name of a backend, or None for the best one.

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, is_, itemgetter
-from typing import NamedTuple
 
 from torch import Tensor
 
-from sfplus_kernels.engine import engine as ops
+from sfplus_kernels.contract.backend import Entry
+from sfplus_kernels.engine.engine import Engine
 from sfplus_kernels.processes.sharding import local_parts
-from sfplus_kernels.state.tensors import TensorState
+from sfplus_kernels.state.checks import check_gradient
+from sfplus_kernels.state.containers import Containers, TensorState
 
 ADDRESS, NUMEL, STRIDES = Tensor.data_ptr, Tensor.numel, Tensor.stride
 DTYPE, LAYOUT = attrgetter("dtype"), attrgetter("layout")
@@ -28,18 +29,18 @@ class KeptPlan:
     plan: object
     key: tuple  # parameters, their memory, the dtypes of their gradients
     state_key: tuple  # the state's identity, its size, its buffers in each group
-    entries: list[ops.Entry]
+    entries: list[Entry]
     states: list[TensorState]
     displacements: list[Tensor]  # of each state
     shards: frozenset[int]  # among how many processes the tensors are divided
     gradient_key: tuple = field(default_factory=tuple)
-    operands: object = None  # as torch.compile gets to see its tensors: see operators.py
+    operands: object = None  # as torch.compile gets to see its tensors: see compiling/operator.py
 
     @classmethod
     def make(
         cls,
-        engine: ops.Engine,
-        entries: Sequence[tuple[ops.Entry, TensorState]],
+        engine: Engine,
+        entries: Sequence[tuple[Entry, TensorState]],
         key: tuple,
         state_key: tuple,
     ) -> KeptPlan:
@@ -56,7 +57,7 @@ class KeptPlan:
         )
 
     def bring_gradients(
-        self, engine: ops.Engine, gradients: Sequence[Tensor], *, recording: bool
+        self, engine: Engine, gradients: Sequence[Tensor], *, recording: bool
     ) -> None:
         """Tell the plan where this step's gradients are, before the passes that read them.
 
@@ -67,7 +68,7 @@ class KeptPlan:
         moved = recording or key != self.gradient_key
         if moved and 0 in key[0]:  # no memory, for the checks of a new plan have not seen this one
             for entry, gradient in zip(self.entries, gradients, strict=True):
-                ops.check_gradient(entry.param, gradient, entry.slot)
+                check_gradient(entry.param, gradient, entry.slot)
         engine.set_gradients(self.plan, gradients, moved=moved)
         self.gradient_key = () if recording else key
 
@@ -79,15 +80,6 @@ class KeptPlan:
             return all(map(is_, map(DISPLACEMENT, self.states), self.displacements))
         except KeyError:  # a state was emptied
             return False
-
-
-class ReadyStep(NamedTuple):
-    """A step that only has to be taken: its gradients are where the plan expects them."""
-
-    plan: object
-    shards: frozenset[int]
-    params: list[Tensor]  # those with a gradient
-    gradients: list[Tensor]  # kept alive until the step is taken
 
 
 def step_key(params: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple:
@@ -105,3 +97,8 @@ def move_key(params: Sequence[Tensor]) -> tuple:
         list(map(NUMEL, parts)),
         list(map(STRIDES, parts)),
     )
+
+
+def state_key(containers: Containers) -> tuple:
+    """What must stay of the state for any plan to be kept."""
+    return (id(containers.state), len(containers.state), *containers.buffers)

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sfplus_kernels.checkpoints import upstream
-from sfplus_kernels.compiling.tracing import ends_with_its_passes
-from sfplus_kernels.contract.layout import Global, Rule
-from sfplus_kernels.core.fused import ScheduleFreeOptimizer
+from sfplus_kernels.contract.layout import Hyper, Rule, Setting
 from sfplus_kernels.core.hyperparameters import (
     check_betas,
     check_lr,
     check_max_grad_norm,
     check_number,
 )
-from sfplus_kernels.core.losses import LossReports
+from sfplus_kernels.core.modes import ScheduleFreeOptimizer
+from sfplus_kernels.core.polyak import PolyakOptimizer
 from sfplus_kernels.core.shared_step import SharedStep
-from sfplus_kernels.engine import engine as ops
-from sfplus_kernels.processes.collective import Collective
-from sfplus_kernels.state.run import POLYAK_KEYS
 
 
-class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
+class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
     r"""ScheduleFree+ (arXiv 2605.19095; upstream class ``AdamCScheduleFreePlusPaper``).
 
     Trains without a learning-rate schedule: the step size ``gamma = lr * polyak_lr`` comes from the loss
@@ -80,17 +74,11 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
     """
 
     shared_arguments = (
+        *PolyakOptimizer.shared_arguments,
         "sf_beta1",
         "sf_beta1_max",
         "sf_beta1_anneal_steps",
-        "polyak_beta",
-        "f_star",
-        "maximize",
-        "max_grad_norm",
     )
-    global_keys = POLYAK_KEYS
-    advances_without_gradients = False
-    _loss_reports: LossReports | None = None
 
     def __init__(
         self,
@@ -134,49 +122,50 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
             "maximize": maximize,
             "max_grad_norm": max_grad_norm,
         }
-        collective = Collective(process_group, shard_group, loss_reduce)
-        super().__init__(params, defaults, backend, collective)
-        if shared_step is not None:
-            shared_step.join(self)
-            self._shared_step = shared_step
+        super().__init__(
+            params,
+            defaults,
+            backend,
+            process_group=process_group,
+            shard_group=shard_group,
+            loss_reduce=loss_reduce,
+            shared_step=shared_step,
+        )
 
-    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""
         beta1, beta2 = check_betas(group["betas"])
-        return (
-            check_lr(group["lr"]),
-            check_number("sf_beta1", group["sf_beta1"], 0, 1, open_high=_annealed(group)),
-            beta1,
-            beta2,
-            check_number("eps", group["eps"], 0, open_low=True),
-            check_number("weight_decay", group["weight_decay"], 0),
-            check_number("r", group["r"]),
-            check_number("c_warmup", group["c_warmup"], 0),
-            check_number("warmup_steps", group["warmup_steps"], 0),
-            check_number("weight_lr_power", group["weight_lr_power"]),
-            0.0,
+        return Hyper.row(
+            lr=check_lr(group["lr"]),
+            sf_beta1=check_number("sf_beta1", group["sf_beta1"], 0, 1, open_high=_annealed(group)),
+            beta1=beta1,
+            beta2=beta2,
+            eps=check_number("eps", group["eps"], 0, open_low=True),
+            weight_decay=check_number("weight_decay", group["weight_decay"], 0),
+            r=check_number("r", group["r"]),
+            c_warmup=check_number("c_warmup", group["c_warmup"], 0),
+            warmup_steps=check_number("warmup_steps", group["warmup_steps"], 0),
+            weight_lr_power=check_number("weight_lr_power", group["weight_lr_power"]),
         )
 
-    def check_settings(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def settings_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
-        return (
-            Rule.POLYAK,
-            check_number("sf_beta1_max", group["sf_beta1_max"], 0, 1, open_high=_annealed(group)),
-            check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0),
-            check_number("polyak_beta", group["polyak_beta"], 0, 1, open_high=True),
-            check_number("f_star", group["f_star"]),
-            -1.0 if group["maximize"] else 1.0,
-            check_max_grad_norm(group["max_grad_norm"]),
+        anneal_steps = check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0)
+        return Setting.row(
+            rule=Rule.POLYAK,
+            sf_beta1_max=check_number(
+                "sf_beta1_max", group["sf_beta1_max"], 0, 1, open_high=anneal_steps > 0
+            ),
+            sf_beta1_anneal_steps=anneal_steps,
+            polyak_beta=check_number("polyak_beta", group["polyak_beta"], 0, 1, open_high=True),
+            f_star=check_number("f_star", group["f_star"]),
+            grad_sign=-1.0 if group["maximize"] else 1.0,
+            max_grad_norm=check_max_grad_norm(group["max_grad_norm"]),
         )
 
-    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Both moments and e."""
         return ("exp_avg", "exp_avg_sq", "displacement")
-
-    def figures(self) -> tuple[Global, ...]:
-        """All but the mark of a skipped step and what is only handed in."""
-        inputs = (Global.SKIP, Global.GRAD_SCALE, Global.CLIP_COEF, Global.FOUND_INF)
-        return tuple(figure for figure in Global if figure not in inputs)
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """eps."""
@@ -190,94 +179,6 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer):
         s = min(k / anneal_steps, 1)
         ends = math.log1p(-group["sf_beta1"]), math.log1p(-group["sf_beta1_max"])
         return 1 - math.exp((1 - s) * ends[0] + s * ends[1])
-
-    def to_upstream_state_dict(self) -> dict[str, Any]:
-        """A state dict that upstream's ``AdamCScheduleFreePlusPaper`` loads and continues from.
-
-        Save the parameters with it, in the same mode. Each tensor's own count of steps is lost: upstream
-        has one for the group.
-
-        Raises:
-            ValueError: ``polyak_beta`` is above 0, where upstream's running mean is another one.
-        """
-        if any(group["polyak_beta"] > 0 for group in self.param_groups):
-            raise ValueError(
-                f"polyak_beta is {self.param_groups[0]['polyak_beta']}; expected 0: upstream keeps another "
-                "running mean of the gradient's L1 norm and would not continue this run"
-            )
-        state_dict = upstream.upstream_state_dict(self, with_x_and_y=True)
-        for group in state_dict["param_groups"]:
-            group.update(grad_l1_ema=0.0, polyak_denom_ema=0.0)
-        return state_dict
-
-    @ends_with_its_passes
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self,
-        closure: Callable[[], float | Tensor] | None = None,
-        *,
-        loss: float | Tensor | None = None,
-        clip_coef: float | Tensor | None = None,
-    ) -> float | Tensor | None:
-        """One step at the gradients in ``param.grad``.
-
-        Args:
-            closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
-            loss: the loss that ``backward()`` was called on: a 0-dim tensor on any device (never waited
-                for) or a float. If there is none, the mean of what ``report_loss`` was told since the
-                last step.
-            clip_coef: the factor, at most 1, by which the gradients were clipped before; the Polyak step
-                is then that of the unclipped ones. Not together with ``max_grad_norm``.
-
-        Returns:
-            The loss. Without a loss, and only when every ``lr`` is 0, state is allocated
-            and nothing else happens (checkpoint loaders do that).
-
-        Raises:
-            RuntimeError: in eval mode.
-            TypeError, ValueError: no loss, two losses, not a scalar, not a number; unusable gradients.
-                Nothing has changed then.
-        """
-        if closure is None and loss is None:
-            loss = self.loss_reports.take()
-        if closure is None and loss is None and self._all_lr_zero():
-            self._only_create_state()
-            return None
-        self._check_train_mode()
-        if closure is not None:
-            if loss is not None:
-                raise ValueError("step() got a closure and a loss; pass one of them")
-            with torch.enable_grad():
-                loss = closure()
-        if loss is None:
-            raise ValueError(
-                "step() got no loss (or the closure returned None); the Polyak step size needs it: "
-                "call step(loss=loss), step(closure) with a closure that returns the loss, or "
-                "report_loss(optimizer, loss) before step()"
-            )
-        if clip_coef is not None and self.param_groups[0]["max_grad_norm"] is not None:
-            raise ValueError(
-                "step() got clip_coef, but max_grad_norm is "
-                f"{self.param_groups[0]['max_grad_norm']}: clip in one place, outside or here"
-            )
-        self._run_step(ops.check_loss(loss), clip_coef=clip_coef)
-        if not self._no_gradients:
-            for group, gamma in zip(
-                self.param_groups, self._get_engine().scheduled_lr, strict=True
-            ):
-                group["scheduled_lr"] = gamma
-        return loss
-
-    @property
-    def loss_reports(self) -> LossReports:
-        """The losses of the micro-batches since the last step; see ``report_loss``."""
-        if self._loss_reports is None:  # also after pickle and deepcopy, which do not take it along
-            self._loss_reports = LossReports()
-        return self._loss_reports
-
-    def step_func(self, function_value: float | Tensor | None = None) -> float | Tensor | None:
-        """Upstream's name for ``step(loss=function_value)``."""
-        return self.step(loss=function_value)
 
 
 def _annealed(group: Mapping[str, Any]) -> bool:

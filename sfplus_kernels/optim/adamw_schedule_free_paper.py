@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.contract.layout import Rule
-from sfplus_kernels.core.given_lr import ScheduledOptimizer
+from sfplus_kernels.contract.layout import Hyper, Rule
+from sfplus_kernels.core.given_lr import GivenLrOptimizer
 from sfplus_kernels.core.hyperparameters import check_betas, check_lr, check_number
-from sfplus_kernels.processes.collective import Collective
+from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 
 
-class AdamWScheduleFreePaper(ScheduledOptimizer):
+class AdamWScheduleFreePaper(ScheduleFreeOptimizer, GivenLrOptimizer):
     r"""Schedule-Free AdamW with the paper's bias correction (upstream class ``AdamWScheduleFreePaper``).
 
     The second moment is not bias corrected; gamma, and with it the averaging weights, has a factor
@@ -84,26 +84,25 @@ class AdamWScheduleFreePaper(ScheduledOptimizer):
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
         }
-        super().__init__(params, defaults, backend, Collective(process_group, shard_group))
-
-    def check_group(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        """A row of ``layout.Hyper``."""
-        sf_beta1, beta2 = check_betas(group["betas"], first_may_be_one=True)
-        return (
-            check_lr(group["lr"]),
-            sf_beta1,
-            0.0,
-            beta2,
-            check_number("eps", group["eps"], 0, open_low=True),
-            check_number("weight_decay", group["weight_decay"], 0),
-            check_number("r", group["r"]),
-            0.0,
-            check_number("warmup_steps", group["warmup_steps"], 0),
-            check_number("weight_lr_power", group["weight_lr_power"], 0),
-            0.0,
+        super().__init__(
+            params, defaults, backend, process_group=process_group, shard_group=shard_group
         )
 
-    def state_tensors(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+        """A row of ``layout.Hyper``."""
+        sf_beta1, beta2 = check_betas(group["betas"], first_may_be_one=True)
+        return Hyper.row(
+            lr=check_lr(group["lr"]),
+            sf_beta1=sf_beta1,
+            beta2=beta2,
+            eps=check_number("eps", group["eps"], 0, open_low=True),
+            weight_decay=check_number("weight_decay", group["weight_decay"], 0),
+            r=check_number("r", group["r"]),
+            warmup_steps=check_number("warmup_steps", group["warmup_steps"], 0),
+            weight_lr_power=check_number("weight_lr_power", group["weight_lr_power"], 0),
+        )
+
+    def buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Adam's second moment and e."""
         return ("exp_avg_sq", "displacement")
 

@@ -9,17 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels.checkpoints import upstream
-from sfplus_kernels.compiling import tracing
 from sfplus_kernels.core.averaging import Averaging
-from sfplus_kernels.core.fused import ScheduleFreeOptimizer
-from sfplus_kernels.state.tensors import Iterates
-
-OWN_STATE = ("displacement", "master_param", "averaging_step", "y_beta")
-"""Keys that the wrapper adds to each parameter's part of a state dict; the others are the base's."""
+from sfplus_kernels.core.modes import ScheduleFreeOptimizer
+from sfplus_kernels.core.untraced_steps import UntracedSteps
+from sfplus_kernels.state.iterates import Iterates
 
 
-class ScheduleFreeWrapper(torch.optim.Optimizer):
+class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
     r"""Schedule-Free averaging around any optimizer (arXiv 2405.15682; upstream ``ScheduleFreeWrapper``).
 
     The base optimizer steps z; x is the average of the z, and gradients are taken at y between the two.
@@ -44,9 +40,6 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
 
     ``state`` is the base's. If the base's step raises, the parameters are put back (to rounding).
     """
-
-    # torch wraps the step of each class with it
-    profile_hook_step = staticmethod(tracing.hooked)  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -135,13 +128,11 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
         averaging = self._averaging
-        if closure is None and not averaging.param_groups[0]["train_mode"]:
-            averaging.follow_lr(self.param_groups)
-            if averaging._all_lr_zero():
-                self.base.step()  # makes its state, and moves nothing
-                averaging._only_create_state()
-                return None
-        averaging._check_train_mode()
+        if closure is None and averaging.only_makes_state(self.param_groups):
+            self.base.step()  # makes its state, and moves nothing
+            averaging.make_state()
+            return None
+        averaging.check_may_step()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -165,29 +156,11 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, with the averages' state beside each parameter's and in ``"averaging"`` of a group."""
-        merged, own = self.base.state_dict(), self._averaging.state_dict()
-        state = {index: dict(values) for index, values in merged["state"].items()}
-        for index, values in own["state"].items():
-            values = dict(values)
-            values["averaging_step"] = values.pop("step")
-            state.setdefault(index, {}).update(values)
-        groups = [
-            {**group, "averaging": {k: v for k, v in other.items() if k != "params"}}
-            for group, other in zip(merged["param_groups"], own["param_groups"], strict=True)
-        ]
-        return {**merged, "state": state, "param_groups": groups}
+        return self._averaging.merged_state_dict(self.base.state_dict())
 
     def to_upstream_state_dict(self) -> dict[str, Any]:
         """A state dict for upstream's ``ScheduleFreeWrapper`` around the same base."""
-        own, saved = self._averaging.to_upstream_state_dict(), self.base.state_dict()
-        state = {index: dict(values) for index, values in saved["state"].items()}
-        for index, values in own["state"].items():
-            state.setdefault(index, {}).update(values)
-        groups = [
-            {**group, **{key: other[key] for key in upstream.RUN_KEYS}}
-            for group, other in zip(saved["param_groups"], own["param_groups"], strict=True)
-        ]
-        return {**saved, "state": state, "param_groups": groups}
+        return self._averaging.merged_upstream_state_dict(self.base.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict()``, or from that of upstream's ``ScheduleFreeWrapper``.
@@ -197,33 +170,7 @@ class ScheduleFreeWrapper(torch.optim.Optimizer):
         Raises:
             ValueError: the state of something else, or of other groups or shapes.
         """
-        groups = state_dict["param_groups"]
-        if all("averaging" in group for group in groups):
-            own_groups = [{**g["averaging"], "params": g["params"]} for g in groups]
-            own_keys: tuple[str, ...] = OWN_STATE
-        elif all(key in group for group in groups for key in upstream.RUN_KEYS):
-            keys = ("lr", "params", *upstream.RUN_KEYS)
-            mode = {"train_mode": self._averaging.param_groups[0]["train_mode"]}
-            own_groups = [{key: group[key] for key in keys} | mode for group in groups]
-            own_keys = ("x", "y", "z")
-        else:
-            raise ValueError(
-                "the state dict was not saved by ScheduleFreeWrapper: a group has neither 'averaging' nor "
-                f"{', '.join(upstream.RUN_KEYS)}; load it into the class that wrote it"
-            )
-        own: dict[Any, dict[str, Any]] = {}
-        rest: dict[Any, dict[str, Any]] = {}
-        for index, values in state_dict["state"].items():
-            for key, value in values.items():
-                part = own if key in own_keys else rest
-                part.setdefault(index, {})[key.removeprefix("averaging_")] = value
-        not_the_base = {"averaging", *upstream.RUN_KEYS} - set(self.base.defaults)
-        base_groups = [
-            {key: value for key, value in group.items() if key not in not_the_base}
-            for group in groups
-        ]
-        self._averaging.load_state_dict({"state": own, "param_groups": own_groups})
-        self.base.load_state_dict({**state_dict, "state": rest, "param_groups": base_groups})
+        self.base.load_state_dict(self._averaging.load_own_part(state_dict, self.base.defaults))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"base": self.base, "_averaging": self._averaging, "defaults": self.defaults}

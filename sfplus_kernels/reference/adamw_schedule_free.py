@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.reference.given_lr import ScheduledReference, moving_average
+from sfplus_kernels.reference.given_lr import GivenLrReference, moving_average
 
 
-class AdamWScheduleFreeReference(ScheduledReference):
+class AdamWScheduleFreeReference(GivenLrReference):
     """The oracle of the tests and the plain peer of the benchmarks: simplest code, more memory.
 
     Arguments as in ``sfplus_kernels.AdamWScheduleFree``, without checks. Keeps exp_avg_sq too, and

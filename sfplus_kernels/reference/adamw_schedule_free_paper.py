@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.reference.given_lr import ScheduledReference, moving_average, warmup
+from sfplus_kernels.reference.given_lr import GivenLrReference, moving_average, warmup
 
 
-class AdamWScheduleFreePaperReference(ScheduledReference):
+class AdamWScheduleFreePaperReference(GivenLrReference):
     """The oracle of the tests and the plain peer of the benchmarks: simplest code, more memory.
 
     Arguments as in ``sfplus_kernels.AdamWScheduleFreePaper``, without checks. Keeps exp_avg_sq too.

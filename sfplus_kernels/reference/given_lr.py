@@ -11,7 +11,7 @@ AVERAGING = {"k": 0, "lr_max": -1.0, "weight_sum": 0.0, "ckp1": 0.0, "scheduled_
 """Run state of a group before its first step."""
 
 
-class ScheduledReference(torch.optim.Optimizer):
+class GivenLrReference(torch.optim.Optimizer):
     """An algorithm says what its gamma, its beta and its direction u are; the rest is here.
 
     Three buffers per parameter in its dtype (x, y, z) beside those of the direction.

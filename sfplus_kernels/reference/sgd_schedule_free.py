@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.reference.given_lr import ScheduledReference
+from sfplus_kernels.reference.given_lr import GivenLrReference
 
 
-class SGDScheduleFreeReference(ScheduledReference):
+class SGDScheduleFreeReference(GivenLrReference):
     """The oracle of the tests and the plain peer of the benchmarks: simplest code, more memory.
 
     Arguments as in ``sfplus_kernels.SGDScheduleFree``, without checks.

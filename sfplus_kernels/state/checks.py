@@ -8,19 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sfplus_kernels.contract.formats import FLOAT_DTYPES
 from sfplus_kernels.processes.sharding import holds_sums, local, plain
-
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def state_dtype(param: Tensor) -> torch.dtype:
-    """dtype of a parameter's state and of the arithmetic on it: float64 for float64, else float32."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-def needs_master(param: Tensor) -> bool:
-    """Whether y is kept in a float32 ``master_param`` because the parameter itself is too coarse."""
-    return param.dtype != state_dtype(param)
 
 
 def check_parameters(params: Sequence[Tensor]) -> torch.device:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from sfplus_kernels.contract.backend import RunState
 from sfplus_kernels.contract.layout import Global, Group
-from sfplus_kernels.engine.engine import Engine
 
 # group key -> where the engine keeps it
 COUNTERS_OF_SKIPS = {
@@ -26,23 +26,25 @@ GROUP_KEYS = {
 COUNTERS = ("k", *COUNTERS_OF_SKIPS)
 
 
-def into_engine(
-    groups: list[dict[str, Any]], engine: Engine, global_keys: Mapping[str, Global]
-) -> None:
-    """Fill a fresh engine's buffers from the groups."""
-    for key, index in global_keys.items():
-        engine.run.globals[index] = float(groups[0][key])
+def fill(run: RunState, groups: Sequence[Mapping[str, Any]], keys: Mapping[str, Global]) -> None:
+    """Fill fresh buffers from the groups.
+
+    Args:
+        keys: the run state without a group that there is; see ``Algorithm.global_keys``.
+    """
+    for key, index in keys.items():
+        run.globals[index] = float(groups[0][key])
     rows = [[float(group[key]) for key in GROUP_KEYS] for group in groups]
     values = torch.tensor(rows, dtype=torch.float64)
-    engine.run.groups[:, list(GROUP_KEYS.values())] = values.to(engine.device)
+    run.groups[:, list(GROUP_KEYS.values())] = values.to(run.groups.device)
 
 
 def into_groups(
-    figures: Sequence[float], groups: list[dict[str, Any]], global_keys: Mapping[str, Global]
+    figures: Sequence[float], groups: Sequence[dict[str, Any]], keys: Mapping[str, Global]
 ) -> None:
     """Write ``Engine.figures()`` into the groups."""
     for number, group in enumerate(groups):
-        values = {key: figures[index] for key, index in global_keys.items()}
+        values = {key: figures[index] for key, index in keys.items()}
         values |= of_group(figures, number)
         group.update({k: int(v) if k in COUNTERS else v for k, v in values.items()})
 

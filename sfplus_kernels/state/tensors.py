@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from sfplus_kernels.contract.backend import Entry
+from sfplus_kernels.contract.formats import (
+    ALGORITHM_BUFFERS,
+    BUFFERS,
+    SCALARS,
+    needs_master,
+    state_dtype,
+)
 from sfplus_kernels.contract.layout import Scalar
-from sfplus_kernels.engine import engine as ops
-from sfplus_kernels.engine.engine import Entry
 from sfplus_kernels.processes.sharding import as_part_of, is_dtensor, local, shards
-
-TensorState = dict[str, Tensor]
-SCALARS = ("step", "y_beta")  # in the order of layout.Scalar
-BUFFERS = (*ops.STATE_TENSORS, "master_param")
-
-
-class Iterates(NamedTuple):
-    """The three sequences at one parameter: fresh tensors of its shape, in the state's dtype."""
-
-    x: Tensor
-    y: Tensor
-    z: Tensor
-
-
-def iterates(param: Tensor, state: TensorState | None, train_mode: bool) -> Iterates:
-    """z = y + b e and x = y - (1 - b) e; three copies of a parameter that has no state yet."""
-    value = local(param).detach()
-    if not state:
-        values = [value.to(ops.state_dtype(param), copy=True) for _ in Iterates._fields]
-        return Iterates(*(as_part_of(copy, param) for copy in values))
-    e, b = local(state["displacement"]), state["y_beta"]
-    z_share, x_share = b.to(e.dtype) * e, (1 - b).to(e.dtype) * e
-    if "master_param" in state:
-        y = local(state["master_param"]).clone()
-    elif train_mode:
-        y = value.clone()
-    else:
-        y = value + x_share
-    return Iterates(*(as_part_of(t, param) for t in (y - x_share, y, y + z_share)))
+from sfplus_kernels.state.containers import Containers, TensorState
 
 
 def new_state(param: Tensor, names: Iterable[str]) -> TensorState:
     """State before the first step: zero moments, x = y = z = the parameter."""
-    value, dtype = local(param).detach(), ops.state_dtype(param)
+    value, dtype = local(param).detach(), state_dtype(param.dtype)
     buffers = {name: torch.zeros_like(value, dtype=dtype) for name in names}
-    if ops.needs_master(param):
+    if needs_master(param.dtype):
         buffers["master_param"] = torch.empty_like(value, dtype=dtype).copy_(value)
     state = {name: as_part_of(buffer, param) for name, buffer in buffers.items()}
     for name in SCALARS:
@@ -55,24 +32,27 @@ def new_state(param: Tensor, names: Iterable[str]) -> TensorState:
     return state
 
 
-def create_missing_state(
-    states: MutableMapping[Tensor, TensorState],
-    params: Iterable[Tensor],
-    gradients: Iterable[Tensor | None],
-    names: Iterable[tuple[str, ...]],
-) -> None:
-    """New state, with the buffers ``names``, for each parameter that has a gradient and no state.
+def create_missing_state(containers: Containers, gradients: Sequence[Tensor | None]) -> None:
+    """New state for each parameter that has a gradient and no state.
+
+    Args:
+        gradients: one for each of ``containers.params``.
 
     Raises:
         RuntimeError: the state that there is has other buffers.
     """
-    for param, grad, buffers in zip(params, gradients, names, strict=True):
+    names = [
+        buffers
+        for group, buffers in zip(containers.groups, containers.buffers, strict=True)
+        for _ in group["params"]
+    ]
+    for param, grad, buffers in zip(containers.params, gradients, names, strict=True):
         if grad is None:
             continue
-        state = states.get(param)
+        state = containers.state.get(param)
         if not state:
-            states[param] = new_state(param, buffers)
-        elif any((name in state) != (name in buffers) for name in ops.STATE_TENSORS):
+            containers.state[param] = new_state(param, buffers)
+        elif any((name in state) != (name in buffers) for name in ALGORITHM_BUFFERS):
             raise RuntimeError(
                 f"the settings of a group now ask for the buffers {buffers}, but the state of a "
                 f"parameter has {sorted(state)}; put the settings back, or make a new optimizer"
@@ -80,9 +60,8 @@ def create_missing_state(
 
 
 def make_entries(
+    containers: Containers,
     params: Iterable[Tensor],
-    groups: list[dict[str, Any]],
-    states: Mapping[Tensor, TensorState],
     scalars: Tensor,
     grad_dtypes: Mapping[int, torch.dtype] | None = None,
 ) -> list[tuple[Entry, TensorState]]:
@@ -95,12 +74,12 @@ def make_entries(
         grad_dtypes: dtype of each gradient by the parameter's id, or None where none is read.
     """
     places: dict[int, tuple[int, int]] = {}  # id -> (group, slot)
-    for index, group in enumerate(groups):
+    for index, group in enumerate(containers.groups):
         for param in group["params"]:
             places[id(param)] = (index, len(places))
     entries = []
     for param in params:
-        state = states.get(param)
+        state = containers.state.get(param)
         if not state:
             continue
         _follow_parameter(param, state)
@@ -154,10 +133,10 @@ def _follow_parameter(param: Tensor, state: TensorState) -> None:
             state[name] = as_part_of(moved, param) if is_dtensor(state[name]) else moved
     part = local(param)
     buffers = [local(state[name]) for name in names]
-    expected = (ops.state_dtype(param), part.shape, local(state["displacement"]).stride())
+    expected = (state_dtype(param.dtype), part.shape, local(state["displacement"]).stride())
     same = all((b.dtype, b.shape, b.stride()) == expected for b in buffers)
     same = same and all(shards(state[name]) == shards(param) for name in names)
-    if not same or ops.needs_master(param) != ("master_param" in state):
+    if not same or needs_master(param.dtype) != ("master_param" in state):
         made_for = {name: (b.dtype, tuple(b.shape)) for name, b in zip(names, buffers, strict=True)}
         raise RuntimeError(
             f"a parameter is now {param.dtype}, of which this process holds shape {tuple(part.shape)}, but "

@@ -29,6 +29,7 @@ from sfplus_kernels.backends.triton.reduce import reduce_kernel
 from sfplus_kernels.backends.triton.update import update_kernel
 from sfplus_kernels.contract import layout
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.contract.formats import state_dtype
 
 INTERPRETED = not isinstance(update_kernel, triton.JITFunction)
 """Whether the kernels run in the interpreter: decided by TRITON_INTERPRET when they are imported."""
@@ -120,11 +121,6 @@ def launch_config(pass_name: str, state: torch.dtype, interpreted: bool) -> Laun
 # finalize is one program whose time is the latency of its loads: many lanes, few turns
 FINALIZE = {"GROUP_BLOCK": 256, "BLOCK_SIZE": 1024, "num_warps": 8, **ARITHMETIC}
 FINALIZE_TENSORS = {"BLOCK_SIZE": 128, "num_warps": 4, **ARITHMETIC}
-
-
-def state_dtype(param_dtype: torch.dtype) -> torch.dtype:
-    """dtype of the state beside a parameter, and of the arithmetic."""
-    return torch.float64 if param_dtype == torch.float64 else torch.float32
 
 
 class TritonBackend:

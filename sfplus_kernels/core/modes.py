@@ -1,0 +1,117 @@
+"""Train and eval mode: whether the parameters hold y or x, and the averages to take away."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfplus_kernels.compiling.tracing import untraced
+from sfplus_kernels.contract.layout import Move
+from sfplus_kernels.core.fused import FusedOptimizer
+from sfplus_kernels.processes.sharding import local
+from sfplus_kernels.state.iterates import Iterates, iterates
+
+
+class ScheduleFreeOptimizer(FusedOptimizer):
+    """Base of the Schedule-Free optimizers in displacement form (y in the parameter, e = z - x)."""
+
+    has_modes = True
+
+    @untraced
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
+        self._set_mode(train=True)
+
+    @untraced
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
+        self._set_mode(train=False)
+
+    def _set_mode(self, *, train: bool) -> None:
+        if self.param_groups[0]["train_mode"] == train:
+            return
+        params = self._parameters_with_state()
+        if params:
+            runtime = self._get_runtime()
+            plan = runtime.move_plan(self._containers(), params, "modes")
+            runtime.engine.interpolate(plan, Move.TO_Y if train else Move.TO_X)
+            torch.autograd.graph.increment_version(params)
+        for group in self.param_groups:
+            group["train_mode"] = train
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """``with optimizer.averaged():`` x is in the parameters, and after it y is, bit for bit.
+
+        In eval mode the parameters hold x already and nothing is done.
+        """
+        if not self.param_groups[0]["train_mode"]:
+            yield
+            return
+        # eval() then train() would round twice; a master_param is exact and needs no copy
+        params = [
+            local(p) for p in self._parameters() if "master_param" not in self.state.get(p, {})
+        ]
+        saved = [p.detach().clone() for p in params]
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
+            with torch.no_grad():
+                for param, y in zip(params, saved, strict=True):
+                    param.detach().copy_(y)
+
+    @untraced
+    @torch.no_grad()
+    def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
+        """``model.state_dict()`` with x in place of the parameters: what to ship.
+
+        Everything in it is a copy; the model and this optimizer stay as they are. Buffers (BatchNorm's
+        statistics) are those of the model, in train mode those of y.
+        """
+        train_mode = self.param_groups[0]["train_mode"]
+        own = {id(p) for p in self._parameters()}
+        copies: dict[int, Any] = {}  # so that tied parameters stay one tensor
+        result = model.state_dict(keep_vars=True)
+        for name, value in result.items():
+            if id(value) not in copies:
+                if id(value) in own and train_mode:
+                    copies[id(value)] = self.iterates(value).x.to(value.dtype)
+                else:
+                    copies[id(value)] = copy.deepcopy(
+                        value.detach() if isinstance(value, Tensor) else value
+                    )
+            result[name] = copies[id(value)]
+        return result
+
+    @untraced
+    @torch.no_grad()
+    def iterates(self, param: Tensor) -> Iterates:
+        """x, y and z of one parameter; three copies of it before its first step.
+
+        Raises:
+            ValueError: ``param`` is not a parameter of this optimizer.
+        """
+        if not any(param is p for p in self._parameters()):
+            raise ValueError(
+                f"a tensor of shape {tuple(param.shape)} that is not a parameter of this optimizer; "
+                "expected one of those in param_groups"
+            )
+        self._settle()
+        return iterates(param, self.state.get(param), self.param_groups[0]["train_mode"])
+
+    def check_may_step(self) -> None:
+        """Raise RuntimeError in eval mode."""
+        if not self.param_groups[0]["train_mode"]:
+            raise RuntimeError(
+                "step() was called in eval mode, where the parameters hold x; gradients belong to y: "
+                "call optimizer.train() before the forward pass (and optimizer.eval() to evaluate)"
+            )

@@ -1,0 +1,13 @@
+"""Schedule-Free AdamW for code that steps with a closure."""
+
+from __future__ import annotations
+
+from sfplus_kernels.core.closure_form import ClosureForm
+from sfplus_kernels.optim.adamw_schedule_free import AdamWScheduleFree
+
+
+class AdamWScheduleFreeClosure(ClosureForm, AdamWScheduleFree):
+    """``AdamWScheduleFree`` that holds x between steps; ``step`` takes a closure.
+
+    Arguments, in upstream's order, are those of ``AdamWScheduleFree``.
+    """
