@@ -58,7 +58,7 @@ def _our_loop(arena: Tensor) -> Callable[[int], None] | None:
     if arena.device.type != "cpu":
         return None
     try:
-        from sfplus_kernels import _C
+        import sfplus_kernels._C as _C
     except ImportError:
         return None
     return lambda n: _C.negate(arena.data_ptr(), arena.numel(), torch.get_num_threads(), n)

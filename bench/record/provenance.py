@@ -62,7 +62,7 @@ def _cpu() -> dict[str, Any]:
             key, _, value = line.partition(":")
             values.setdefault(key.strip(), value.strip())
     try:
-        from sfplus_kernels import _C
+        import sfplus_kernels._C as _C
 
         isa = _C.isa()
     except ImportError:

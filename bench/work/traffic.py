@@ -107,7 +107,7 @@ class Recorder:
 
 def engine_of(optimizer: Any) -> Any:
     """The engine of an optimizer of this package; a wrapper's is that of its averages."""
-    return getattr(optimizer, "_averaging", optimizer)._get_engine()
+    return getattr(optimizer, "_averaging", optimizer)._get_runtime().engine
 
 
 def record_step(optimizer: Any, step: Callable[[], Any]) -> Recorder:

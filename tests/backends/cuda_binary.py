@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from sfplus_kernels import _C
+import sfplus_kernels._C as _C
 
 THREADS = 128
 """Of a block of every memory pass, as ``kThreads`` in csrc/cuda/walk.cuh."""

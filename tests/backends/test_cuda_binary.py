@@ -15,7 +15,7 @@ import cuda_binary
 import pytest
 from cuda_binary import BITS, Kernel, architectures, kernels
 
-from sfplus_kernels import _C
+import sfplus_kernels._C as _C
 
 pytestmark = [
     pytest.mark.skipif(bool(_C.CUDA_MISSING), reason=f"no CUDA kernels: {_C.CUDA_MISSING}"),

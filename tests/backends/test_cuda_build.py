@@ -21,7 +21,7 @@ from sfplus_kernels.backends.cuda import (
     WARPS_PER_BLOCK,
     choose_chunk_size,
 )
-from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS
 
 sys.path.insert(0, str(ROOT / "build_backend"))
 import cuda_toolkit

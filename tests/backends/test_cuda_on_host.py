@@ -27,11 +27,12 @@ import test_family_inputs
 import test_parity
 from cuda_on_host import CudaOnHost
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree, ops
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
 from sfplus_kernels.backends import registry
-from sfplus_kernels.backends.contract import Entry, RunState
 from sfplus_kernels.backends.cuda import LARGEST_CHUNK, SMALLEST_CHUNK, WARPS_PER_BLOCK
-from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Global, Move, Sum
+from sfplus_kernels.contract.backend import Entry, RunState
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Global, Move, Sum
+from sfplus_kernels.engine.engine import Engine
 
 pytestmark = [
     pytest.mark.usefixtures("on_host"),
@@ -282,7 +283,7 @@ def test_finalize_is_that_of_the_cpu_backend(n_groups: int) -> None:
         groups.append({"params": params[n_groups - 1 :]})
         optimizer = AdamCScheduleFreePlus(groups, backend=backend, max_grad_norm=1.0, **EVERYTHING)
         run(optimizer, params, 3, missing=0.2)
-        results.append(optimizer._engine.run)  # type: ignore[union-attr]
+        results.append(optimizer._runtime.engine.run)  # type: ignore[union-attr]
     for name in ("globals", "groups", "tensors", "group_coefs", "tensor_coefs"):
         ours, theirs = (getattr(r, name) for r in results)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
@@ -394,4 +395,4 @@ def test_large_chunks() -> None:
 
 
 def test_the_engine_takes_it_by_name() -> None:
-    assert ops.Engine(BACKEND, CPU, 1, 1).backend_name == BACKEND
+    assert Engine(BACKEND, CPU, 1, 1).backend_name == BACKEND

@@ -57,8 +57,8 @@ def test_auto_picks_cuda() -> None:
     params = make_params([(3,)], torch.float32, "cuda")
     optimizer = AdamCScheduleFreePlus(params)
     optimizer.metrics()
-    assert optimizer._engine is not None
-    assert optimizer._engine.backend_name == "cuda"
+    assert optimizer._runtime is not None
+    assert optimizer._runtime.engine.backend_name == "cuda"
 
 
 class Training:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,7 +106,9 @@ class Extension:
 def test_cuda_says_what_it_lacks(
     monkeypatch: pytest.MonkeyPatch, extension: Extension, device_type: str, said: str
 ) -> None:
-    monkeypatch.setattr(registry.importlib, "import_module", lambda name: extension)
+    monkeypatch.setattr(
+        registry.importlib, "import_module", lambda name: SimpleNamespace(_C=extension)
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reason = registry._RECORDS["cuda"].unavailable_reason(torch.device(device_type))
     assert reason is not None
@@ -115,7 +118,9 @@ def test_cuda_says_what_it_lacks(
 def test_cuda_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """One for whose architecture there is no code."""
     extension = Extension(driver=14000, problem="no kernel image is available")
-    monkeypatch.setattr(registry.importlib, "import_module", lambda name: extension)
+    monkeypatch.setattr(
+        registry.importlib, "import_module", lambda name: SimpleNamespace(_C=extension)
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     reason_on = registry._RECORDS["cuda"].unavailable_reason
@@ -150,7 +155,7 @@ def test_triton_says_if_it_is_too_old(version: str | None, problem: str | None) 
 def test_a_gpu_whose_driver_is_too_old_gets_the_next_backend(
     monkeypatch: pytest.MonkeyPatch, triton: str, expected: str
 ) -> None:
-    from sfplus_kernels import _C as native
+    import sfplus_kernels._C as native
 
     monkeypatch.setattr(native, "CUDA_MISSING", "")
     monkeypatch.setattr(native, "cuda_versions", lambda: (13000, 12040), raising=False)
@@ -162,7 +167,7 @@ def test_a_gpu_whose_driver_is_too_old_gets_the_next_backend(
 
 
 def test_the_extension_itself_knows_its_driver() -> None:
-    from sfplus_kernels import _C
+    import sfplus_kernels._C as _C
 
     if _C.CUDA_MISSING:
         assert not hasattr(_C, "cuda_versions")

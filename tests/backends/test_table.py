@@ -5,8 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import make_params
 
-from sfplus_kernels.backends.contract import Entry
-from sfplus_kernels.backends.layout import VIRTUAL_BLOCKS, Chunk, Row
 from sfplus_kernels.backends.table import (
     Launch,
     bring_gradients,
@@ -14,6 +12,8 @@ from sfplus_kernels.backends.table import (
     cut_into_chunks,
     same_layout,
 )
+from sfplus_kernels.contract.backend import Entry
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Chunk, Row
 
 
 @given(st.lists(st.integers(0, 5000), max_size=20), st.integers(1, 700), st.integers(0, 9))

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from sfplus_kernels.backends.layout import Move
+from sfplus_kernels.contract.layout import Move
 
 pytest.importorskip("triton")
 ARCHITECTURES = [80, 90, 100]

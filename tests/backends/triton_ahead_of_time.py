@@ -23,12 +23,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sfplus_kernels import ops
 from sfplus_kernels.backends import table
-from sfplus_kernels.backends import triton as triton_backend
-from sfplus_kernels.backends.contract import Entry, RunState
-from sfplus_kernels.backends.layout import Move
-from sfplus_kernels.tensor_checks import FLOAT_DTYPES
+from sfplus_kernels.backends.triton import backend as triton_backend
+from sfplus_kernels.contract.backend import Entry, RunState
+from sfplus_kernels.contract.formats import FLOAT_DTYPES, needs_master, state_dtype
+from sfplus_kernels.contract.layout import Move
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {torch.float64: "*fp64", torch.int64: "*i64", int: "i32"}
@@ -73,8 +72,8 @@ def record_launches(
     entries = []
     for i, numel in enumerate(numels):
         param = torch.zeros(numel, dtype=param_dtype)
-        state = [torch.zeros(numel, dtype=ops.state_dtype(param)) for _ in range(4)]
-        master = state[3] if ops.needs_master(param) else None
+        state = [torch.zeros(numel, dtype=state_dtype(param.dtype)) for _ in range(4)]
+        master = state[3] if needs_master(param.dtype) else None
         exp_avg = state[1] if n_moments == 2 else None
         exp_avg_sq = state[2] if n_moments >= 1 else None
         entries.append(Entry(param, exp_avg, exp_avg_sq, state[0], master, i, i, grad_dtype))

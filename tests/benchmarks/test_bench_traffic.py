@@ -15,7 +15,7 @@ from bench.measure.check import STEPS, check, describe
 from bench.measure.passes import passes
 from bench.work import traffic
 from bench.work.workloads import make_params
-from sfplus_kernels.backends.layout import Move, TensorCoef
+from sfplus_kernels.contract.layout import Move, TensorCoef
 
 CPU = torch.device("cpu")
 SHAPES: list[tuple[int, ...]] = [(257,), (64, 33), (20_000,)]

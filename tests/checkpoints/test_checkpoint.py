@@ -18,7 +18,7 @@ from support import (
 from torch import nn
 
 from sfplus_kernels import AdamCScheduleFreePlus
-from sfplus_kernels.optim import loading
+from sfplus_kernels.checkpoints import own
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -208,7 +208,7 @@ def test_buffers_are_loaded_in_an_order_of_their_own(monkeypatch: pytest.MonkeyP
         placed.append(value)
         return value
 
-    monkeypatch.setattr(loading, "placed_as", record)
+    monkeypatch.setattr(own, "placed_as", record)
     optimizer.load_state_dict(saved)
     names = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
     expected = [saved["state"][index][name] for index in range(len(params)) for name in names]

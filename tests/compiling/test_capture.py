@@ -14,9 +14,11 @@ import torch
 from support import make_params, set_gradients, stream
 from torch import Tensor
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, ops
-from sfplus_kernels.backends import capture, table
-from sfplus_kernels.backends.capture import STEPS, HostStock
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
+from sfplus_kernels.backends import table
+from sfplus_kernels.contract import capture
+from sfplus_kernels.contract.capture import STEPS, HostStock
+from sfplus_kernels.engine import delayed_figures, engine, runtime
 
 SHAPES = [(3,), (0,), (5, 2)]
 Claim = Callable[[bool], None]
@@ -26,7 +28,7 @@ Claim = Callable[[bool], None]
 def claim(monkeypatch: pytest.MonkeyPatch) -> Claim:
     """``claim(True)``: from now on a graph is being captured."""
     state = {"capturing": False}
-    for module in (capture, table, ops):
+    for module in (capture, table, engine, runtime, delayed_figures):
         monkeypatch.setattr(module, "capturing", lambda device: state["capturing"])
     original = HostStock.__init__
 
@@ -64,7 +66,7 @@ def on_device(loss: Tensor) -> Any:
 
 
 def table_of(optimizer: Any) -> Any:
-    return optimizer._step_plan.plan.table
+    return optimizer._runtime.kept.plan.table
 
 
 def addresses(gradients: list[Tensor]) -> list[int]:
@@ -113,11 +115,11 @@ def test_a_graphs_memory_outlives_the_plan(claim: Claim) -> None:
     claim(True)
     optimizer.step()
     claim(False)
-    plan = optimizer._step_plan.plan
+    plan = optimizer._runtime.kept.plan
     params[0].grad = None
     optimizer.step()
-    assert optimizer._step_plan.plan is not plan
-    assert any(kept is plan for kept in optimizer._engine._recorded)
+    assert optimizer._runtime.kept.plan is not plan
+    assert any(kept is plan for kept in optimizer._runtime.engine._recorded)
 
 
 def test_state_cannot_be_made_inside_a_graph(claim: Claim) -> None:
@@ -127,7 +129,7 @@ def test_state_cannot_be_made_inside_a_graph(claim: Claim) -> None:
     with pytest.raises(RuntimeError, match=r"being captured.*run one step.*before the capture"):
         optimizer.step()
     assert not optimizer.state
-    assert optimizer._engine is None
+    assert optimizer._runtime is None
     claim(False)
     optimizer.step()
     claim(True)
@@ -156,7 +158,7 @@ def test_hyperparameters_are_frozen_in_a_graph(claim: Claim) -> None:
     optimizer.step()
     claim(True)
     optimizer.step()
-    engine = optimizer._engine
+    engine = optimizer._runtime.engine
     assert len(engine._host_hyper._given_out) == len(engine._host_settings._given_out) == 1
     claim(False)
     for lr in (0.25, 0.25):

@@ -160,7 +160,7 @@ def test_default_compiler_steps_in_place(monkeypatch: pytest.MonkeyPatch) -> Non
     compiler = Compiler("inductor")
     optimizer, calls = each_gradient(compiler, AdamCScheduleFreePlus, steps=2)
     assert calls == [1, 1]
-    monkeypatch.setattr(optimizer._engine, "plan", None)
+    monkeypatch.setattr(optimizer._runtime.engine, "plan", None)
     params = optimizer.param_groups[0]["params"]
     set_gradients(params, [torch.ones(p.shape) for p in params])
     before = [p.detach().clone() for p in params]

@@ -22,7 +22,7 @@ from sfplus_kernels import (
     SGDScheduleFree,
     SharedStep,
 )
-from sfplus_kernels.optim import operators
+from sfplus_kernels.compiling import operator
 
 # Dynamo reads attributes that warn, and filters these warnings: as errors they would stop it.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("silence")]
@@ -64,7 +64,7 @@ def test_another_set_of_gradients_each_time(compiler: Compiler) -> None:
                 param.grad = None
 
     _, calls = each_gradient(compiler, AdamCScheduleFreePlus, change=drop, steps=12)
-    assert calls[-1] == operators.MAX_KINDS
+    assert calls[-1] == operator.MAX_KINDS
 
 
 def test_step_without_any_gradient(copying: Compiler) -> None:
@@ -87,10 +87,10 @@ def test_many_tensors_stay_outside_of_the_graph(
         return [nn.Parameter(flat[:15]), nn.Parameter(flat[15:])]
 
     each_gradient(compiler, AdamCScheduleFreePlus, parameters=views_of_one_tensor)
-    monkeypatch.setattr(operators, "MAX_TENSORS", 4 * 4 - 1)  # the empty tensor does not count
+    monkeypatch.setattr(operator, "MAX_TENSORS", 4 * 4 - 1)  # the empty tensor does not count
     each_gradient(compiler, AdamCScheduleFreePlus)
     assert not compiler.graphs
-    monkeypatch.setattr(operators, "MAX_TENSORS", 4 * 4)
+    monkeypatch.setattr(operator, "MAX_TENSORS", 4 * 4)
     each_gradient(compiler, AdamCScheduleFreePlus)
     assert len(compiler.operators) == 1
 

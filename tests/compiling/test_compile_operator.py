@@ -17,7 +17,7 @@ from sfplus_kernels import (
     AdamCScheduleFreePlus,
     SGDScheduleFree,
 )
-from sfplus_kernels.optim import operators
+from sfplus_kernels.compiling import operator
 
 # Dynamo reads attributes that warn, and filters these warnings: as errors they would stop it.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("silence")]
@@ -85,7 +85,7 @@ def test_operator_declares_what_it_writes(make: Make, dtype: torch.dtype) -> Non
         take_step(optimizer, 1.0)
     step = AdamCScheduleFreePlus.step if make is AdamCScheduleFreePlus else SGDScheduleFree.step
     keywords = {"loss": 1.0} if make is AdamCScheduleFreePlus else {}
-    (call,), _ = operators.begin(step, optimizer, (), keywords)
+    (call,), _ = operator.begin(step, optimizer, (), keywords)
     checked = torch.library.opcheck(torch.ops.sfplus_kernels.step.default, call)
     assert set(checked.values()) == {"SUCCESS"}, checked
 

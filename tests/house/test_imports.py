@@ -59,7 +59,7 @@ def test_optimizers_touch_layout_and_registry_only() -> None:
     """No backend is named in optim: the contract is all that it knows."""
     for path in (PACKAGE / "optim").rglob("*.py"):
         backends = {n for n in imports_of(path) if n.startswith("sfplus_kernels.backends")}
-        assert backends <= {"sfplus_kernels.backends.layout", "sfplus_kernels.backends.registry"}
+        assert backends <= {"sfplus_kernels.contract.layout", "sfplus_kernels.backends.registry"}
 
 
 def python(code: str, **environment: str) -> str:
@@ -109,7 +109,7 @@ optimizer = sfplus_kernels.AdamCScheduleFreePlus([p])
 optimizer.train()
 p.square().sum().backward()
 optimizer.step(loss=3.0)
-print(optimizer._engine.backend_name, float(p.detach().max()) < 1)
+print(optimizer._runtime.engine.backend_name, float(p.detach().max()) < 1)
 try:
     sfplus_kernels.AdamCScheduleFreePlus([p], backend="cpu")
 except RuntimeError as error:

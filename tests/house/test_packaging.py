@@ -11,7 +11,7 @@ from support import ROOT
 
 import sfplus_kernels
 from sfplus_kernels import AdamCScheduleFreePlus
-from sfplus_kernels.optim.run_state import GROUP_KEYS, POLYAK_KEYS
+from sfplus_kernels.state.run import GROUP_KEYS, POLYAK_KEYS
 
 DOCUMENTS = [
     "README.md",

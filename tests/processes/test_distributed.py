@@ -10,7 +10,7 @@ from support.ranks import results_of
 from torch import nn
 
 from sfplus_kernels import AdamCScheduleFreePlus
-from sfplus_kernels.collective import Collective
+from sfplus_kernels.processes.collective import Collective
 
 
 @pytest.fixture(params=[2, 3], ids=["2 ranks", "3 ranks"])

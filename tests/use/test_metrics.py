@@ -7,8 +7,8 @@ import torch
 from support import EVERYTHING, device_of, make_params, run, set_gradients, stream
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, ScheduleFreeWrapper
-from sfplus_kernels.optim import delayed_figures
-from sfplus_kernels.optim.delayed_figures import COPIES, DelayedFigures
+from sfplus_kernels.engine import delayed_figures
+from sfplus_kernels.engine.delayed_figures import COPIES, DelayedFigures
 
 
 def test_figures_without_waiting_are_those_with(backend: str) -> None:
@@ -65,11 +65,11 @@ def test_the_newest_that_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies arrive in order, some after steps that found none free."""
     optimizer = AdamWScheduleFree(params := make_params([(3,)]), lr=0.1)
     run_one(optimizer, params)
-    engine = optimizer._get_engine()
+    engine = optimizer._get_runtime().engine
     SlowEvent.arrived, SlowEvent.made = set(), 0
     monkeypatch.setattr(torch.cuda, "Event", SlowEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    optimizer._delayed = figures = DelayedFigures(engine)
+    optimizer._runtime._delayed = figures = DelayedFigures(engine)
     figures._on_gpu = True
     assert optimizer.metrics(wait=False) == {}
     for _ in range(COPIES + 2):  # steps 2 to 7; those after the fourth find no free copy
@@ -89,10 +89,10 @@ def test_no_copy_is_recorded_into_a_graph(monkeypatch: pytest.MonkeyPatch) -> No
     optimizer = AdamWScheduleFree(params := make_params([(3,)]), lr=0.1)
     run_one(optimizer, params)
     assert optimizer.metrics(wait=False)["k"] == 1
-    monkeypatch.setattr(delayed_figures.ops, "capturing", lambda device: True)
-    assert optimizer._delayed is not None
-    optimizer._delayed.send()
-    assert not optimizer._delayed._under_way
+    monkeypatch.setattr(delayed_figures, "capturing", lambda device: True)
+    assert optimizer._runtime._delayed is not None
+    optimizer._runtime._delayed.send()
+    assert not optimizer._runtime._delayed._under_way
 
 
 def run_one(optimizer: Any, params: list) -> None:

@@ -313,4 +313,4 @@ def test_copies_continue_alike(backend: str, way: str) -> None:
     run(twin, twins, 9, missing=0.3, skip=5)
     assert_same_bits(snapshot(optimizer, params), snapshot(twin, twins))
     twin.metrics()
-    assert twin._engine.backend_name == backend
+    assert twin._runtime.engine.backend_name == backend

@@ -10,7 +10,7 @@ from support import BACKENDS, assert_same_bits, device_of, make_params, set_grad
 from support.family import FAMILY, PLAIN, drive, groups_of, step_with
 from torch import Tensor
 
-from sfplus_kernels.backends.layout import Move
+from sfplus_kernels.contract.layout import Move
 
 SHAPES = [(0,), (7,), (33, 5), (), (300,), (0,)]
 COUNTERS = ("skipped_steps", "consecutive_skipped_steps")
@@ -116,7 +116,7 @@ def test_default_is_one_pass(name: str) -> None:
     for skip_nonfinite in (False, True):
         optimizer, params = make(name, skip_nonfinite=skip_nonfinite)
         drive(optimizer, params, 2)
-        engine = optimizer._get_engine()
+        engine = optimizer._get_runtime().engine
         recorder = engine._backend = Recorder(engine._backend)
         set_gradients(params, [torch.ones(p.shape) for p in params])
         step_with(optimizer, lambda: None)
@@ -178,6 +178,7 @@ def test_modes_after_a_skipped_first_step(backend: str) -> None:
     optimizer.step()
     optimizer.eval()
     assert_same_bits([p.detach() for p in params], start)
-    engine = optimizer._get_engine()
-    engine.interpolate(optimizer._valid_move_plan(params), Move.TO_Y)
+    engine = optimizer._get_runtime().engine
+    plan = optimizer._get_runtime().move_plan(optimizer._containers(), params, "modes")
+    engine.interpolate(plan, Move.TO_Y)
     assert_same_bits([p.detach() for p in params], start)
