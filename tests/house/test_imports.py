@@ -1,65 +1,194 @@
-"""What importing costs and needs, and that imports point downwards only."""
+"""What importing costs and needs, and that imports point downwards only, file by file."""
 
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import sfplus_kernels
+import pytest
 
+import sfplus_kernels
+from sfplus_kernels import optim
+
+NAME = "sfplus_kernels"
 PACKAGE = Path(sfplus_kernels.__file__).parent
-# what a part may import of the package, itself apart: optim -> ops -> backends -> {kernels, _C}
-ALLOWED = {
-    "optim": {"ops", "collective", "sharding", "backends"},
-    "ops": {"collective", "sharding", "tensor_checks", "backends"},
-    "tensor_checks": {"sharding"},
-    "collective": {"backends"},
-    "sharding": set(),
-    "backends": {"kernels", "_C"},
-    "kernels": set(),
-    "reference": set(),
+
+ROOMS: dict[str, set[str]] = {
+    # from the ground up: whom the files of a room may import beside those of their own
+    "_C": set(),
     "_version": set(),
-    "__main__": {"backends", "_version"},
-    "__init__": {"backends", "optim", "_version"},
+    "reference": set(),
+    "contract": set(),
+    "processes": {"contract"},
+    "backends": {"contract", "_C"},
+    "state": {"contract", "processes"},
+    "engine": {"contract", "processes", "backends", "state"},
+    "compiling": {"contract", "processes", "engine"},
+    "checkpoints": {"contract", "processes", "state"},
+    "core": {"contract", "processes", "state", "engine", "compiling", "checkpoints"},
+    "optim": {"contract", "state", "core"},
+    "integrations": {"core", "optim"},
+    "cli": {"_version", "backends"},
+    "__main__": {"cli"},
+    "__init__": {"_version", "backends", "optim"},
+}
+HANDED_ON = {"optim": {"core", "state"}, "backends": {"backends"}}
+"""What a room's ``__init__`` may bring, if it hands on names of others: optim's, those that users import."""
+
+# Doors: the only files that may import a room or a file, from outside of it
+DOORS = {
+    "_C": {"backends.native"},
+    "backends.registry": {"backends", "cli.report", "engine.engine"},
+    "compiling.operator": {"compiling.tracing"},
 }
 
 
-def imports_of(path: Path) -> set[str]:
-    names: set[str] = set()
+def files_of(package: Path) -> dict[str, Path]:
+    """Every file by its dotted name below the package; a room's ``__init__`` by that of the room."""
+    files = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" and parts[1:] else parts)] = path
+    return files
+
+
+def imports_of(path: Path, names: set[str]) -> Iterator[str]:
+    """What one file imports of the package: at once, in functions, for type checkers, by a string's name."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            assert node.module is not None
-            if (
-                node.module == "sfplus_kernels"
-            ):  # from the root: only its parts, not what it exports
-                names |= {f"sfplus_kernels.{alias.name}" for alias in node.names}
-            else:
-                names.add(node.module)
-    return names
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = [node.value] if node.value.removeprefix(f"{NAME}.") in names else []
+        else:
+            continue
+        for name in found:
+            if name.partition(".")[0] != NAME:
+                continue
+            target = name.partition(".")[2]
+            # the name of a file or a room, or something in one
+            while target and target not in names:
+                target = target.rpartition(".")[0]
+            yield target or "__init__"
+
+
+def arrows_of(package: Path) -> dict[str, set[str]]:
+    """Which file imports which, by their dotted names."""
+    files = files_of(package)
+    names = {*files, "_C"}
+    return {name: set(imports_of(path, names)) for name, path in files.items()}
+
+
+def faults_of(package: Path) -> list[str]:
+    """Every arrow that may not be, and a circle if there is one."""
+    arrows = arrows_of(package)
+    faults = []
+    for name, targets in arrows.items():
+        room = name.partition(".")[0]
+        allowed = {room, *ROOMS[room], *(HANDED_ON.get(name, set()))}
+        for target in targets:
+            if target.partition(".")[0] not in allowed:
+                faults.append(f"{name} may not import {target}")
+            elif target in DOORS and name not in DOORS[target]:
+                faults.append(f"{name} imports {target} past its door")
+    try:
+        list(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        faults.append(f"a circle: {' <- '.join(error.args[1])}")
+    return faults
 
 
 def test_imports_point_downwards() -> None:
-    seen = set()
-    for path in PACKAGE.rglob("*.py"):
-        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        seen.add(part)
-        for name in imports_of(path):
-            if name.partition(".")[0] == "sfplus_kernels":
-                target = name.split(".")[1]
-                assert target in ALLOWED[part] | {part}, f"{path} imports {name}"
-    assert seen == set(ALLOWED)
+    assert faults_of(PACKAGE) == []
+    rooms = {name.partition(".")[0] for name in arrows_of(PACKAGE)}
+    assert rooms <= set(ROOMS)
 
 
-def test_optimizers_touch_layout_and_registry_only() -> None:
-    """No backend is named in optim: the contract is all that it knows."""
-    for path in (PACKAGE / "optim").rglob("*.py"):
-        backends = {n for n in imports_of(path) if n.startswith("sfplus_kernels.backends")}
-        assert backends <= {"sfplus_kernels.contract.layout", "sfplus_kernels.backends.registry"}
+def test_the_table_of_rooms_points_downwards() -> None:
+    order = list(ROOMS)
+    for room, allowed in ROOMS.items():
+        assert all(order.index(below) < order.index(room) for below in allowed), room
+
+
+UPWARD = {
+    "at once": "from sfplus_kernels.core.fused import FusedOptimizer\n",
+    "for type checkers": (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sfplus_kernels.core.fused\n"
+    ),
+    "in a function": "def later():\n    from sfplus_kernels.core import fused\n    return fused\n",
+    "by name": "import importlib\nimportlib.import_module('sfplus_kernels.core.fused')\n",
+}
+
+
+@pytest.mark.parametrize("planted", UPWARD.values(), ids=UPWARD)
+def test_a_planted_upward_import_is_found(planted: str, tmp_path: Path) -> None:
+    package = tmp_path / NAME
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    assert faults_of(package) == []
+    victim = package / "engine" / "plans.py"
+    victim.write_text(victim.read_text() + planted)
+    first, circle = faults_of(package)
+    assert first == "engine.plans may not import core.fused"
+    assert circle.startswith("a circle:")
+
+
+def test_a_planted_circle_within_a_room_is_found(tmp_path: Path) -> None:
+    package = tmp_path / NAME
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    victim = package / "state" / "containers.py"
+    victim.write_text(victim.read_text() + "from sfplus_kernels.state import tensors\n")
+    (circle,) = faults_of(package)
+    assert {"state.containers", "state.tensors"} <= set(
+        circle.removeprefix("a circle: ").split(" <- ")
+    )
+
+
+def test_kernels_of_triton_know_nothing_but_memory() -> None:
+    """So that they compile from their own source alone."""
+    for name, targets in arrows_of(PACKAGE).items():
+        if name.startswith("backends.triton.") and name != "backends.triton.backend":
+            assert targets <= {"backends.triton.memory"}, name
+
+
+def test_optim_holds_one_public_class_a_file_and_nothing_else() -> None:
+    classes = set()
+    for name, path in files_of(PACKAGE).items():
+        if not name.startswith("optim."):
+            continue
+        body = ast.parse(path.read_text()).body
+        definitions = [n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+        (public,) = (one for one in definitions if not one.startswith("_"))
+        assert public.lower() == path.stem.replace("_", ""), path
+        classes.add(public)
+    assert classes < set(optim.__all__)
+
+
+LINES_OF_BASES = {
+    "AdamCScheduleFreePlus": ["ScheduleFreeOptimizer", "PolyakOptimizer"],
+    "AdamWScheduleFree": ["ScheduleFreeOptimizer", "GivenLrOptimizer"],
+    "AdamWScheduleFreePaper": ["ScheduleFreeOptimizer", "GivenLrOptimizer"],
+    "RAdamScheduleFree": ["ScheduleFreeOptimizer", "GivenLrOptimizer"],
+    "SGDScheduleFree": ["ScheduleFreeOptimizer", "GivenLrOptimizer"],
+    **{
+        f"{name}Closure": ["ClosureForm", name, "ScheduleFreeOptimizer", "GivenLrOptimizer"]
+        for name in ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")
+    },
+}
+
+
+@pytest.mark.parametrize("name", LINES_OF_BASES)
+def test_bases_are_asked_in_this_order(name: str) -> None:
+    """Modes before the step size: the first may refuse a step that the second would take."""
+    line = [cls.__name__ for cls in getattr(sfplus_kernels, name).__mro__]
+    bases = ["FusedOptimizer", "StatefulOptimizer", "UntracedSteps", "Optimizer", "object"]
+    assert line == [name, *LINES_OF_BASES[name], *bases]
 
 
 def python(code: str, **environment: str) -> str:
