@@ -37,7 +37,7 @@ class CpuPlan:
 
 
 class CpuBackend:
-    """See ``contract.Backend``."""
+    """See ``contract.backend``."""
 
     def plan(self, entries: Sequence[Entry], device: torch.device) -> CpuPlan:
         table = build_table(entries, device, CHUNK_SIZE)

@@ -52,7 +52,7 @@ class CudaPlan:
 
 
 class CudaBackend:
-    """See ``contract.Backend``.
+    """See ``contract.backend``.
 
     Args:
         native: the module with the kernels.

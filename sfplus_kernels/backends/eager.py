@@ -36,7 +36,7 @@ class EagerPlan:
 
 
 class EagerBackend:
-    """See ``contract.Backend``."""
+    """See ``contract.backend``."""
 
     def plan(self, entries: Sequence[Entry], device: torch.device) -> EagerPlan:
         return EagerPlan(

@@ -60,7 +60,7 @@ class Collective:
         """Raise ValueError if a tensor is divided among processes that do not take part in the sum.
 
         Args:
-            counts: the numbers of shards that there are, as in ``contract.Entry``.
+            counts: the numbers of shards that there are, as in ``backend.Entry``.
         """
         size, beside = self.size, self.group_shards
         for count in counts:

@@ -124,7 +124,7 @@ FINALIZE_TENSORS = {"BLOCK_SIZE": 128, "num_warps": 4, **ARITHMETIC}
 
 
 class TritonBackend:
-    """See ``contract.Backend``."""
+    """See ``contract.backend``."""
 
     def plan(self, entries: Sequence[Entry], device: torch.device) -> AddressTable:
         if (device.type == "cpu") != INTERPRETED:
