@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.contestants.contestant import OTHERS, TIERS, Contestant, Step
+from bench.measure.budgets import CPU_MEMORY, SECONDS
 from bench.measure.ceilings import READ, ceilings, main_ceiling, make_arena
 from bench.measure.check import Checked, check, describe
 from bench.measure.passes import passes
@@ -21,21 +22,6 @@ from bench.record.provenance import last_level_cache
 from bench.record.rows import BASELINE, Row, relate
 from bench.work.traffic import state_bytes
 from bench.work.workloads import Shapes, Workload, alias, make_params, n_params
-
-CPU_MEMORY = 6.2e9
-"""Bytes for the tensors of one workload: with the arena and Python a run stays within 8 GB."""
-
-SECONDS = {
-    "ceiling": 6.0,
-    "all": 40.0,
-    "step": 12.0,
-    "graph": 4.0,
-    "launch": 2.0,
-    "pass": 6.0,
-    "host": 8.0,
-    "scaling": 2.0,
-}
-"""What is spent on the rounds of one section (about: there are at least seven turns)."""
 
 
 @dataclass

@@ -85,7 +85,7 @@ def test_modes_create_no_state_and_cost_nothing_when_unchanged(
     optimizer.train()
     assert dict(optimizer.state) == {}
     run(optimizer, params, 2)
-    monkeypatch.setattr(AdamCScheduleFreePlus, "_entries", None)
+    monkeypatch.setattr(AdamCScheduleFreePlus, "_containers", None)
     optimizer.train()
 
 

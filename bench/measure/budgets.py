@@ -1,0 +1,16 @@
+"""What a run may take."""
+
+CPU_MEMORY = 6.2e9
+"""Bytes for the tensors of one workload: with the arena and Python a run stays within 8 GB."""
+
+SECONDS = {
+    "ceiling": 6.0,
+    "all": 40.0,
+    "step": 12.0,
+    "graph": 4.0,
+    "launch": 2.0,
+    "pass": 6.0,
+    "host": 8.0,
+    "scaling": 2.0,
+}
+"""What is spent on the rounds of one section (about: there are at least seven turns)."""
