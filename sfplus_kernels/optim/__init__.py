@@ -3,6 +3,7 @@
 from sfplus_kernels.core.losses import report_loss
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 from sfplus_kernels.core.shared_step import SharedStep
+from sfplus_kernels.core.warnings_once import SFPlusWarning
 from sfplus_kernels.optim.adamc_schedule_free_plus import AdamCScheduleFreePlus
 from sfplus_kernels.optim.adamw_schedule_free import AdamWScheduleFree
 from sfplus_kernels.optim.adamw_schedule_free_closure import AdamWScheduleFreeClosure
@@ -22,6 +23,7 @@ __all__ = [
     "Iterates",
     "RAdamScheduleFree",
     "RAdamScheduleFreeClosure",
+    "SFPlusWarning",
     "SGDScheduleFree",
     "SGDScheduleFreeClosure",
     "ScheduleFreeOptimizer",

@@ -1,0 +1,82 @@
+"""All warnings of this package: what each says, and that it is said once.
+
+Each has a name, which stands in its text, so that Python's own filters can choose:
+
+    warnings.filterwarnings("error", category=sfplus_kernels.SFPlusWarning)
+    warnings.filterwarnings("ignore", r"sfplus_kernels \\[gamma\\]")
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from weakref import WeakKeyDictionary
+
+
+class SFPlusWarning(UserWarning):
+    """Something is allowed, but is hardly what was meant; the text says what to do."""
+
+
+TEXTS = {
+    "gamma": (
+        "gamma, the size of a step, was {gamma:.3g} at step {k} or before; where training goes well it is "
+        "0.001 to 0.1. Either the loss is not the one that backward() was called on (a GradScaler's scaled "
+        "one, a sum over batches), or the gradients were clipped before step() (clip with max_grad_norm, or "
+        "tell step() the clip_coef), or lr is too large for this model (as with a frozen backbone: divide it "
+        "by 10)"
+    ),
+    "gamma-jump": (
+        "gamma, the size of a step, grew more than 100 times within a few steps, to {gamma:.3g} at step {k}. "
+        "Is the loss still the one that backward() was called on, unscaled, and are the gradients unclipped "
+        "(clip with max_grad_norm, or tell step() the clip_coef)?"
+    ),
+    "gamma-zero": (
+        "gamma, the size of a step, has been 0 for {steps} steps: nothing trains. The loss is below f_star "
+        "(default 0), the loss that cannot be beaten: set f_star below every loss that can come, as for a "
+        "negative loss"
+    ),
+    "decay": (
+        "gamma squared times weight_decay ({decay:g}) was {share:.3g}; above 1 the decay throws the weights "
+        "to the other side of 0. Divide weight_decay, or lr, which gamma is proportional to"
+    ),
+    "decay-at-lr": (
+        "lr times weight_decay is {share:.3g} (lr {lr:g}, weight_decay {decay:g}); above 1 the decay throws "
+        "the weights to the other side of 0. Divide weight_decay, or lr"
+    ),
+    "skipped": (
+        "{steps} steps in a row were skipped, because a loss or a gradient is NaN or Inf: nothing trains. "
+        "metrics() has the loss and the norms that caused it"
+    ),
+    "eager": (
+        "the steps run on the backend 'eager', plain torch operations, on {device}, though that has a "
+        "quicker one: {reasons}. To do so on purpose, pass backend='eager'"
+    ),
+}
+"""By name: what is the case, and what to do about it; with places for values, as ``str.format`` wants."""
+
+_said: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
+
+
+def warn_once(owner: object, name: str, **values: object) -> None:
+    """Give the warning ``name``, unless it was given for ``owner`` before.
+
+    Must not wait for the device: the values are numbers that are on the host anyway.
+
+    Args:
+        owner: mostly the optimizer; SFPlusWarning itself for what concerns the whole process.
+        values: what the text has places for.
+    """
+    said = _said.setdefault(owner, set())
+    if name in said:
+        return
+    said.add(name)  # first: where warnings are errors the next call must go on
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and _inside(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    text = f"sfplus_kernels [{name}]: {TEXTS[name].format(**values)}"
+    warnings.warn(text, SFPlusWarning, stacklevel=level)
+
+
+def _inside(module: str) -> bool:
+    """Whether a line of it would tell a user nothing."""
+    return module.partition(".")[0] in ("sfplus_kernels", "torch", "contextlib")
