@@ -8,6 +8,7 @@ plain transcriptions of the papers.
 
 from sfplus_kernels import backends
 from sfplus_kernels._version import __version__
+from sfplus_kernels.integrations.follow import follow
 from sfplus_kernels.optim import (
     AdamCScheduleFreePlus,
     AdamWScheduleFree,
@@ -21,6 +22,7 @@ from sfplus_kernels.optim import (
     SGDScheduleFree,
     SGDScheduleFreeClosure,
     SharedStep,
+    add_loss,
     report_loss,
 )
 
@@ -41,6 +43,8 @@ __all__ = [
     "ScheduleFreeWrapper",
     "SharedStep",
     "__version__",
+    "add_loss",
     "backends",
+    "follow",
     "report_loss",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from sfplus_kernels.contract.capture import check_recordable
 from sfplus_kernels.contract.layout import Global
 from sfplus_kernels.core.shared_step import SharedStep
 from sfplus_kernels.core.stateful import StatefulOptimizer
+from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import Passes, Scaling
 from sfplus_kernels.engine.runtime import HeldStep, ReadyStep
 from sfplus_kernels.processes.collective import Collective
@@ -63,6 +65,15 @@ class FusedOptimizer(StatefulOptimizer):
         if shared_step is not None:
             shared_step.join(self)
             self._shared_step = shared_step
+
+    @property
+    def shard_group(self) -> Any:
+        """The processes among which plain parameters are divided, or None; may be set between steps."""
+        return self._collective.shard_group
+
+    @shard_group.setter
+    def shard_group(self, group: Any) -> None:
+        self._collective = dataclasses.replace(self._collective, shard_group=group)
 
     # -- the step -----------------------------------------------------------------------------------
 
@@ -152,6 +163,7 @@ class FusedOptimizer(StatefulOptimizer):
         return tuple(self.global_keys.values())
 
     @untraced
+    @of_the_inner
     def metrics(self, *, wait: bool = True) -> dict[str, float | list[float]]:
         """Figures of the last step under the glossary's names.
 

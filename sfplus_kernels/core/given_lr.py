@@ -68,8 +68,8 @@ class GivenLrOptimizer(FusedOptimizer):
             What the closure returned, else None.
 
         Raises:
-            RuntimeError: in eval mode, except when every ``lr`` is 0: then state is allocated and nothing
-                else happens (checkpoint loaders do that).
+            RuntimeError: in eval mode, also if the closure changes to it, except when every ``lr`` is 0:
+                then state is allocated and nothing else happens (checkpoint loaders do that).
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
         if closure is None and not self.param_groups[0]["train_mode"] and self._all_lr_zero():
@@ -80,6 +80,7 @@ class GivenLrOptimizer(FusedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self.check_may_step()
         self._advance()
         return loss
 

@@ -7,54 +7,106 @@ from typing import Any
 from torch import Tensor
 
 from sfplus_kernels.compiling.tracing import untraced
+from sfplus_kernels.core.wrappers import unwrap
 from sfplus_kernels.state.checks import check_loss
-
-WRAPPED = ("optimizer", "_optimizer")
-"""Where Accelerate's, Lightning's and Fabric's wrappers keep the optimizer that they wrap."""
 
 
 class LossReports:
-    """Weighted mean of the losses reported since the last step; on the device, nothing waits for it."""
+    """What was told of the losses since the last step; on the device, nothing waits for it.
+
+    Either whole losses, of which the weighted mean counts, or parts, which are added up.
+    """
 
     def __init__(self) -> None:
         self._sum: float | Tensor = 0.0
-        self._weight: float | Tensor = 0.0
+        self._weight: float | Tensor | None = None  # None: parts
         self._any = False
 
-    def add(self, loss: float | Tensor, weight: float | Tensor) -> None:
-        """Add one loss."""
+    def __bool__(self) -> bool:
+        """Whether anything was told."""
+        return self._any
+
+    def report(self, loss: float | Tensor, weight: float | Tensor) -> None:
+        """One whole loss.
+
+        Raises:
+            ValueError: this step has parts already.
+        """
+        if self._any and self._weight is None:
+            raise ValueError(MIXED)
+        self._weight = weight if self._weight is None else self._weight + weight
         self._sum = self._sum + loss * weight
-        self._weight = self._weight + weight
+        self._any = True
+
+    def add(self, part: float | Tensor) -> None:
+        """One part of the loss.
+
+        Raises:
+            ValueError: this step has whole losses already.
+        """
+        if self._weight is not None:
+            raise ValueError(MIXED)
+        self._sum = self._sum + part
         self._any = True
 
     def take(self) -> float | Tensor | None:
-        """The mean, and forget it; None if nothing was reported."""
+        """The loss, and forget it; None if nothing was told."""
         if not self._any:
             return None
-        mean = self._sum / self._weight
+        loss = self._sum if self._weight is None else self._sum / self._weight
         self.__init__()  # type: ignore[misc]
-        return mean
+        return loss
+
+
+MIXED = (
+    "one step was told of its loss by report_loss (whole losses, of which it takes the mean) and by add_loss "
+    "(parts, which it adds up); use one of them. The adapters for trainers call add_loss: then report nothing"
+)
 
 
 @untraced
 def report_loss(optimizer: Any, loss: float | Tensor, weight: float | Tensor = 1.0) -> None:
     """Tell ``optimizer`` the loss of a micro-batch; ``optimizer.step()`` then uses the weighted mean.
 
+    For loops that you write yourself. Where the losses are divided before ``backward()`` by what you do not
+    know, as trainers do, see ``add_loss``.
+
     Args:
-        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of Accelerate, Lightning or Fabric around it.
+        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it.
         loss: of this micro-batch alone, not divided by their number: a 0-dim tensor or a float.
         weight: its share, such as its number of tokens; only the ratios count.
 
     Raises:
         TypeError: an optimizer that needs no loss, or a loss that is no number.
-        ValueError: a loss that is not a scalar.
+        ValueError: a loss that is not a scalar; ``add_loss`` was called for the same step.
     """
-    inner = optimizer
-    while not hasattr(inner, "loss_reports"):
-        inner = next((getattr(inner, name) for name in WRAPPED if hasattr(inner, name)), None)
-        if inner is None:
-            raise TypeError(
-                f"report_loss got a {type(optimizer).__name__}; expected AdamCScheduleFreePlus, the "
-                "optimizer whose step needs the loss, or a wrapper around it"
-            )
-    inner.loss_reports.add(check_loss(loss), weight)
+    _reports_of(optimizer).report(check_loss(loss), weight)
+
+
+@untraced
+def add_loss(optimizer: Any, part: float | Tensor) -> None:
+    """Tell ``optimizer`` a part of the loss of its next step: ``optimizer.step()`` uses the sum of the parts.
+
+    A part is the value that ``backward()`` was called on, without the factor of a gradient scaler. Whatever
+    it was divided by, the sum is then scaled as the gradient is.
+
+    Args:
+        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it.
+        part: a 0-dim tensor on any device (never waited for) or a float.
+
+    Raises:
+        TypeError: an optimizer that needs no loss, or a part that is no number.
+        ValueError: a part that is not a scalar; ``report_loss`` was called for the same step.
+    """
+    _reports_of(optimizer).add(check_loss(part))
+
+
+def _reports_of(optimizer: Any) -> LossReports:
+    inner = unwrap(optimizer)
+    if not hasattr(inner, "loss_reports"):
+        raise TypeError(
+            f"report_loss or add_loss got a {type(inner).__name__}; expected AdamCScheduleFreePlus, the "
+            "optimizer whose step needs the loss, or a wrapper around it"
+        )
+    reports: LossReports = inner.loss_reports
+    return reports

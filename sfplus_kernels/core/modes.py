@@ -13,6 +13,7 @@ from torch import Tensor
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Move
 from sfplus_kernels.core.fused import FusedOptimizer
+from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.processes.sharding import local
 from sfplus_kernels.state.iterates import Iterates, iterates
 
@@ -24,12 +25,14 @@ class ScheduleFreeOptimizer(FusedOptimizer):
 
     @untraced
     @torch.no_grad()
+    @of_the_inner
     def train(self) -> None:
         """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
         self._set_mode(train=True)
 
     @untraced
     @torch.no_grad()
+    @of_the_inner
     def eval(self) -> None:
         """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
         self._set_mode(train=False)
@@ -46,6 +49,7 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         for group in self.param_groups:
             group["train_mode"] = train
 
+    @of_the_inner
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """``with optimizer.averaged():`` x is in the parameters, and after it y is, bit for bit.
@@ -71,16 +75,17 @@ class ScheduleFreeOptimizer(FusedOptimizer):
 
     @untraced
     @torch.no_grad()
+    @of_the_inner
     def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
         """``model.state_dict()`` with x in place of the parameters: what to ship.
 
         Everything in it is a copy; the model and this optimizer stay as they are. Buffers (BatchNorm's
         statistics) are those of the model, in train mode those of y.
         """
-        train_mode = self.param_groups[0]["train_mode"]
         own = {id(p) for p in self._parameters()}
         copies: dict[int, Any] = {}  # so that tied parameters stay one tensor
         result = model.state_dict(keep_vars=True)
+        train_mode = self.param_groups[0]["train_mode"]  # a model that follows us is now at x
         for name, value in result.items():
             if id(value) not in copies:
                 if id(value) in own and train_mode:
@@ -94,6 +99,7 @@ class ScheduleFreeOptimizer(FusedOptimizer):
 
     @untraced
     @torch.no_grad()
+    @of_the_inner
     def iterates(self, param: Tensor) -> Iterates:
         """x, y and z of one parameter; three copies of it before its first step.
 

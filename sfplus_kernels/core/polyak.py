@@ -12,6 +12,7 @@ from sfplus_kernels.compiling.tracing import ends_with_its_passes
 from sfplus_kernels.contract.layout import Global
 from sfplus_kernels.core.fused import FusedOptimizer
 from sfplus_kernels.core.losses import LossReports
+from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.state.checks import check_loss
 from sfplus_kernels.state.run import POLYAK_KEYS
 
@@ -43,52 +44,55 @@ class PolyakOptimizer(FusedOptimizer):
         Args:
             closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
             loss: the loss that ``backward()`` was called on: a 0-dim tensor on any device (never waited
-                for) or a float. If there is none, the mean of what ``report_loss`` was told since the
-                last step.
+                for) or a float. Without it that of ``report_loss`` or ``add_loss`` since the last step
+                counts, and without these what the closure returned.
             clip_coef: the factor, at most 1, by which the gradients were clipped before; the Polyak step
                 is then that of the unclipped ones. Not together with ``max_grad_norm``.
 
         Returns:
-            The loss. Without a loss, and only when every ``lr`` is 0, state is allocated
-            and nothing else happens (checkpoint loaders do that).
+            What the closure returned, if there is one, else the loss. Without a loss, and only when every
+            ``lr`` is 0, state is allocated and nothing else happens (checkpoint loaders do that).
 
         Raises:
-            RuntimeError: in eval mode.
-            TypeError, ValueError: no loss, two losses, not a scalar, not a number; unusable gradients.
-                Nothing has changed then.
+            RuntimeError: in eval mode, also if the closure changes to it.
+            TypeError, ValueError: no loss; ``loss`` beside a closure that returned one; not a scalar, not a
+                number; unusable gradients. Nothing has changed then, but what was reported is forgotten.
         """
-        if closure is None and loss is None:
-            loss = self.loss_reports.take()
-        if closure is None and loss is None and self._all_lr_zero():
+        if closure is None and loss is None and not self.loss_reports and self._all_lr_zero():
             self._only_create_state()
             return None
         self.check_may_step()
+        if clip_coef is not None and self.param_groups[0]["max_grad_norm"] is not None:
+            raise ValueError(
+                "step() got clip_coef, but max_grad_norm is "
+                f"{self.param_groups[0]['max_grad_norm']}: clip in one place, outside or here"
+            )
+        returned = None
         if closure is not None:
-            if loss is not None:
-                raise ValueError("step() got a closure and a loss; pass one of them")
             with torch.enable_grad():
-                loss = closure()
+                returned = closure()
+            self.check_may_step()
+        reported = self.loss_reports.take()  # for this step alone, whether it counts or not
+        if loss is not None and returned is not None:
+            raise ValueError("step() got a loss and a closure that returned one; pass one of them")
+        if loss is None:
+            loss = returned if reported is None else reported
         if loss is None:
             raise ValueError(
                 "step() got no loss (or the closure returned None); the Polyak step size needs it: "
                 "call step(loss=loss), step(closure) with a closure that returns the loss, or "
                 "report_loss(optimizer, loss) before step()"
             )
-        if clip_coef is not None and self.param_groups[0]["max_grad_norm"] is not None:
-            raise ValueError(
-                "step() got clip_coef, but max_grad_norm is "
-                f"{self.param_groups[0]['max_grad_norm']}: clip in one place, outside or here"
-            )
         self._run_step(check_loss(loss), clip_coef=clip_coef)
         if not self._no_gradients:
             gammas = self._get_runtime().engine.scheduled_lr
             for group, gamma in zip(self.param_groups, gammas, strict=True):
                 group["scheduled_lr"] = gamma
-        return loss
+        return loss if closure is None else returned
 
     @property
     def loss_reports(self) -> LossReports:
-        """The losses of the micro-batches since the last step; see ``report_loss``."""
+        """What was told of the losses since the last step; see ``report_loss`` and ``add_loss``."""
         if self._loss_reports is None:  # also after pickle and deepcopy, which do not take it along
             self._loss_reports = LossReports()
         return self._loss_reports
@@ -97,6 +101,7 @@ class PolyakOptimizer(FusedOptimizer):
         """Upstream's name for ``step(loss=function_value)``."""
         return self.step(loss=function_value)
 
+    @of_the_inner
     def to_upstream_state_dict(self) -> dict[str, Any]:
         """A state dict that upstream's ``AdamCScheduleFreePlusPaper`` loads and continues from.
 

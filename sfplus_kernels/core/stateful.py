@@ -14,6 +14,7 @@ from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Global, Hyper
 from sfplus_kernels.core.hyperparameters import check_shared
 from sfplus_kernels.core.untraced_steps import UntracedSteps
+from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.runtime import Runtime
 from sfplus_kernels.processes.sharding import local_gradients
 from sfplus_kernels.state import run
@@ -82,6 +83,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         """The hyperparameters that upstream's class of this name has too."""
         return upstream.arguments(type(self))
 
+    @of_the_inner
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its ``k`` starts at 0, its mode is that of the optimizer.
 
@@ -159,6 +161,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             run.into_groups(figures, self.param_groups, self.global_keys)
 
     @untraced
+    @of_the_inner
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``, with the run state in the groups."""
         self._settle()
@@ -166,6 +169,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         return super().state_dict()
 
     @untraced
+    @of_the_inner
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict()`` of the same class; every buffer keeps its dtype and its bits.
 
@@ -182,6 +186,9 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             groups, self._loading = checked_state(
                 type(self).__name__, self, self.param_groups, loaded
             )
+            for group, own in zip(groups, self.param_groups, strict=True):
+                if "param_names" not in own:  # torch wants them in all groups or in none
+                    group.pop("param_names", None)
             return {**loaded, "state": {}, "param_groups": groups}
 
         handle = self.register_load_state_dict_pre_hook(check_last)
@@ -205,6 +212,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         self._settled = True
 
     @torch.no_grad()
+    @of_the_inner
     def to_upstream_state_dict(self) -> dict[str, Any]:
         """A state dict that the ``schedulefree`` package's class of this name loads and continues from.
 

@@ -1,9 +1,10 @@
 """What a user imports: one algorithm a file, its arguments and their ranges."""
 
-from sfplus_kernels.core.losses import report_loss
+from sfplus_kernels.core.losses import add_loss, report_loss
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 from sfplus_kernels.core.shared_step import SharedStep
 from sfplus_kernels.core.warnings_once import SFPlusWarning
+from sfplus_kernels.core.wrappers import unwrap
 from sfplus_kernels.optim.adamc_schedule_free_plus import AdamCScheduleFreePlus
 from sfplus_kernels.optim.adamw_schedule_free import AdamWScheduleFree
 from sfplus_kernels.optim.adamw_schedule_free_closure import AdamWScheduleFreeClosure
@@ -29,5 +30,7 @@ __all__ = [
     "ScheduleFreeOptimizer",
     "ScheduleFreeWrapper",
     "SharedStep",
+    "add_loss",
     "report_loss",
+    "unwrap",
 ]

@@ -123,8 +123,8 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
             What the closure returned, else None.
 
         Raises:
-            RuntimeError: in eval mode, except when every ``lr`` is 0: then state is allocated and nothing
-                else happens (checkpoint loaders do that).
+            RuntimeError: in eval mode, also if the closure changes to it, except when every ``lr`` is 0:
+                then state is allocated and nothing else happens (checkpoint loaders do that).
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
         averaging = self._averaging
@@ -137,6 +137,7 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            averaging.check_may_step()
         averaging.follow_lr(self.param_groups)
         with averaging.z_in_parameters():
             self.base.step()
@@ -156,7 +157,12 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, with the averages' state beside each parameter's and in ``"averaging"`` of a group."""
-        return self._averaging.merged_state_dict(self.base.state_dict())
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        merged = self._averaging.merged_state_dict(self.base.state_dict())
+        for other in self._optimizer_state_dict_post_hooks.values():
+            merged = other(self, merged) or merged
+        return merged
 
     def to_upstream_state_dict(self) -> dict[str, Any]:
         """A state dict for upstream's ``ScheduleFreeWrapper`` around the same base."""
@@ -170,7 +176,15 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
         Raises:
             ValueError: the state of something else, or of other groups or shapes.
         """
-        self.base.load_state_dict(self._averaging.load_own_part(state_dict, self.base.defaults))
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        base = self._averaging.load_own_part(state_dict, self.base.defaults)
+        for group, own in zip(base["param_groups"], self.param_groups, strict=True):
+            if "param_names" not in own:  # torch wants them in all groups or in none
+                group.pop("param_names", None)
+        self.base.load_state_dict(base)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"base": self.base, "_averaging": self._averaging, "defaults": self.defaults}

@@ -32,10 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": {"contract", "processes", "state"},
     "core": {"contract", "processes", "state", "engine", "compiling", "checkpoints"},
     "optim": {"contract", "state", "core"},
-    "integrations": {"core", "optim"},
+    "integrations": {"compiling", "core", "optim"},
     "cli": {"_version", "backends"},
     "__main__": {"cli"},
-    "__init__": {"_version", "backends", "optim"},
+    "__init__": {"_version", "backends", "optim", "integrations"},
 }
 HANDED_ON = {"optim": {"core", "state"}, "backends": {"backends"}}
 """What a room's ``__init__`` may bring, if it hands on names of others: optim's, those that users import."""

@@ -195,7 +195,7 @@ def test_losses(ready: Any, loss: Any, error: type[Exception], message: str, way
 
 def test_two_losses(ready: Any) -> None:
     optimizer, _ = ready
-    with pytest.raises(ValueError, match="a closure and a loss"):
+    with pytest.raises(ValueError, match="a loss and a closure that returned one"):
         optimizer.step(lambda: 1.0, loss=1.0)
 
 

@@ -260,6 +260,7 @@ class Wrapped:
 
     def __init__(self, optimizer: Any, name: str) -> None:
         setattr(self, name, optimizer)
+        self.param_groups = optimizer.param_groups
 
 
 @pytest.mark.parametrize("kind", ["float", "tensor", "wrapped", "wrapped twice"])
