@@ -72,15 +72,18 @@ def report_loss(optimizer: Any, loss: float | Tensor, weight: float | Tensor = 1
     know, as trainers do, see ``add_loss``.
 
     Args:
-        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it.
+        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it. The classes that need no loss
+            ignore it.
         loss: of this micro-batch alone, not divided by their number: a 0-dim tensor or a float.
         weight: its share, such as its number of tokens; only the ratios count.
 
     Raises:
-        TypeError: an optimizer that needs no loss, or a loss that is no number.
+        TypeError: another package's optimizer, or a loss that is no number.
         ValueError: a loss that is not a scalar; ``add_loss`` was called for the same step.
     """
-    _reports_of(optimizer).report(check_loss(loss), weight)
+    reports = _reports_of(optimizer)
+    if reports is not None:
+        reports.report(check_loss(loss), weight)
 
 
 @untraced
@@ -91,22 +94,25 @@ def add_loss(optimizer: Any, part: float | Tensor) -> None:
     it was divided by, the sum is then scaled as the gradient is.
 
     Args:
-        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it.
+        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it. The classes that need no loss
+            ignore it.
         part: a 0-dim tensor on any device (never waited for) or a float.
 
     Raises:
-        TypeError: an optimizer that needs no loss, or a part that is no number.
+        TypeError: another package's optimizer, or a part that is no number.
         ValueError: a part that is not a scalar; ``report_loss`` was called for the same step.
     """
-    _reports_of(optimizer).add(check_loss(part))
+    reports = _reports_of(optimizer)
+    if reports is not None:
+        reports.add(check_loss(part))
 
 
-def _reports_of(optimizer: Any) -> LossReports:
+def _reports_of(optimizer: Any) -> LossReports | None:
+    """None for an optimizer of this package that needs no loss: one loop serves them all."""
     inner = unwrap(optimizer)
-    if not hasattr(inner, "loss_reports"):
+    if not hasattr(inner, "needs_loss"):
         raise TypeError(
-            f"report_loss or add_loss got a {type(inner).__name__}; expected AdamCScheduleFreePlus, the "
-            "optimizer whose step needs the loss, or a wrapper around it"
+            f"report_loss or add_loss got a {type(inner).__name__}; expected an optimizer of sfplus_kernels, "
+            "or a wrapper around one"
         )
-    reports: LossReports = inner.loss_reports
-    return reports
+    return inner.loss_reports if inner.needs_loss else None

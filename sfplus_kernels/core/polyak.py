@@ -23,6 +23,7 @@ class PolyakOptimizer(FusedOptimizer):
     shared_arguments: tuple[str, ...] = ("polyak_beta", "f_star", "maximize", "max_grad_norm")
     global_keys = POLYAK_KEYS
     advances_without_gradients = False
+    needs_loss = True
     _loss_reports: LossReports | None = None
 
     def figures(self) -> tuple[Global, ...]:

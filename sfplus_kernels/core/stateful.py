@@ -35,6 +35,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     # run state without a group: key in the groups -> its place
     global_keys: Mapping[str, Global] = run.COUNTERS_OF_SKIPS
     has_modes = False  # whether the parameters hold y in train mode and x in eval mode
+    needs_loss = False  # whether a step needs the loss
 
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
     _backend_name: str | None = None

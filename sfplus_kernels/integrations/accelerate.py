@@ -38,7 +38,7 @@ def attach(accelerator: Any, optimizer: Any, model: nn.Module | None = None) -> 
         deepspeed.prepare(accelerator.deepspeed_engine_wrapped.engine)
     elif model is not None:
         follow(accelerator.unwrap_model(model), inner)
-    if not hasattr(inner, "loss_reports"):
+    if not getattr(inner, "needs_loss", False):
         return
     backward = accelerator.backward
     if isinstance(backward, TellingBackward):

@@ -28,9 +28,9 @@ def prepare(engine: Any) -> None:
     """Set up the optimizer within ``engine`` for the way in which ZeRO divides and clips.
 
     Under ZeRO-1 and 2 the sums of a step are those of all ranks, each of which holds a part
-    (``shard_group``). The engine's clipping becomes the optimizer's ``max_grad_norm``. Without ZeRO the model is
-    followed (``follow``); with it the engine's optimizer gets the ``train()`` and ``eval()`` of this module, which
-    trainers call.
+    (``shard_group``). The engine's clipping becomes the optimizer's ``max_grad_norm``. Without ZeRO the model
+    is followed (``follow``); with it the engine's optimizer gets the ``train()`` and ``eval()`` of this
+    module, which trainers call.
 
     Raises:
         ValueError: ZeRO-3; more than one parameter group for ScheduleFree+, which ZeRO steps one by one.
@@ -41,8 +41,7 @@ def prepare(engine: Any) -> None:
             f"ZeRO stage {stage} is not supported: its parameters are gathered and freed around each use; "
             "take stage 1 or 2, or FSDP2"
         )
-    needs_loss = hasattr(inner, "loss_reports")
-    if stage > 0 and needs_loss and len(inner.param_groups) > 1:
+    if stage > 0 and inner.needs_loss and len(inner.param_groups) > 1:
         raise ValueError(
             f"ScheduleFree+ has {len(inner.param_groups)} parameter groups, which ZeRO steps one after the "
             "other, where one step size for all is impossible; make one group, such as "

@@ -82,7 +82,8 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor | None:
         return None
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in plain) else torch.float32
     norms = torch._foreach_norm(plain, 2, dtype=dtype)
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def _by_group(name: str, metric: float | list[float]) -> dict[str, float]:

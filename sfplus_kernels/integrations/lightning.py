@@ -68,7 +68,7 @@ class ScheduleFreeHooks:
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Tell the optimizer the loss, without the scaler's factor."""
-        if len(self._optimizers) != 1 or not hasattr(self._optimizers[0], "loss_reports"):
+        if len(self._optimizers) != 1:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -96,8 +96,8 @@ def _check(trainer: Any, optimizers: list[Any]) -> None:
     if plain and trainer.lr_scheduler_configs:
         scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
         raise ValueError(
-            f"configure_optimizers returned a {scheduler}; Schedule-Free wants a constant learning rate: leave "
-            "it out, and for a warmup set warmup_steps of the optimizer"
+            f"configure_optimizers returned a {scheduler}; Schedule-Free wants a constant learning rate: "
+            "leave it out, and for a warmup set warmup_steps of the optimizer"
         )
     for callback in trainer.callbacks:
         if optimizers and any(base.__name__ in AVERAGES for base in type(callback).__mro__):

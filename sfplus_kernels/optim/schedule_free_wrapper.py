@@ -41,6 +41,8 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
     ``state`` is the base's. If the base's step raises, the parameters are put back (to rounding).
     """
 
+    needs_loss = False
+
     def __init__(
         self,
         base: torch.optim.Optimizer,
