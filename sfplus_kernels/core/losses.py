@@ -72,8 +72,8 @@ def report_loss(optimizer: Any, loss: float | Tensor, weight: float | Tensor = 1
     know, as trainers do, see ``add_loss``.
 
     Args:
-        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it. The classes that need no loss
-            ignore it.
+        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it. The classes that need no
+            loss ignore it.
         loss: of this micro-batch alone, not divided by their number: a 0-dim tensor or a float.
         weight: its share, such as its number of tokens; only the ratios count.
 
@@ -94,8 +94,8 @@ def add_loss(optimizer: Any, part: float | Tensor) -> None:
     it was divided by, the sum is then scaled as the gradient is.
 
     Args:
-        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it. The classes that need no loss
-            ignore it.
+        optimizer: ``AdamCScheduleFreePlus``, or a wrapper of a trainer around it. The classes that need no
+            loss ignore it.
         part: a 0-dim tensor on any device (never waited for) or a float.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import pytest
 import torch
