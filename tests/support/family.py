@@ -17,10 +17,16 @@ from support import SHAPES, make_params, set_gradients, stream
 
 class Member(NamedTuple):
     ours: Any
-    upstream: Any
+    upstream: Any  # None where the schedulefree package has no class of that name
     reference: Any
     everything: dict[str, Any]
     second_group: dict[str, Any]
+
+    def oracle(self, params: Any, *, foreach: bool = False, **arguments: Any) -> Any:
+        """Upstream's class, or where there is none the reference."""
+        if self.upstream is None:
+            return self.reference(params, **arguments)
+        return self.upstream(params, foreach=foreach, **arguments)
 
 
 SHARED = {"lr": 0.02, "weight_decay": 0.1, "r": 1.0, "weight_lr_power": 1.0}
@@ -36,7 +42,7 @@ RADAM_SECOND = {**SECOND, "betas": (0.6, 0.9), "eps": 1e-3, "silent_sgd_phase": 
 def member(name: str, plain: str, everything: dict, second_group: dict) -> Member:
     oracle = getattr(reference, f"{plain}Reference")
     return Member(
-        getattr(ours, name), getattr(schedulefree, name), oracle, everything, second_group
+        getattr(ours, name), getattr(schedulefree, name, None), oracle, everything, second_group
     )
 
 
@@ -52,6 +58,8 @@ CLOSURE = {
     "radam closure": member("RAdamScheduleFreeClosure", "RAdamScheduleFree", RADAM, RADAM_SECOND),
 }
 FAMILY = {**PLAIN, **CLOSURE}
+NAMESAKES = [name for name in FAMILY if FAMILY[name].upstream is not None]
+"""Those that the schedulefree package has too."""
 
 
 def groups_of(params: Sequence[Tensor], name: str) -> list[dict[str, Any]]:
@@ -180,10 +188,10 @@ def outcome(optimizer: Any, params: list, steps: int, case: str = "", **how: Any
 
 
 @functools.cache
-def upstream_outcome(name: str, case: str, steps: int) -> Outcome:
-    """Upstream's run of a case, made once for all that are compared with it."""
+def oracle_outcome(name: str, case: str, steps: int) -> Outcome:
+    """The oracle's run of a case, made once for all that are compared with it."""
     params, groups, arguments = case_of(name, case)
-    optimizer = FAMILY[name].upstream(groups, foreach=False, **arguments)
+    optimizer = FAMILY[name].oracle(groups, **arguments)
     return outcome(optimizer, params, steps, case)
 
 
