@@ -137,3 +137,12 @@ def test_other_examples_run(document: str, tmp_path: Path, monkeypatch: pytest.M
     assert {path.name for path in tmp_path.iterdir()} == (
         {"model.pt"} if document == "README.md" else {"optimizer.pt"}
     )
+
+
+def test_no_source_is_longer_than_300_lines() -> None:
+    folders = ("sfplus_kernels", "csrc", "bench", "build_backend", "cmake", "examples", "tools")
+    kinds = {".py", ".pyi", ".h", ".cpp", ".cu", ".cuh", ".cmake"}
+    sources = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in kinds]
+    assert len(sources) > 100
+    long = {str(p.relative_to(ROOT)): n for p in sources if (n := p.read_text().count("\n")) > 300}
+    assert long == {}
