@@ -6,7 +6,7 @@ that can be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(run: Run, folder: Path) -> list[Path]:
-    """Every plot that the rows suffice for: the SVG files, in the order of ``PLOTS``."""
+def draw(run: Run, folder: Path, names: Iterable[str] = ()) -> list[Path]:
+    """Every plot, or those of ``names``, that the rows suffice for: the SVG files, in ``PLOTS``' order."""
     written = []
-    for name, (_, plot) in PLOTS.items():
+    for name in names or PLOTS:
         with mpl.rc_context(STYLE):
-            figure = plot(run)
+            figure = PLOTS[name][1](run)
             if figure is None:
                 continue
             png, svg = folder / f"{name}.png", folder / f"{name}.svg"
@@ -54,6 +54,29 @@ def draw(run: Run, folder: Path) -> list[Path]:
 
 
 # -- one line for each contestant -----------------------------------------------------------------------
+
+
+def step(run: Run) -> Figure | None:
+    """The first workload, for the README: time and counted bytes side by side."""
+    kinds = {"cpu", "cuda", "reference", "upstream", "fused", "foreach", "compiled"}
+    found = [row for row in _first(run, "step") if "SGD" not in row.name]
+    rows = [row for row in found if row.name.split()[-1] in kinds]
+    if not rows:
+        return None
+    figure, axes = _lines(rows)
+    most = max(row.median or 0 for row in rows), max(row.bytes_per_param for row in rows)
+    for at, row in _places(rows):
+        _note(axes, at, row)
+        times = (0, (row.median or 0) / most[0], f"{milliseconds(row.median)} ms")
+        traffic = (0.54, row.bytes_per_param / most[1], f"{row.bytes_per_param:.0f} bytes")
+        for left, share, text in (times, traffic):
+            axes.barh(at, 0.27 * share, left=left, height=0.36, color=_color(row))
+            axes.text(left + 0.27 * share + 0.01, at, text, va="center", fontsize=9.5)
+    axes.set_xticks([0, 0.54], ["time of a step", "memory traffic per parameter"], ha="left")
+    axes.tick_params(axis="x", length=0)
+    axes.spines["bottom"].set_visible(False)
+    axes.set(xlim=(0, 1), xlabel="shorter is better; blue: this package")
+    return figure
 
 
 def time(run: Run) -> Figure | None:
@@ -265,6 +288,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 PLOTS: dict[str, tuple[str, Callable[[Run], Figure | None]]] = {
+    "step": ("Time and memory traffic of a step, beside its peers: shorter is better", step),
     "time": ("What a step takes", time),
     "roofline": ("How much of that its bytes account for", roofline),
     "workloads": ("Our steps, in every workload", workloads),

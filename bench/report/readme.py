@@ -1,24 +1,39 @@
-"""The README's performance section, from the result files that it links to: make readme-figures.
+"""The figures of README and docs/benchmarks.md, from the result files that they link to: make readme-figures.
 
-No figure is typed by hand: the section between the markers is written here, and a test compares the two.
+No figure is typed by hand: the sections between the markers are written here, and a test compares. The README
+has the few rows that decide, the page has all.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.record.provenance import ROOT
 from bench.record.rows import BASELINE, RESULTS, Row, Run, read
 from bench.record.table import device_line, markdown, milliseconds, number
-from bench.report.plots import PLOTS
+from bench.report.plots import PLOTS, draw
 from bench.work.workloads import OTHER_CLASSES
 
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN = "<!-- performance: written by `make readme-figures` -->"
 END = "<!-- end of performance -->"
-LINK = r"\]\((bench/results/[^)]+/results\.json)\)"
+LINK = r"\]\((?:\.\./)?(bench/results/[^)]+/results\.json)\)"
 DEVICES = {"cpu": "On a CPU", "cuda": "On a GPU"}
+DECISIVE = (
+    "torch AdamW fused",
+    "AdamWScheduleFree cpu",
+    "AdamWScheduleFree cuda",
+    "AdamWScheduleFree upstream",
+    "ScheduleFree+ cpu",
+    "ScheduleFree+ cuda",
+    "ScheduleFree+ reference",
+    "SGDScheduleFree cpu",
+    "SGDScheduleFree cuda",
+)
+"""What the README shows of a run, in this order."""
 
 
 def newest(device_type: str) -> Path | None:
@@ -32,46 +47,98 @@ def newest(device_type: str) -> Path | None:
     return None
 
 
-def render(paths: dict[str, Path | None]) -> str:
-    """The section, markers included; ``paths`` has a result file or None for each of ``DEVICES``."""
+def summary(paths: dict[str, Path | None]) -> str:
+    """The README's section, markers included; ``paths`` has a result file or None for each of ``DEVICES``."""
     blocks = [BEGIN]
     for device_type, heading in DEVICES.items():
         path = paths.get(device_type)
-        blocks.append(f"### {heading}")
+        if path is None:
+            blocks.append(f"{heading}: not yet measured.")
+            continue
+        run = read(path)
+        folder = path.parent.relative_to(ROOT).as_posix()
+        rows = run.section("step", run.workloads("step")[0])
+        decisive = sorted(
+            (row for row in rows if row.name in DECISIVE), key=lambda row: DECISIVE.index(row.name)
+        )
+        blocks += [
+            f"![{PLOTS['step'][0]}]({folder}/step.png)",
+            f"{heading}, {_circumstances(run, folder)}:",
+            _table([FEW, ALIGNMENT, *map(_few, decisive)]),
+        ]
+    return "\n\n".join([*blocks, END])
+
+
+FEW = ("", "one step, ms", "x AdamW fused", "bytes moved per parameter", "bytes of state")
+ALIGNMENT = ("---", *["---:"] * (len(FEW) - 1))
+
+
+def _few(row: Row) -> tuple[str, ...]:
+    state = None if row.state_bytes is None else row.state_bytes / row.n_params
+    return (
+        row.name,
+        milliseconds(row.median),
+        number(row.ratio_to_baseline, 2),
+        number(row.bytes_per_param),
+        number(state),
+    )
+
+
+def render(paths: dict[str, Path | None]) -> str:
+    """The page's section, markers included; ``paths`` as for ``summary``."""
+    blocks = [BEGIN]
+    for device_type, heading in DEVICES.items():
+        path = paths.get(device_type)
+        blocks.append(f"## {heading}")
         blocks += ["Not yet measured."] if path is None else measured(path)
     return "\n\n".join([*blocks, END])
+
+
+def _circumstances(run: Run, folder: str) -> str:
+    first = run.workloads("step")[0]
+    rows = run.section("step", first)
+    n_params, rounds = rows[-1].n_params, min(row.rounds for row in rows)
+    return (
+        f"one step over {n_params / 1e6:.1f} M float32 parameters ({first}) "
+        f"on {device_line(run.provenance)}; "
+        f"median of {rounds} rounds in turns, with cold caches, from [the saved run]({folder}/{RESULTS}) "
+        f"of {str(run.provenance['date'])[:10]} at commit {str(run.provenance['commit'])[:12]}"
+    )
 
 
 def measured(path: Path) -> list[str]:
     """Paragraphs of one run."""
     run = read(path)
-    folder = path.parent.relative_to(ROOT).as_posix()
+    folder = "../" + path.parent.relative_to(ROOT).as_posix()
     first, *others = run.workloads("step")
-    rows = run.section("step", first)
-    n_params, rounds = rows[-1].n_params, min(row.rounds for row in rows)
+    circumstances = _circumstances(run, folder)
     found = [
-        f"One step over {n_params / 1e6:.1f} M parameters ({first}) on {device_line(run.provenance)}; "
-        f"{rounds} rounds of each in turns, with cold caches, from [the saved run]({folder}/{RESULTS}) "
-        f"of {str(run.provenance['date'])[:10]} at commit {str(run.provenance['commit'])[:12]}:",
-        markdown(rows),
+        f"{circumstances[0].upper()}{circumstances[1:]}:",
+        markdown(run.section("step", first)),
         _plots(folder, "time", "roofline"),
     ]
     if OTHER_CLASSES in others:
         others.remove(OTHER_CLASSES)
-        found += ["The other classes:", markdown(run.section("step", OTHER_CLASSES))]
+        found += ["### The other classes", markdown(run.section("step", OTHER_CLASSES))]
     found += [
-        "The other workloads, in milliseconds, with the percent of roofline:",
+        "### The other workloads",
+        "In milliseconds, with the percent of roofline:",
         workload_table(run, others),
         _plots(folder, "size", "count"),
     ]
     if run.section("host"):
-        found += ["What is left when there is next to nothing to compute:", _plots(folder, "host")]
+        found += [
+            "### Overhead of a step",
+            "What is left when there is next to nothing to compute:",
+        ]
+        found.append(_plots(folder, "host"))
+    found.append("### What was not timed")
     wrong = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "wrong"]
     if wrong:
-        found.append(f"Not timed, for its result is not the reference's: {_names(wrong)}.")
+        found.append(f"Its result is not that of the reference: {_names(wrong)}.")
     failed = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "failed"]
     if failed:
-        found.append(f"Not timed, for it failed (the saved run says how): {_names(failed)}.")
+        found.append(f"It failed, and the saved run says how: {_names(failed)}.")
     absent = [row.name for row in run.rows if row.status == "absent"]
     if absent:
         found.append(f"Absent in this run: {_names(absent)}.")
@@ -113,7 +180,7 @@ def _plots(folder: str, *names: str) -> str:
 
 
 def linked(text: str) -> dict[str, Path | None]:
-    """The result files that a README names, by device type."""
+    """The result files that a document names, by device type."""
     paths: dict[str, Path | None] = dict.fromkeys(DEVICES)
     for link in re.findall(LINK, text):
         path = ROOT / link
@@ -122,16 +189,24 @@ def linked(text: str) -> dict[str, Path | None]:
 
 
 def section(text: str) -> str:
-    """The generated part of a README. Raises ValueError where it has no markers."""
+    """The generated part of a document. Raises ValueError where it has no markers."""
     if BEGIN not in text or END not in text:
-        raise ValueError(f"the README has no line {BEGIN!r} with {END!r} after it; put both back")
+        raise ValueError(f"the document has no line {BEGIN!r} with {END!r} after it; put both back")
     return text[text.index(BEGIN) : text.index(END) + len(END)]
 
 
+WRITTEN: dict[Path, Callable[[dict[str, Path | None]], str]] = {README: summary, PAGE: render}
+"""The documents, and what writes their sections."""
+
+
 def main() -> None:
-    text = README.read_text()
     paths = {device_type: newest(device_type) for device_type in DEVICES}
-    README.write_text(text.replace(section(text), render(paths)))
+    for path in paths.values():
+        if path is not None:
+            draw(read(path), path.parent, ["step"])
+    for document, write in WRITTEN.items():
+        text = document.read_text()
+        document.write_text(text.replace(section(text), write(paths)))
     print("\n".join(f"{device}: {path or 'not yet measured'}" for device, path in paths.items()))
 
 

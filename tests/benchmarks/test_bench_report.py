@@ -97,12 +97,19 @@ def test_a_run_of_a_few_parts_has_a_report_too(tmp_path: Path) -> None:
     assert "What the memory gives" in write_page(run, tmp_path).read_text()
 
 
-# -- README -----------------------------------------------------------------------------------------------
+# -- README and docs/benchmarks.md ------------------------------------------------------------------------
 
 
-def test_readme_is_what_its_result_files_say() -> None:
-    text = readme.README.read_text()
-    assert readme.section(text) == readme.render(readme.linked(text)), "run `make readme-figures`"
+@pytest.mark.parametrize("document", readme.WRITTEN, ids=lambda path: path.name)
+def test_documents_are_what_their_result_files_say(document: Path) -> None:
+    text = document.read_text()
+    written = readme.WRITTEN[document](readme.linked(text))
+    assert readme.section(text) == written, "run `make readme-figures`"
+
+
+def test_the_readmes_picture_is_there() -> None:
+    (picture,) = re.findall(r"\]\((bench/results/[^)]+/step\.png)\)", readme.README.read_text())
+    assert (readme.ROOT / picture).stat().st_size > 1000
 
 
 def test_readme_section_of_a_stored_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +125,15 @@ def test_readme_section_of_a_stored_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert readme.newest("cpu") == path
     section = readme.render({"cpu": path, "cuda": None})
     assert readme.linked(section) == {"cpu": path, "cuda": None}
-    assert "### On a GPU\n\nNot yet measured." in section
+    assert "## On a GPU\n\nNot yet measured." in section
     assert "Absent in this run: apex FusedAdam." in section
-    assert "not the reference's: torch SGD fused (bf16)." in section
+    assert "Its result is not that of the reference: torch SGD fused (bf16)." in section
+    few = readme.summary({"cpu": path, "cuda": None})
+    assert readme.linked(few) == {"cpu": path, "cuda": None}
     for row in rows.read(path).section("step", "gpt2-blocks"):
         assert "| " + " | ".join(table.cells(row)) + " |" in section
+        line = f"| {row.name} | {table.milliseconds(row.median)} |"
+        assert (line in few) == (row.name in readme.DECISIVE)
 
 
 def test_a_readme_without_its_markers_is_refused() -> None:
