@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
 SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
-.PHONY: help train test lint bench readme-figures wheel wheel-test clean
+.PHONY: help train test lint bench readme-figures docs docs-serve wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,7 +14,7 @@ help: ## list the targets
 train: .venv/.installed ## train a small language model; ARGS="--help" lists the options
 	$(PY) examples/train_lm.py $(ARGS)
 
-test: .venv/.installed lint ## lint, types, and all tests; ARGS go to pytest
+test: .venv/.installed lint $(if $(shell command -v npm),docs/node_modules/.installed) ## lint, types, and all tests; ARGS go to pytest
 	$(PY) -m pytest -p no:benchmark -n 2 --cov --cov-report=term -q $(ARGS)
 
 lint: .venv/.installed ## ruff and mypy alone
@@ -25,8 +25,15 @@ lint: .venv/.installed ## ruff and mypy alone
 bench: .venv/.installed ## time one step of everything; leaves a report; ARGS="--quick" is a rehearsal
 	$(PY) -m bench $(ARGS)
 
-readme-figures: .venv/.installed ## write the README's performance section from the last run in bench/results
+readme-figures: .venv/.installed ## write the figures of README and docs/benchmarks.md from the last run in bench/results
 	$(PY) -m bench.report.readme
+
+docs: .venv/.installed docs/node_modules/.installed ## build the site into build/docs; warnings are errors, no network
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html is written; the pages that answer want a server: make docs-serve"
+
+docs-serve: docs ## build the site and serve it on this machine; PORT=8000
+	$(PY) -m http.server --bind 127.0.0.1 --directory build/docs $(or $(PORT),8000)
 
 wheel: .venv/bin/python ## build a source distribution and from it a wheel, into dist; SFPLUS_CUDA=require|off as in the README
 	rm -rf dist
@@ -38,7 +45,7 @@ wheel-test: ## train with dist's wheel in an empty environment; TORCH=2.6.0 for 
 	$(PYTHON) tools/test_wheel.py $(if $(TORCH),--torch $(TORCH)) $(ARGS) dist/*.whl
 
 clean: ## remove the environment and everything built
-	rm -rf .venv build dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv build docs/node_modules dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -50,4 +57,10 @@ clean: ## remove the environment and everything built
 
 .venv/.installed: .venv/.torch pyproject.toml setup.py $(SOURCES)
 	$(PIP) install -c constraints.txt -e ".[test]"
+	@touch $@
+
+# The plotting library of the site; the pages take it from the site itself.
+docs/node_modules/.installed: docs/package.json docs/package-lock.json
+	@command -v npm >/dev/null || { echo "the site's plotting library comes from npm: install Node.js 20 or later" >&2; exit 1; }
+	npm ci --prefix docs --ignore-scripts --no-audit --no-fund --silent
 	@touch $@

@@ -31,6 +31,8 @@ IN_ONE_PROCESS = (
     "test_distributed.py",
     "test_distributed_checkpoint.py",
     "test_dtensor.py",
+    "test_figures.py",
+    "test_site.py",
     "test_train_lm.py",
     "test_train_lm_parallel.py",
     "test_triton_compile.py",
