@@ -1,5 +1,6 @@
-"""``python -m sfplus_kernels``: versions, devices and backends of this installation."""
+"""``python -m sfplus_kernels report``: versions, devices and backends of this installation."""
 
+import argparse
 import importlib.metadata
 import platform
 
@@ -25,8 +26,12 @@ def report_lines() -> dict[str, str]:
     return lines | {f"backend {name}": status for name, status in report().items()}
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Print the report."""
+    argparse.ArgumentParser(
+        prog="python -m sfplus_kernels report",
+        description="Show versions, devices, and why a backend is unavailable.",
+    ).parse_args(arguments)
     lines = report_lines()
     width = max(map(len, lines))
     for name, value in lines.items():

@@ -34,7 +34,8 @@ ROOMS: dict[str, set[str]] = {
     "core": {"contract", "processes", "state", "engine", "compiling", "checkpoints"},
     "optim": {"contract", "state", "core"},
     "integrations": {"compiling", "core", "optim"},
-    "cli": {"_version", "backends"},
+    "forecast": set(),
+    "cli": {"_version", "backends", "forecast"},
     "__main__": {"cli"},
     "__init__": {"_version", "backends", "optim", "integrations"},
 }
