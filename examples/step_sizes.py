@@ -1,0 +1,103 @@
+"""Which gamma is healthy: learning rates of ScheduleFree+ and of AdamW on small problems of eight kinds.
+
+    python examples/step_sizes.py             # all of it, about 15 minutes on one core
+    python examples/step_sizes.py --case mlp
+
+Each line of step_size_results.jsonl is one run: the learning rate, the gamma that came of it, and the loss
+at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from step_size_parts.cases import CASES, Case
+
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
+
+RESULTS = Path(__file__).with_name("step_size_results.jsonl")
+FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ScheduleFree+'s lr
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # the others'
+
+
+def train(case: Case, kind: str, lr: float) -> dict[str, Any]:
+    """One run, with its curve of gamma."""
+    warmup = case.steps // 10
+    optimizer: torch.optim.Optimizer
+    if kind == "schedule-free-plus":
+        optimizer = AdamCScheduleFreePlus(
+            case.parameters(), lr=lr, warmup_steps=warmup, c_warmup=2 * warmup
+        )
+        optimizer.train()
+    elif kind == "adamw-schedulefree":
+        optimizer = AdamWScheduleFree(case.parameters(), lr=lr, warmup_steps=warmup)
+        optimizer.train()
+    else:
+        optimizer = torch.optim.AdamW(case.parameters(), lr=lr)
+    gammas, losses = [], []
+    for k in range(case.steps):
+        loss = case.loss(k)
+        loss.backward()
+        if kind == "schedule-free-plus":
+            optimizer.step(loss=loss.detach())
+            gammas.append(optimizer.metrics()["scheduled_lr"][0])
+        elif kind == "adamw":
+            factor = min((k + 1) / warmup, (case.steps - k) / (case.steps - warmup))
+            optimizer.param_groups[0]["lr"] = lr * factor
+            optimizer.step()
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    with torch.no_grad(), optimizer.averaged() if kind != "adamw" else nullcontext():
+        final = float(case.evaluate())
+    return {"lr": lr, "loss": final, "first_loss": losses[0], "gammas": gammas}
+
+
+def summary(result: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What is kept of a run."""
+    gammas = result.pop("gammas")
+    line = {key: float(f"{value:.5g}") for key, value in result.items()}
+    if gammas:
+        warm = sorted(gammas[steps // 10 : steps // 5])
+        late = sorted(gammas[-steps // 5 :])
+        line |= {
+            "gamma_first": gammas[0] * (steps // 10),  # without the warmup's factor
+            "gamma_after_warmup": warm[len(warm) // 2],
+            "gamma_late": late[len(late) // 2],
+            "gamma_max": max(gammas),
+            "zeros": sum(g == 0 for g in gammas),
+        }
+        line = {k: float(f"{v:.4g}") for k, v in line.items()}
+    return line
+
+
+def main(
+    case: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be given several times.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    results: Annotated[Path, typer.Option(help="Lines are added to this file.")] = RESULTS,
+) -> None:
+    """Scan learning rates of three optimizers on problems of eight kinds."""
+    torch.set_num_threads(1)
+    for name in case or CASES:
+        for seed in range(seeds):
+            for kind in ("schedule-free-plus", "adamw-schedulefree", "adamw"):
+                for lr in FACTORS if kind == "schedule-free-plus" else RATES:
+                    problem = CASES[name](seed)
+                    line = {"case": name, "optimizer": kind, "seed": seed, "steps": problem.steps}
+                    line["parameters"] = sum(p.numel() for p in problem.parameters())
+                    line |= summary(train(problem, kind, lr), problem.steps)
+                    with results.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    typer.echo(json.dumps(line))
+
+
+if __name__ == "__main__":
+    typer.run(main)
