@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -185,33 +185,48 @@ def names() -> list[str]:
     return list(_RECORDS)
 
 
-def select(name: str | None, device: torch.device) -> tuple[str, Backend]:
+def requested(name: str | None) -> str | None:
+    """``name``, or else that of ``SFPLUS_BACKEND``; None to choose. Raises ValueError if it is unknown."""
+    source = "backend" if name is not None else ENVIRONMENT_VARIABLE
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE) or None if name is None else name
+    if wanted is not None and wanted not in _RECORDS:
+        raise ValueError(
+            f"unknown backend {wanted!r} ({source}): expected one of {names()}, or None to choose"
+        )
+    return wanted
+
+
+class Choice(NamedTuple):
+    """A backend, and why it was not a quicker one."""
+
+    name: str
+    backend: Backend
+    passed_over: str = ""  # of those that nobody named: why the preferred ones cannot be had
+
+
+def select(name: str | None, device: torch.device) -> Choice:
     """The backend for ``device``: the named one, else that of ``SFPLUS_BACKEND``, else the best.
 
     Raises:
         ValueError: unknown name.
         RuntimeError: a named backend is unavailable (there is no silent fallback), or none fits.
     """
-    requested = os.environ.get(ENVIRONMENT_VARIABLE) or None if name is None else name
-    if requested is not None and requested not in _RECORDS:
-        raise ValueError(
-            f"unknown backend {requested!r}: expected one of {names()}, or None to choose"
-        )
-    if requested is not None:
-        reason = _RECORDS[requested].unavailable_reason(device)
+    wanted = requested(name)
+    if wanted is not None:
+        reason = _RECORDS[wanted].unavailable_reason(device)
         if reason is not None:
             raise RuntimeError(
-                f"backend {requested!r} is unavailable for parameters on {device}: {reason}; "
+                f"backend {wanted!r} is unavailable for parameters on {device}: {reason}; "
                 "or pass backend=None to let the package choose"
             )
-        return requested, _load(requested)
-    reasons = []
+        return Choice(wanted, _load(wanted))
+    reasons: list[str] = []
     for record in _RECORDS.values():
         if device.type not in record.automatic_on:
             continue
         reason = record.unavailable_reason(device)
         if reason is None:
-            return record.name, _load(record.name)
+            return Choice(record.name, _load(record.name), "; ".join(reasons))
         reasons.append(f"{record.name}: {reason}")
     why = "; ".join(reasons) or "no backend knows this device type"
     raise RuntimeError(f"no backend for parameters on {device}: {why}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfplus_kernels.contract.layout import Hyper
 from sfplus_kernels.core.given_lr import GivenLrOptimizer
+from sfplus_kernels.core.hyperparameters import check_closure
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 from sfplus_kernels.state.iterates import Iterates
 
@@ -42,7 +43,7 @@ class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
         """As upstream."""
         return 0.0
 
-    def train(self) -> None:
+    def train(self, mode: bool = True) -> None:
         """Does nothing: for code that is written for the other classes."""
 
     def eval(self) -> None:
@@ -62,13 +63,18 @@ class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float | Tensor] | None = None
+        self,
+        closure: Callable[[], float | Tensor] | None = None,
+        *,
+        loss: float | Tensor | None = None,
+        clip_coef: float | Tensor | None = None,
     ) -> float | Tensor | None:
         """One step at the gradients that ``closure`` leaves in ``param.grad``.
 
         Args:
             closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss. If it
                 raises, the parameters are back at x (to rounding) and nothing else has changed.
+            loss, clip_coef: not needed here; taken, so that one loop serves all classes.
 
         Returns:
             What the closure returned.
@@ -78,6 +84,7 @@ class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
                 only when every ``lr`` is 0, state is allocated and nothing else happens (checkpoint loaders
                 do that).
         """
+        check_closure(closure)
         if closure is None and self._all_lr_zero():
             self._only_create_state()
             return None

@@ -13,6 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.capture import check_recordable
 from sfplus_kernels.contract.layout import Global
+from sfplus_kernels.core.runaway import Runaway
 from sfplus_kernels.core.shared_step import SharedStep
 from sfplus_kernels.core.stateful import StatefulOptimizer
 from sfplus_kernels.core.wrappers import of_the_inner
@@ -48,6 +49,7 @@ class FusedOptimizer(StatefulOptimizer):
     _shared_step: SharedStep | None = None
     _held_back: list[HeldStep] | None = None  # where a list is put here, a step leaves itself in it
     _no_gradients = False
+    _runaway: Runaway | None = None  # from the first look on
 
     def __init__(
         self,
@@ -108,6 +110,9 @@ class FusedOptimizer(StatefulOptimizer):
             return
         device = next(p.device for group in self.param_groups for p in group["params"])
         check_recordable("the loss", loss, device)
+        figures = self._get_runtime().figures_to_look_at()
+        if figures is not None:
+            self._look_at(figures)
         ready = self.ready()
         if has_sums:
             self._collective.check_shards(ready.kept.shards)
@@ -157,6 +162,12 @@ class FusedOptimizer(StatefulOptimizer):
         ]
 
     # -- figures ------------------------------------------------------------------------------------
+
+    def _look_at(self, figures: list[float]) -> None:
+        """Warn of what ruins a run; the figures are those of an older step."""
+        if self._runaway is None:
+            self._runaway = Runaway()
+        self._runaway.look(self, figures)
 
     def figures(self) -> tuple[Global, ...]:
         """What ``metrics()`` shows beside the figures of the groups."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from sfplus_kernels.compiling.tracing import ends_with_its_passes
 from sfplus_kernels.contract.layout import Global, Rule, Setting
 from sfplus_kernels.core.fused import FusedOptimizer
-from sfplus_kernels.core.hyperparameters import check_max_grad_norm
+from sfplus_kernels.core.hyperparameters import check_closure, check_lr, check_max_grad_norm
+from sfplus_kernels.core.warnings_once import warn_once
 
 
 class GivenLrOptimizer(FusedOptimizer):
@@ -43,6 +44,13 @@ class GivenLrOptimizer(FusedOptimizer):
         norms = (Global.GRAD_L1, Global.GRAD_NORM)
         return (*(norms if self.looks_first else ()), *super().figures())
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in the base class; warns of a decay that cannot be meant."""
+        super().add_param_group(param_group)
+        lr, decay = check_lr(param_group["lr"]), param_group.get("weight_decay", 0)
+        if lr * decay > 1:
+            warn_once(self, "decay-at-lr", share=lr * decay, lr=lr, decay=decay)
+
     @property
     def looks_first(self) -> bool:
         """Whether a step begins with a pass over the gradients."""
@@ -57,15 +65,20 @@ class GivenLrOptimizer(FusedOptimizer):
     @ends_with_its_passes
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float | Tensor] | None = None
+        self,
+        closure: Callable[[], float | Tensor] | None = None,
+        *,
+        loss: float | Tensor | None = None,
+        clip_coef: float | Tensor | None = None,
     ) -> float | Tensor | None:
         """One step at the gradients in ``param.grad``, which stay as they are.
 
         Args:
             closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
+            loss, clip_coef: not needed here; taken, so that one loop serves all classes.
 
         Returns:
-            What the closure returned, else None.
+            What the closure returned, else ``loss``.
 
         Raises:
             RuntimeError: in eval mode, also if the closure changes to it, except when every ``lr`` is 0:
@@ -76,7 +89,7 @@ class GivenLrOptimizer(FusedOptimizer):
             self._only_create_state()
             return None
         self.check_may_step()
-        loss = None
+        check_closure(closure)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()

@@ -69,3 +69,45 @@ def check_shared(groups: Sequence[Mapping[str, Any]], names: Iterable[str]) -> N
                     f"group {index} has {name}={group[name]!r}, group 0 has {groups[0][name]!r}; it is "
                     "one for all groups: set it once, as an argument of the optimizer"
                 )
+
+
+def check_closure(closure: object) -> None:
+    """Raise TypeError for what cannot be called: mostly the loss, without its name."""
+    if closure is not None and not callable(closure):
+        raise TypeError(
+            f"step() got a {type(closure).__name__} as its closure; expected a function, or nothing: "
+            "give a loss by name, step(loss=loss)"
+        )
+
+
+def check_clip_coef(value: object) -> None:
+    """Raise for a factor that enlarges gradients; one on a device is not read."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu":
+            return
+        value = value.item()
+    # NaN is no fault of the caller: a gradient was not finite, and the step will be skipped
+    if value is not None and not (isinstance(value, float) and math.isnan(value)):
+        check_number("clip_coef, by which the gradients were multiplied before,", value, 0, 1)
+
+
+def check_steps(name: str, value: object) -> float:
+    """A number of steps, at least 0; a share of the run is refused."""
+    steps = check_number(name, value, 0)
+    if 0 < steps < 1:
+        raise ValueError(
+            f"{name} is {value!r}; expected a number of steps, 0 or at least 1. If it is a share of the run, "
+            f"multiply it with the number of steps; if it came by position, name the arguments"
+        )
+    return steps
+
+
+def check_sf_beta1(value: object, *, open_high: bool) -> float:
+    """beta of Schedule-Free where it is an argument of its own: AdamW has ``eps`` in its place."""
+    beta = check_number("sf_beta1", value, 0, 1, open_high=open_high)
+    if 0 < beta < 1e-3:
+        raise ValueError(
+            f"sf_beta1 is {value!r}; expected 0 or a number from 0.001 to 1. If this is AdamW's order of "
+            "arguments (eps after betas), name them: eps=..., weight_decay=..."
+        )
+    return beta

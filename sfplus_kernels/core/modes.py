@@ -26,15 +26,24 @@ class ScheduleFreeOptimizer(FusedOptimizer):
     @untraced
     @torch.no_grad()
     @of_the_inner
-    def train(self) -> None:
-        """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
-        self._set_mode(train=True)
+    def train(self, mode: bool = True) -> None:
+        """Put y into the parameters, where gradients are taken. Costs nothing in train mode.
+
+        Args:
+            mode: False is ``eval()``, as in ``torch.nn.Module.train``.
+        """
+        self._set_mode(train=mode)
 
     @untraced
     @torch.no_grad()
     @of_the_inner
     def eval(self) -> None:
-        """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
+        """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode.
+
+        The model has a mode of its own: call ``model.eval()`` too, for dropout and BatchNorm. Weights that
+        are loaded into the model in train mode count as y, which this moves: load averaged weights (as of
+        ``averaged_state_dict``) after ``eval()``, or into another model.
+        """
         self._set_mode(train=False)
 
     def _set_mode(self, *, train: bool) -> None:
@@ -80,7 +89,9 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         """``model.state_dict()`` with x in place of the parameters: what to ship.
 
         Everything in it is a copy; the model and this optimizer stay as they are. Buffers (BatchNorm's
-        statistics) are those of the model, in train mode those of y.
+        statistics) are those of the model, in train mode those of y. Names are those of the model that is
+        handed in: of ``torch.compile(model)`` and DDP they have a prefix. To go on training later save
+        ``model.state_dict()`` and ``state_dict()`` in one mode instead: x is not where gradients are taken.
         """
         own = {id(p) for p in self._parameters()}
         copies: dict[int, Any] = {}  # so that tied parameters stay one tensor

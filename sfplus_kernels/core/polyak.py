@@ -11,6 +11,7 @@ from torch import Tensor
 from sfplus_kernels.compiling.tracing import ends_with_its_passes
 from sfplus_kernels.contract.layout import Global
 from sfplus_kernels.core.fused import FusedOptimizer
+from sfplus_kernels.core.hyperparameters import check_clip_coef, check_closure
 from sfplus_kernels.core.losses import LossReports
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.state.checks import check_loss
@@ -31,6 +32,11 @@ class PolyakOptimizer(FusedOptimizer):
         inputs = (Global.SKIP, Global.GRAD_SCALE, Global.CLIP_COEF, Global.FOUND_INF)
         return tuple(figure for figure in Global if figure not in inputs)
 
+    def _look_at(self, figures: list[float]) -> None:
+        super()._look_at(figures)
+        assert self._runaway is not None
+        self._runaway.look_at_gamma(self, figures, self.param_groups)
+
     @ends_with_its_passes
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -47,8 +53,9 @@ class PolyakOptimizer(FusedOptimizer):
             loss: the loss that ``backward()`` was called on: a 0-dim tensor on any device (never waited
                 for) or a float. Without it that of ``report_loss`` or ``add_loss`` since the last step
                 counts, and without these what the closure returned.
-            clip_coef: the factor, at most 1, by which the gradients were clipped before; the Polyak step
-                is then that of the unclipped ones. Not together with ``max_grad_norm``.
+            clip_coef: the factor, at most 1 (on a device it is not looked at), by which the gradients were
+                clipped before; the Polyak step is then that of the unclipped ones. Not together with
+                ``max_grad_norm``.
 
         Returns:
             What the closure returned, if there is one, else the loss. Without a loss, and only when every
@@ -59,6 +66,8 @@ class PolyakOptimizer(FusedOptimizer):
             TypeError, ValueError: no loss; ``loss`` beside a closure that returned one; not a scalar, not a
                 number; unusable gradients. Nothing has changed then, but what was reported is forgotten.
         """
+        check_closure(closure)
+        check_clip_coef(clip_coef)
         if closure is None and loss is None and not self.loss_reports and self._all_lr_zero():
             self._only_create_state()
             return None

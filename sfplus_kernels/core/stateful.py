@@ -12,9 +12,12 @@ from sfplus_kernels.checkpoints import upstream
 from sfplus_kernels.checkpoints.own import checked_state
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Global, Hyper
+from sfplus_kernels.core.description import described
 from sfplus_kernels.core.hyperparameters import check_shared
 from sfplus_kernels.core.untraced_steps import UntracedSteps
+from sfplus_kernels.core.warnings_once import SFPlusWarning, warn_once
 from sfplus_kernels.core.wrappers import of_the_inner
+from sfplus_kernels.engine.engine import check_backend
 from sfplus_kernels.engine.runtime import Runtime
 from sfplus_kernels.processes.sharding import local_gradients
 from sfplus_kernels.state import run
@@ -45,7 +48,12 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     _settled = True  # False while a loaded state has z instead of the displacement
 
     def __init__(self, params: Any, defaults: dict[str, Any], backend: str | None) -> None:
+        check_backend(backend)
         self._backend_name = backend
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(
+                f"got a model ({type(params).__name__}); expected its parameters: pass model.parameters()"
+            )
         params = [params] if isinstance(params, Tensor) else list(params)
         if not any(p["params"] if isinstance(p, dict) else True for p in params):
             raise ValueError(
@@ -153,7 +161,20 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             self._runtime = None
         if self._runtime is None:
             self._runtime = Runtime(self._backend_name, self._containers(), self.global_keys)
+            engine = self._runtime.engine
+            if engine.backend_name == "eager" and engine.passed_over:
+                warn_once(SFPlusWarning, "eager", device=device.type, reasons=engine.passed_over)
         return self._runtime
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that takes the steps, where the parameters are now."""
+        return self._get_runtime().engine.backend_name
+
+    def __repr__(self) -> str:
+        runtime = self._runtime
+        backend = self._backend_name if runtime is None else runtime.engine.backend_name
+        return described(self, backend)
 
     def _save_run_state(self) -> None:
         """Write the engine's run state into the groups (one synchronisation)."""

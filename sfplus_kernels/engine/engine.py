@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfplus_kernels.backends.registry import select
+from sfplus_kernels.backends.registry import requested, select
 from sfplus_kernels.contract.backend import Entry, RunState
 from sfplus_kernels.contract.capture import HostStock, capturing, check_recordable
 from sfplus_kernels.contract.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
@@ -38,6 +38,11 @@ class Passes(NamedTuple):
     has_gradient: bool  # whether there is any in this process, or the step counts without
 
 
+def check_backend(name: str | None) -> None:
+    """Raise ValueError if this, or else ``SFPLUS_BACKEND``, is not the name of a backend."""
+    requested(name)
+
+
 class Engine:
     """Run state and backend of one optimizer on one device.
 
@@ -50,7 +55,7 @@ class Engine:
     def __init__(
         self, backend: str | None, device: torch.device, n_groups: int, n_params: int
     ) -> None:
-        self.backend_name, self._backend = select(backend, device)
+        self.backend_name, self._backend, self.passed_over = select(backend, device)
         self.device = device
         self.run = RunState.zeros(n_groups, n_params, device)
         # gamma of each group as of the last step: waited for only when one of them is read

@@ -18,6 +18,9 @@ from sfplus_kernels.state.checks import check_gradient, check_parameters
 from sfplus_kernels.state.containers import Containers
 from sfplus_kernels.state.tensors import create_missing_state, make_entries
 
+LOOK_EVERY = 8
+"""Steps from one look at the figures to the next: each costs two small copies."""
+
 
 class Runtime:
     """Engine, plans and figures of one optimizer: all of it can be thrown away and made again.
@@ -43,6 +46,8 @@ class Runtime:
         self.kept: KeptPlan | None = None  # the plan of the last step
         self._kept_moves: dict[str, KeptPlan] = {}  # by what each is for
         self._delayed: DelayedFigures | None = None
+        self._each_step = False  # whether every step sends its figures
+        self._until_look = LOOK_EVERY
 
     # -- plans --------------------------------------------------------------------------------------
 
@@ -103,16 +108,31 @@ class Runtime:
     # -- figures ------------------------------------------------------------------------------------
 
     def send_figures(self) -> None:
-        """To the host, where somebody asked for them without waiting."""
-        if self._delayed is not None:
-            self._delayed.send()
+        """To the host, where somebody asked for those of every step without waiting."""
+        if self._each_step:
+            self._sender().send()
 
     def newest_figures(self) -> list[float] | None:
         """The newest that have arrived on the host; from the first call on each step sends its own."""
+        if not self._each_step:
+            self._each_step = True
+            self._sender().send()
+        return self._sender().newest()
+
+    def figures_to_look_at(self) -> list[float] | None:
+        """At every eighth call the newest that have arrived, of some step before; else None."""
+        self._until_look -= 1
+        if self._until_look > 0 or capturing(self.engine.device):
+            return None
+        self._until_look = LOOK_EVERY
+        if not self._each_step:
+            self._sender().send()
+        return self._sender().newest()
+
+    def _sender(self) -> DelayedFigures:
         if self._delayed is None:
             self._delayed = DelayedFigures(self.engine)
-            self._delayed.send()
-        return self._delayed.newest()
+        return self._delayed
 
 
 class ReadyStep(NamedTuple):

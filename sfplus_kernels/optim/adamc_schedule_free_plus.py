@@ -14,6 +14,8 @@ from sfplus_kernels.core.hyperparameters import (
     check_lr,
     check_max_grad_norm,
     check_number,
+    check_sf_beta1,
+    check_steps,
 )
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 from sfplus_kernels.core.polyak import PolyakOptimizer
@@ -137,20 +139,20 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
         beta1, beta2 = check_betas(group["betas"])
         return Hyper.row(
             lr=check_lr(group["lr"]),
-            sf_beta1=check_number("sf_beta1", group["sf_beta1"], 0, 1, open_high=_annealed(group)),
+            sf_beta1=check_sf_beta1(group["sf_beta1"], open_high=_annealed(group)),
             beta1=beta1,
             beta2=beta2,
             eps=check_number("eps", group["eps"], 0, open_low=True),
             weight_decay=check_number("weight_decay", group["weight_decay"], 0),
             r=check_number("r", group["r"]),
-            c_warmup=check_number("c_warmup", group["c_warmup"], 0),
-            warmup_steps=check_number("warmup_steps", group["warmup_steps"], 0),
+            c_warmup=check_steps("c_warmup", group["c_warmup"]),
+            warmup_steps=check_steps("warmup_steps", group["warmup_steps"]),
             weight_lr_power=check_number("weight_lr_power", group["weight_lr_power"]),
         )
 
     def settings_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The values of ``layout.Setting``."""
-        anneal_steps = check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0)
+        anneal_steps = check_steps("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"])
         return Setting.row(
             rule=Rule.POLYAK,
             sf_beta1_max=check_number(
@@ -183,4 +185,4 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
 
 def _annealed(group: Mapping[str, Any]) -> bool:
     """Then beta must stay below 1: there is no logarithm of 1 - 1."""
-    return check_number("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"], 0) > 0
+    return check_steps("sf_beta1_anneal_steps", group["sf_beta1_anneal_steps"]) > 0

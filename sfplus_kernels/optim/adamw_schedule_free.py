@@ -9,7 +9,12 @@ from torch import Tensor
 
 from sfplus_kernels.contract.layout import Hyper
 from sfplus_kernels.core.given_lr import GivenLrOptimizer
-from sfplus_kernels.core.hyperparameters import check_betas, check_lr, check_number
+from sfplus_kernels.core.hyperparameters import (
+    check_betas,
+    check_lr,
+    check_number,
+    check_steps,
+)
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 
 
@@ -101,7 +106,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
             eps=check_number("eps", group["eps"], 0, open_low=True),
             weight_decay=check_number("weight_decay", group["weight_decay"], 0),
             r=check_number("r", group["r"]),
-            warmup_steps=check_number("warmup_steps", group["warmup_steps"], 0),
+            warmup_steps=check_steps("warmup_steps", group["warmup_steps"]),
             weight_lr_power=check_number("weight_lr_power", group["weight_lr_power"], 0),
         )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.core.averaging import Averaging
+from sfplus_kernels.core.hyperparameters import check_closure
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 from sfplus_kernels.core.untraced_steps import UntracedSteps
 from sfplus_kernels.state.iterates import Iterates
@@ -84,11 +85,24 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
         """The base's."""
         return self.base.state
 
+    @property
+    def backend(self) -> str:
+        """Name of the backend that averages, where the parameters are now."""
+        return self._averaging.backend
+
+    def __repr__(self) -> str:
+        averaging = repr(self._averaging).removeprefix(type(self._averaging).__name__)
+        return f"{type(self).__name__} around {type(self.base).__name__}{averaging}"
+
     # -- modes --------------------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Put y into the parameters, where gradients are taken. Costs nothing in train mode."""
-        self._averaging.train()
+    def train(self, mode: bool = True) -> None:
+        """Put y into the parameters, where gradients are taken. Costs nothing in train mode.
+
+        Args:
+            mode: False is ``eval()``, as in ``torch.nn.Module.train``.
+        """
+        self._averaging.train(mode)
 
     def eval(self) -> None:
         """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
@@ -114,15 +128,20 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float | Tensor] | None = None
+        self,
+        closure: Callable[[], float | Tensor] | None = None,
+        *,
+        loss: float | Tensor | None = None,
+        clip_coef: float | Tensor | None = None,
     ) -> float | Tensor | None:
         """One step of the base at the gradients in ``param.grad``, and of the averages.
 
         Args:
             closure: clears the gradients, computes the loss, calls ``backward()``, returns the loss.
+            loss, clip_coef: not needed here; taken, so that one loop serves all classes.
 
         Returns:
-            What the closure returned, else None.
+            What the closure returned, else ``loss``.
 
         Raises:
             RuntimeError: in eval mode, also if the closure changes to it, except when every ``lr`` is 0:
@@ -135,7 +154,7 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
             averaging.make_state()
             return None
         averaging.check_may_step()
-        loss = None
+        check_closure(closure)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()

@@ -70,6 +70,7 @@ def test_the_newest_that_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", SlowEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     optimizer._runtime._delayed = figures = DelayedFigures(engine)
+    optimizer._runtime._each_step = True
     figures._on_gpu = True
     assert optimizer.metrics(wait=False) == {}
     for _ in range(COPIES + 2):  # steps 2 to 7; those after the fourth find no free copy

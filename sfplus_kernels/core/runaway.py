@@ -1,0 +1,62 @@
+"""Signs that a run is ruined, seen in the figures of older steps: nothing waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sfplus_kernels.contract.layout import Global
+from sfplus_kernels.core.warnings_once import warn_once
+from sfplus_kernels.state.run import of_group
+
+LARGEST_GAMMA = 1.0
+"""Adam moves every element by about gamma in a step: by 0.001 to 0.1 where training goes well."""
+
+JUMP = 100.0
+"""By which the largest gamma so far hardly grows from one look to the next."""
+
+STUCK_STEPS = 50
+"""Without a step size above 0."""
+
+SKIPPED_IN_A_ROW = 10
+
+
+class Runaway:
+    """What one optimizer remembers of the steps that it looked at, to tell a run that runs away."""
+
+    def __init__(self) -> None:
+        self._largest: list[float] = []  # gamma of each group, at the last look
+        self._last_moved = 0.0  # the last k at which a gamma was above 0
+
+    def look(self, owner: object, figures: Sequence[float]) -> None:
+        """Warn if steps are skipped one after the other.
+
+        Args:
+            owner: the optimizer.
+            figures: as of ``Engine.figures``, of any step.
+        """
+        in_a_row = figures[Global.CONSECUTIVE_SKIPPED_STEPS]
+        if in_a_row >= SKIPPED_IN_A_ROW:
+            warn_once(owner, "skipped", steps=int(in_a_row))
+
+    def look_at_gamma(
+        self, owner: object, figures: Sequence[float], groups: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Warn if a Polyak step is absurdly large, or none at all."""
+        rows = [of_group(figures, number) for number in range(len(groups))]
+        k = int(rows[0]["k"])
+        largest = [row["lr_max"] for row in rows]
+        gamma = max(largest)
+        if gamma > LARGEST_GAMMA:
+            warn_once(owner, "gamma", gamma=gamma, k=k)
+        elif any(new > JUMP * old for new, old in zip(largest, self._largest, strict=False)):
+            warn_once(owner, "gamma-jump", gamma=gamma, k=k)
+        self._largest = largest if k > 0 else []
+        for row, group in zip(rows, groups, strict=True):
+            share = row["lr_max"] ** 2 * group["weight_decay"]
+            if share > 1:
+                warn_once(owner, "decay", share=share, decay=group["weight_decay"])
+        if any(row["scheduled_lr"] > 0 for row in rows):
+            self._last_moved = k
+        elif k - self._last_moved >= STUCK_STEPS:
+            warn_once(owner, "gamma-zero", steps=k - int(self._last_moved))
