@@ -236,6 +236,7 @@ optimizer = sfplus_kernels.AdamCScheduleFreePlus([p])
 optimizer.train()
 p.square().sum().backward()
 with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
     optimizer.step(loss=3.0)
 print(optimizer.backend, float(p.detach().max()) < 1)
 print(said[0].message)
