@@ -7,3 +7,16 @@ From the bottom up: ``record`` (rows of the result file), ``work`` (the tensors,
 ``contestants`` (the optimizers, one line each), ``measure`` (right before timed; sections; a whole run).
 ``report`` (plots, page, the README's section) reads result files alone.
 """
+
+import importlib.util
+import sys
+
+missing = [
+    name
+    for name in ("jinja2", "matplotlib", "numpy", "rich", "typer")
+    if importlib.util.find_spec(name) is None
+]
+if missing:
+    sys.exit(
+        f"The benchmarks need {', '.join(missing)}, not installed here: pip install '.[bench]'"
+    )

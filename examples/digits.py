@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import extras  # noqa: F401 ends the program if something is missing
 import torch
 import typer
 from common import INTERRUPTED, Interrupt, new_folder

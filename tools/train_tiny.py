@@ -1,5 +1,6 @@
 """Trains a tiny model with the installed package: what a wheel must be able to do anywhere."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sfplus_kernels import AdamCScheduleFreePlus, backends
 
 def main() -> None:
     """Raise if the compiled extension is missing or the loss does not fall."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     report = backends.report()
     print(f"sfplus_kernels {sfplus_kernels.__version__}, torch {torch.__version__}: {report}")
     assert report["cpu"] == "available", report["cpu"]

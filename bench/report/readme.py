@@ -6,6 +6,7 @@ has the few rows that decide, the page has all.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,10 @@ WRITTEN: dict[Path, Callable[[dict[str, Path | None]], str]] = {README: summary,
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m bench.report.readme",
+        description="Write the figures of the documents from the last whole runs in bench/results.",
+    ).parse_args()
     paths = {device_type: newest(device_type) for device_type in DEVICES}
     for path in paths.values():
         if path is not None:

@@ -8,9 +8,9 @@ A file has, for each mode, ``params`` and ``optimizer`` (the state dict) after `
 ``iterates``, which are x, y and z of each parameter ``AFTER`` steps later.
 """
 
+import argparse
 import copy
 import math
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -130,4 +130,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write the files of this version.")
+    parser.add_argument("folder", type=Path, help="a new one")
+    main(parser.parse_args().folder)
