@@ -47,11 +47,11 @@ def digits() -> dict[str, Any]:
     }
 
 
-CURVES = {  # of docs/data/curves: how the page calls them
+CURVES = {  # files of docs/data/curves, as examples/anytime.py wrote them: how the page calls them
     "31k-b1-schedule-free-plus-t100-1847c9-s0": "ScheduleFree+, lr 0.3",
     "31k-b1-schedule-free-plus-t100-f6e17d-s0": "ScheduleFree+, lr 0.1",
-    "31k-b1-adamw-schedulefree-t100-c2ca37-s0": "AdamWScheduleFree",
-    "31k-b1-adamw-linear-t100-516f96-s0": "AdamW, linear decay",
+    "31k-b1-adamw-schedulefree-t300-c2ea49-s0": "AdamWScheduleFree, 4,514 steps",
+    "31k-b1-adamw-linear-t100-68b317-s0": "AdamW, linear decay",
 }
 
 

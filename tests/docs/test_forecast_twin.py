@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from support import ROOT
 
+from sfplus_kernels import forecast
+
 pytestmark = pytest.mark.skipif(
     javascript.NODE is None, reason="needs Node.js, which runs the pages' JavaScript"
 )
 
 
-def forecast_in_javascript(step: np.ndarray, loss: np.ndarray, **options: Any) -> dict[str, Any]:
-    found: dict[str, Any] = javascript.ask("forecast", step=step, loss=loss, until=5000, **options)
+def in_javascript(step: np.ndarray, loss: np.ndarray, **options: Any) -> dict[str, Any]:
+    found: dict[str, Any] = javascript.ask(
+        "forecast", **{"step": step, "loss": loss, "until": 5000, **options}
+    )
     return found
 
 
@@ -27,12 +31,11 @@ CURVES = sorted((ROOT / "docs" / "data" / "curves").glob("*.json"))
 @pytest.mark.parametrize("path", CURVES, ids=lambda path: path.stem)
 def test_forecast_is_the_librarys(path: Path, seen: float) -> None:
     """On the shipped curves, whole and cut off: the fit, and both intervals, to 1e-3."""
-    forecast = pytest.importorskip("sfplus_kernels.forecast")
     curve = json.loads(path.read_text())["curve"]
     n = round(seen * len(curve["step"]))
     step, loss = np.array(curve["step"][:n]), np.array(curve["loss"][:n])
     expected = forecast.fit(forecast.LossCurve(step, loss))
-    found = forecast_in_javascript(step, loss)
+    found = in_javascript(step, loss)
     for name in ("a", "b", "c"):
         assert found[name] == pytest.approx(getattr(expected.fit, name), rel=1e-3, abs=1e-3), name
     assert found["burnIn"] == expected.fit.burn_in
@@ -65,19 +68,32 @@ REFUSED: dict[str, tuple[np.ndarray, np.ndarray, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_forecast_refuses_what_the_library_refuses(case: str) -> None:
-    forecast = pytest.importorskip("sfplus_kernels.forecast")
     step, loss, extra, message = REFUSED[case]
     with pytest.raises(forecast.CannotForecast):
         forecast.fit(forecast.LossCurve(step, loss, extra.get("rate")))
-    found = forecast_in_javascript(step, loss, **extra)
+    found = in_javascript(step, loss, **extra)
     assert re.search(message, found["refused"]), found
 
 
 def test_forecast_begins_where_the_learning_rate_is_constant() -> None:
-    forecast = pytest.importorskip("sfplus_kernels.forecast")
     rate = np.minimum(STEP / 120, 1)
     expected = forecast.fit(forecast.LossCurve(STEP, FALLING, rate))
-    found = forecast_in_javascript(STEP, FALLING, rate=rate)
+    found = in_javascript(STEP, FALLING, rate=rate)
     assert expected.fit.step[0] >= 119
     assert found["first"] == expected.fit.step[0]
     assert found["c"] == pytest.approx(expected.fit.c, abs=1e-3)
+
+
+def test_what_the_page_says_of_its_runs() -> None:
+    """Half of a run seen: its end is in the band without a schedule, and below it under a linear decay."""
+    for path in CURVES:
+        run = json.loads(path.read_text())
+        step, loss = (np.array(run["curve"][name]) for name in ("step", "loss"))
+        half, last = (len(step) + 1) // 2, float(step[-1])
+        found = in_javascript(step[:half], loss[:half], until=last)
+        end = loss[step > 0.95 * last].mean()
+        low, high = found["interval"]
+        if run["point"]["schedule"] is None:
+            assert low < end < high, path.stem
+        else:
+            assert [found["at"], low, end] == pytest.approx([2.14, 2.10, 1.99], abs=0.006)

@@ -20,8 +20,8 @@ const MARKS = {
   y: { symbol: "square", dx: 12, dy: 14 },
   z: { symbol: "triangle", dx: 12, dy: -10 },
 };
-const X = [-2.6, 2.6];
-const Y = [-0.6, 3.4];
+const X = [-2.2, 3.8];
+const Y = [-0.8, 3.4];
 
 const root = document.getElementById("interpolation");
 root.replaceChildren();
