@@ -3,10 +3,11 @@
 import argparse
 import sys
 
-from sfplus_kernels.cli import forecast, report
+from sfplus_kernels.cli import export, forecast, report
 
 COMMANDS = {
     "report": (report.main, "versions, devices and backends of this installation (the default)"),
+    "export": (export.main, "the averaged weights out of a trainer's checkpoint"),
     "forecast": (forecast.main, "the loss at a later step, from the curve of a run"),
 }
 

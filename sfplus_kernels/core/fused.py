@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,9 @@ class FusedOptimizer(StatefulOptimizer):
         if has_sums:
             self._collective.check_shards(ready.kept.shards)
         runtime, engine = self._get_runtime(), ready.engine
-        engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        before = engine.set_hyperparameters(hyper, settings, self._lr_tensors())
+        if before is not None:
+            self._look_at_change(before, hyper)
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         engine.hand_in(loss, Scaling(scale, found_inf, clip_coef))
         counts = self.advances_without_gradients or not self._no_gradients
@@ -132,6 +134,11 @@ class FusedOptimizer(StatefulOptimizer):
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
         torch.autograd.graph.increment_version(ready.params)
+
+    def _look_at_change(
+        self, before: Sequence[tuple[float, ...]], now: Sequence[tuple[float, ...]]
+    ) -> None:
+        """Called when hyperparameters are others than at the step before: rows of ``layout.Hyper``."""
 
     def hold_back(
         self, step: Callable[..., Any], args: tuple, kwargs: dict[str, Any]

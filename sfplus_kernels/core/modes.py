@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.compiling.tracing import untraced
-from sfplus_kernels.contract.layout import Move
+from sfplus_kernels.contract.layout import Hyper, Move
 from sfplus_kernels.core.fused import FusedOptimizer
+from sfplus_kernels.core.warnings_once import warn_once
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.processes.sharding import local
 from sfplus_kernels.state.iterates import Iterates, iterates
@@ -124,6 +125,13 @@ class ScheduleFreeOptimizer(FusedOptimizer):
             )
         self._settle()
         return iterates(param, self.state.get(param), self.param_groups[0]["train_mode"])
+
+    def _look_at_change(
+        self, before: Sequence[tuple[float, ...]], now: Sequence[tuple[float, ...]]
+    ) -> None:
+        for old, new in zip(before, now, strict=False):  # a group may have been added
+            if new[Hyper.LR] < old[Hyper.LR]:
+                warn_once(self, "scheduler", before=old[Hyper.LR], now=new[Hyper.LR])
 
     def check_may_step(self) -> None:
         """Raise RuntimeError in eval mode."""

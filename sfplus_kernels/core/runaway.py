@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ STUCK_STEPS = 50
 
 SKIPPED_IN_A_ROW = 10
 
+ONE_NORM = 3
+"""Looks in a row that see different gradients of one L2 norm: they were clipped to it."""
+
 
 class Runaway:
     """What one optimizer remembers of the steps that it looked at, to tell a run that runs away."""
@@ -27,6 +31,7 @@ class Runaway:
     def __init__(self) -> None:
         self._largest: list[float] = []  # gamma of each group, at the last look
         self._last_moved = 0.0  # the last k at which a gamma was above 0
+        self._norms: list[tuple[float, float]] = []  # L2 and L1 at looks that saw one L2 norm
 
     def look(self, owner: object, figures: Sequence[float]) -> None:
         """Warn if steps are skipped one after the other.
@@ -43,6 +48,7 @@ class Runaway:
         self, owner: object, figures: Sequence[float], groups: Sequence[Mapping[str, Any]]
     ) -> None:
         """Warn if a Polyak step is absurdly large, or none at all."""
+        self._look_at_norms(owner, figures[Global.GRAD_NORM], figures[Global.GRAD_L1])
         rows = [of_group(figures, number) for number in range(len(groups))]
         k = int(rows[0]["k"])
         largest = [row["lr_max"] for row in rows]
@@ -60,3 +66,19 @@ class Runaway:
             self._last_moved = k
         elif k - self._last_moved >= STUCK_STEPS:
             warn_once(owner, "gamma-zero", steps=k - int(self._last_moved))
+
+    def _look_at_norms(self, owner: object, l2: float, l1: float) -> None:
+        """Warn if gradients are clipped before the step.
+
+        That of a run on one whole batch may keep its L2 norm because it hardly changes: then L1 does not
+            either.
+        """
+        if self._norms:
+            last_l2, last_l1 = self._norms[-1]
+            same = math.isclose(l2, last_l2, rel_tol=1e-5)
+            if not same or math.isclose(l1, last_l1, rel_tol=1e-3):
+                self._norms = []
+        self._norms.append((l2, l1))
+        if len(self._norms) >= ONE_NORM:
+            warn_once(owner, "clipped", norm=l2)
+            self._norms = []

@@ -47,6 +47,16 @@ TEXTS = {
         "{steps} steps in a row were skipped, because a loss or a gradient is NaN or Inf: nothing trains. "
         "metrics() has the loss and the norms that caused it"
     ),
+    "clipped": (
+        "the gradient's norm was {norm:.3g} in three steps: it seems to be clipped before step(). That makes "
+        "gamma, the size of a step, larger, since the loss is not clipped. Take clipping out of the loop or "
+        "the trainer, and pass max_grad_norm={norm:.3g} to the optimizer, or tell step() the clip_coef"
+    ),
+    "scheduler": (
+        "lr was lowered from {before:.3g} to {now:.3g}, as a scheduler does. Schedule-Free wants it "
+        "constant: its average takes the place of the decay. Use no scheduler (or a constant one: trainers "
+        "often make another by default); for a warmup set the optimizer's warmup_steps"
+    ),
     "eager": (
         "the steps run on the backend 'eager', plain torch operations, on {device}, though that has a "
         "quicker one: {reasons}. To do so on purpose, pass backend='eager'"

@@ -79,13 +79,17 @@ class Engine:
         hyper: Sequence[Sequence[float]],
         settings: Sequence[float],
         lr_tensors: Sequence[tuple[int, Tensor]],
-    ) -> None:
+    ) -> list[tuple[float, ...]] | None:
         """Rows as in ``layout.Hyper`` and ``layout.Setting``; sent only when they changed.
 
         A CUDA graph sends those of its capture at every replay; once there is one, so does every step.
         ``lr_tensors`` are (group, learning rate) for those that live on the device: copied there.
+
+        Returns:
+            The rows of ``hyper`` at the last step, if they were others.
         """
         rows = [tuple(row) for row in hyper]
+        before = None if rows == self._hyper else self._hyper
         always = bool(self._recorded) or capturing(self.device)
         if always or rows != self._hyper:
             self._write(self.run.hyper, rows, self._host_hyper)
@@ -95,6 +99,7 @@ class Engine:
             self._settings = tuple(settings)
         for group, lr in lr_tensors:
             self.run.hyper[group, Hyper.LR].copy_(lr)
+        return before
 
     def plan(self, entries: Sequence[Entry]) -> object:
         """The backend's plan for ``entries``, to be kept while their addresses stay."""

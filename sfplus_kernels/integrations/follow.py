@@ -139,6 +139,8 @@ class Follower:
                 "to y; call model.train() before training (and then eval() of those parts alone that are "
                 "to behave as in evaluation, such as a frozen BatchNorm)"
             )
+        if not self._at_y and closure is None and _all_lr_zero(both[1]):
+            return  # so loaders of checkpoints have the state made, which is not to count as a step
         self._at_x = self._at_y = self._just_loaded = False
         both[1].train()
 
@@ -191,6 +193,17 @@ _followers: weakref.WeakKeyDictionary[nn.Module, list[Follower]] = weakref.WeakK
 
 def _parameters_of(optimizer: Any) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _all_lr_zero(optimizer: Any) -> bool:
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return all(float(lr) == 0 for lr in rates if not _on_device(lr)) and not any(
+        map(_on_device, rates)
+    )
+
+
+def _on_device(lr: Any) -> bool:
+    return isinstance(lr, torch.Tensor) and lr.device.type != "cpu"
 
 
 def _reshard(model: nn.Module) -> None:

@@ -153,7 +153,7 @@ def test_a_loss_on_the_host_cannot_be_recorded(claim: Claim, loss: Any) -> None:
 
 def test_hyperparameters_are_frozen_in_a_graph(claim: Claim) -> None:
     """Recorded from memory of their own, and sent by every step after: a replay has sent the old ones."""
-    optimizer, params = start(AdamWScheduleFree, lr=0.5)
+    optimizer, params = start(AdamWScheduleFree, lr=0.05)
     fresh_gradients(params, 1)
     optimizer.step()
     claim(True)
@@ -166,7 +166,7 @@ def test_hyperparameters_are_frozen_in_a_graph(claim: Claim) -> None:
         engine.run.hyper.zero_()  # as a replay might
         optimizer.step()
         assert float(engine.run.hyper[0, 0]) == lr
-    assert float(engine._host_hyper._given_out[0][0, 0]) == 0.5
+    assert float(engine._host_hyper._given_out[0][0, 0]) == 0.05
 
 
 def test_the_stock_of_memory_for_recorded_steps(claim: Claim) -> None:

@@ -111,7 +111,7 @@ def train_step(x, y):
 for k in range(5):
     if k == 2:
         torch._dynamo.config.error_on_recompile = True
-    optimizer.param_groups[0]["lr"] *= 0.9
+    optimizer.param_groups[0]["lr"] *= 1.1
     train_step(torch.randn(4, 8), torch.randn(4, 1))
 print(optimizer.metrics()["k"])
 """

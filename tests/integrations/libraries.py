@@ -22,7 +22,6 @@ def needs(*packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed", allow_module_level=True)
-    _define_torchvisions_operators()
 
 
 def _define_torchvisions_operators() -> None:
@@ -33,6 +32,7 @@ def _define_torchvisions_operators() -> None:
 
 
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+_define_torchvisions_operators()
 
 N_CLASSES = 4
 

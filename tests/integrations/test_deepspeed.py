@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from libraries import equal, needs, same
+from libraries import equal, held, iterate, needs, same
 from support.ranks import results_of
 
 needs("deepspeed")
@@ -35,9 +35,9 @@ def test_one_process(results: list[dict[str, Any]], maker: Any, stage: int) -> N
     found = [result["trains_and_evaluates"][maker.__name__, stage] for result in results]
     for key, values in figures.items():
         assert found[0][key] == pytest.approx(values, rel=1e-5)
-    close(found[0]["y"], worker.held(model))
-    close(found[0]["again"], worker.held(model))
-    x = worker.iterate(model, optimizer)
+    close(found[0]["y"], held(model))
+    close(found[0]["again"], held(model))
+    x = iterate(model, optimizer)
     close(found[0]["x"], x)
     assert max(float((x[n] - found[0]["y"][n]).abs().max()) for n in x) > 1e-3
     for other in found[1:]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sfplus_kernels import (
@@ -396,3 +397,14 @@ def compile_counter() -> Any:
             return graph.forward
 
     return Counter()
+
+
+def test_a_loader_that_has_the_state_made_takes_no_step(pair: tuple[nn.Module, Any]) -> None:
+    """As torch.distributed.checkpoint does before it loads, and before it saves a new run."""
+    model, optimizer = pair
+    follow(model, optimizer)
+    before = held(model)
+    get_optimizer_state_dict(model, optimizer)
+    assert same(held(model), before)
+    groups = optimizer.state_dict()["param_groups"]
+    assert groups[0].get("averaging", groups[0])["k"] == 0

@@ -45,6 +45,9 @@ class Tokens(torch.utils.data.Dataset):
 def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     config = GPT2Config(
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         vocab_size=50,
         n_positions=16,
         n_embd=16,

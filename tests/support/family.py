@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -105,9 +106,15 @@ def drive(
         present = [
             None if stretches and (k // 8 + i) % 3 == 0 else g for i, g in enumerate(gradients)
         ]
-        step_with(optimizer, functools.partial(set_gradients, params, present, grad_dtype))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", SCHEDULER)
+            step_with(optimizer, functools.partial(set_gradients, params, present, grad_dtype))
         if each is not None:
             each(k, optimizer)
+
+
+SCHEDULER = r"sfplus_kernels \[scheduler\]"
+"""The warning at a learning rate that falls, here on purpose."""
 
 
 def follow_schedule(k: int, optimizer: Any) -> None:

@@ -23,6 +23,8 @@ from sfplus_kernels import (
     AdamCScheduleFreePlus,
     AdamWScheduleFree,
     AdamWScheduleFreeClosure,
+    ScheduleFreeWrapper,
+    SFPlusWarning,
     SGDScheduleFree,
     add_loss,
     report_loss,
@@ -349,3 +351,64 @@ def test_which_loss_counts() -> None:
     report_loss(optimizer, 1.0)
     with pytest.raises(ValueError, match="by report_loss .* and by add_loss"):
         add_loss(optimizer, 1.0)
+
+
+# -- warnings --------------------------------------------------------------------------------------
+
+
+def clipped_steps(optimizer: Any, params: Any, count: int, clip: Any) -> None:
+    for k, (loss, gradients) in enumerate(stream(SHAPES, count)):
+        set_gradients(params, gradients)
+        if clip(k):
+            nn.utils.clip_grad_norm_(params, 0.5)
+        optimizer.step(loss=0.01 * loss)
+
+
+def test_gradients_that_were_clipped_before_are_found() -> None:
+    """Once, at some look at the figures, of which there is one every eight steps."""
+    optimizer = AdamCScheduleFreePlus(params := make_params(), lr=0.01)
+    optimizer.train()
+    with pytest.warns(SFPlusWarning, match=r"\[clipped\].*max_grad_norm=0.5"):
+        clipped_steps(optimizer, params, 34, lambda k: True)
+    clipped_steps(optimizer, params, 34, lambda k: True)
+
+
+def test_gradients_that_were_not_clipped() -> None:
+    """Some are, some are not; none is, by others than the optimizer; one whole batch that hardly changes."""
+    for clip, inside in ((lambda k: k % 16 < 8, None), (lambda k: False, 0.5)):
+        optimizer = AdamCScheduleFreePlus(params := make_params(), lr=0.01, max_grad_norm=inside)
+        optimizer.train()
+        clipped_steps(optimizer, params, 40, clip)
+    optimizer = AdamCScheduleFreePlus(params := make_params([(64,)]), lr=0.01)
+    optimizer.train()
+    set_gradients(params, [torch.linspace(-1, 1, 64, dtype=torch.float64)])
+    for _ in range(40):
+        optimizer.step(loss=0.01)
+
+
+def test_a_learning_rate_that_falls_is_found() -> None:
+    """Once; not where it rises, and not where it is that of the base of a wrapper."""
+    for make in (AdamWScheduleFree, AdamWScheduleFreeClosure, AdamCScheduleFreePlus):
+        optimizer = make(params := make_params([(3,)]), lr=0.1)
+        optimizer.train()
+
+        def step(lr: float, optimizer: Any = optimizer, params: Any = params) -> None:
+            optimizer.param_groups[0]["lr"] = lr
+
+            def closure() -> float:
+                set_gradients(params, [torch.ones(3)])
+                return 1.0
+
+            optimizer.step(closure)
+
+        for lr in (0.01, 0.1, 0.1):
+            step(lr)
+        with pytest.warns(SFPlusWarning, match=r"\[scheduler\] *: lr was lowered from 0.1 to 0.09"):
+            step(0.09)
+        step(0.08)
+    wrapper = ScheduleFreeWrapper(torch.optim.SGD(params := make_params([(3,)]), lr=0.1))
+    wrapper.train()
+    for lr in (0.1, 0.05):
+        wrapper.param_groups[0]["lr"] = lr
+        set_gradients(params, [torch.ones(3)])
+        wrapper.step()

@@ -119,6 +119,7 @@ def test_backward_through_a_tensor_saved_before_the_step(backend: str) -> None:
             stale.backward()
 
 
+@pytest.mark.filterwarnings(r"ignore:sfplus_kernels \[scheduler\]")
 def test_step_func_hooks_and_schedulers(backend: str) -> None:
     params = make_params([(4,)], device=device_of(backend))
     optimizer = AdamCScheduleFreePlus(params, lr=0.5, backend=backend)
@@ -165,6 +166,7 @@ def test_kinds_of_loss(backend: str, loss: Any) -> None:
     assert optimizer.metrics()["function_value"] == 2.0
 
 
+@pytest.mark.filterwarnings(r"ignore:sfplus_kernels \[scheduler\]")
 def test_lr_in_a_tensor(backend: str) -> None:
     def result(lr: Any) -> list[torch.Tensor]:
         params = make_params(device=device_of(backend))
