@@ -26,9 +26,10 @@ TEXTS = {
         "by 10)"
     ),
     "gamma-jump": (
-        "gamma, the size of a step, grew more than 100 times within a few steps, to {gamma:.3g} at step {k}. "
-        "Is the loss still the one that backward() was called on, unscaled, and are the gradients unclipped "
-        "(clip with max_grad_norm, or tell step() the clip_coef)?"
+        "the Polyak step size, which gamma is proportional to, is {now:.3g} at step {k} and was {early:.3g} "
+        "in the early steps; in runs that go well it does not grow so. Is the loss still the one that "
+        "backward() was called on, unscaled, and are the gradients unclipped (clip with max_grad_norm, or "
+        "tell step() the clip_coef)? If so, lr is too large: divide it by 10"
     ),
     "gamma-zero": (
         "gamma, the size of a step, has been 0 for {steps} steps: nothing trains. The loss is below f_star "
