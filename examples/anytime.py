@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import extras  # noqa: F401 ends the program if something is missing
 import torch
 import typer
 from anytime_parts.corpus import Corpus

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
+import extras  # noqa: F401 ends the program if something is missing
 import torch
 import typer
 from step_size_parts.cases import CASES, Case

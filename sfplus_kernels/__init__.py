@@ -48,3 +48,7 @@ __all__ = [
     "follow",
     "report_loss",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("_"))})

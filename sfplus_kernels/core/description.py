@@ -1,11 +1,34 @@
-"""What ``repr`` says of an optimizer: its settings, its backend and its mode."""
+"""What an optimizer says of itself: ``repr``, and the names that tab completion offers."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+FOR_USERS = {
+    *(name for name in dir(torch.optim.Optimizer) if name.islower()),
+    *("defaults", "param_groups", "state"),
+    *(
+        "averaged",
+        "averaged_state_dict",
+        "backend",
+        "eval",
+        "iterates",
+        "metrics",
+        "step_func",
+        "train",
+    ),
+    "to_upstream_state_dict",
+}
+"""Public names beside these are what the rooms of the package ask of an optimizer, or of its algorithm."""
+
+
+def offered(names: Iterable[str]) -> list[str]:
+    """Those of an optimizer's names that are for users, and those that begin with an underscore."""
+    return [name for name in names if name in FOR_USERS or name.startswith("_")]
 
 
 def described(optimizer: torch.optim.Optimizer, backend: str | None) -> str:

@@ -12,7 +12,7 @@ from sfplus_kernels.checkpoints import upstream
 from sfplus_kernels.checkpoints.own import checked_state
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Global, Hyper
-from sfplus_kernels.core.description import described
+from sfplus_kernels.core.description import described, offered
 from sfplus_kernels.core.hyperparameters import check_shared
 from sfplus_kernels.core.untraced_steps import UntracedSteps
 from sfplus_kernels.core.warnings_once import SFPlusWarning, warn_once
@@ -175,6 +175,9 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         runtime = self._runtime
         backend = self._backend_name if runtime is None else runtime.engine.backend_name
         return described(self, backend)
+
+    def __dir__(self) -> list[str]:
+        return offered(super().__dir__())
 
     def _save_run_state(self) -> None:
         """Write the engine's run state into the groups (one synchronisation)."""

@@ -22,6 +22,8 @@ COMMANDS = [
     "tools/train_tiny.py",
     "examples/digits.py",
     "examples/train_lm.py",
+    "examples/anytime.py",
+    "examples/step_sizes.py",
     "tests/checkpoints/saved_states.py",
 ]
 
@@ -66,7 +68,17 @@ def execute(command: str, arguments: Sequence[str], without: Sequence[str]) -> N
     os.chdir(ROOT)
     os.environ["COLUMNS"] = "120"
     warnings.simplefilter("ignore")  # that the module was imported before
-    own = ("bench", "examples", "extras", "digits", "train_lm", "lm", *without)
+    own = (
+        "bench",
+        "examples",
+        "extras",
+        "digits",
+        "train_lm",
+        "anytime",
+        "step_sizes",
+        "lm",
+        *without,
+    )
     for name in [name for name in sys.modules if name.partition(".")[0] in own]:
         del sys.modules[name]
     sys.modules.update(dict.fromkeys(without))  # None: cannot be imported
@@ -107,8 +119,7 @@ def test_a_folder_without_results() -> None:
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        ("examples/digits.py", "examples"),
-        ("examples/train_lm.py", "examples"),
+        *((command, "examples") for command in COMMANDS if "examples" in command),
         ("-m bench", "bench"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from support import assert_same_bits, device_of
 from torch import nn
 
+import sfplus_kernels
 from sfplus_kernels import (
     AdamCScheduleFreePlus,
     AdamWScheduleFree,
@@ -138,3 +139,26 @@ def test_repr_does_not_wait_for_a_device() -> None:
     optimizer = AdamWScheduleFree([nn.Parameter(torch.ones(3))])
     optimizer.param_groups[0]["lr"] = lr
     assert "lr='a tensor on meta'" in repr(optimizer)
+
+
+@pytest.mark.parametrize("make", [plus, AdamWScheduleFree, SGDScheduleFreeClosure])
+def test_tab_completion_offers_what_is_for_users(make: Callable[..., Any]) -> None:
+    optimizer = make([nn.Parameter(torch.ones(3))])
+    found = {name for name in dir(optimizer) if not name.startswith("_")}
+    found -= {*dir(torch.optim.Optimizer), "defaults", "param_groups", "state"}
+    expected = {
+        "averaged",
+        "averaged_state_dict",
+        "backend",
+        "eval",
+        "iterates",
+        "metrics",
+        "train",
+    }
+    expected |= {"to_upstream_state_dict"} | ({"step_func"} if make is plus else set())
+    assert found == expected
+
+
+def test_the_package_offers_what_it_exports() -> None:
+    found = {name for name in dir(sfplus_kernels) if not name.startswith("_")}
+    assert found == {name for name in sfplus_kernels.__all__ if not name.startswith("_")}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import device_of
+from support import ROOT, device_of
 from torch import Tensor, nn
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SFPlusWarning
@@ -213,3 +213,8 @@ def test_every_text_says_what_to_do_and_is_given_once_for_each_owner() -> None:
             with pytest.warns(SFPlusWarning, match=rf"^sfplus_kernels \[{name}\]: "):
                 warnings_once.warn_once(owner, name, **values)
             warnings_once.warn_once(owner, name, **values)  # no second one, which would be an error
+
+
+def test_every_warning_is_in_the_documents() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert [name for name in warnings_once.TEXTS if f"`[{name}]`" not in page] == []
