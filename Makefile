@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
 SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
-.PHONY: help train test lint bench readme-figures docs docs-serve wheel wheel-test clean
+.PHONY: help train test test-integrations lint bench readme-figures docs docs-serve wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,6 +16,9 @@ train: .venv/.installed ## train a small language model; ARGS="--help" lists the
 
 test: .venv/.installed lint $(if $(shell command -v npm),docs/node_modules/.installed) ## lint, types, and all tests; ARGS go to pytest
 	$(PY) -m pytest -p no:benchmark -n 2 --cov --cov-report=term -q $(ARGS)
+
+test-integrations: .venv/.installed ## set up three more environments and test with other people's trainers; ARGS="trainers" for the first
+	$(PYTHON) tools/test_integrations.py $(ARGS)
 
 lint: .venv/.installed ## ruff and mypy alone
 	$(PY) -m ruff check .
@@ -45,7 +48,7 @@ wheel-test: ## train with dist's wheel in an empty environment; TORCH=2.6.0 for 
 	$(PYTHON) tools/test_wheel.py $(if $(TORCH),--torch $(TORCH)) $(ARGS) dist/*.whl
 
 clean: ## remove the environment and everything built
-	rm -rf .venv build docs/node_modules dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .venv-* build docs/node_modules dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

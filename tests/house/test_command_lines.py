@@ -18,6 +18,7 @@ COMMANDS = [
     "-m bench",
     "-m bench.report",
     "-m bench.report.readme",
+    "tools/test_integrations.py",
     "tools/test_wheel.py",
     "tools/train_tiny.py",
     "examples/digits.py",
