@@ -13,6 +13,7 @@ from torch import Tensor
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Hyper, Move
 from sfplus_kernels.core.fused import FusedOptimizer
+from sfplus_kernels.core.pairs import LoadedPair, probe, witness
 from sfplus_kernels.core.warnings_once import warn_once
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.processes.sharding import local
@@ -23,6 +24,41 @@ class ScheduleFreeOptimizer(FusedOptimizer):
     """Base of the Schedule-Free optimizers in displacement form (y in the parameter, e = z - x)."""
 
     has_modes = True
+    _loaded: LoadedPair | None = None  # until its verdict
+    _mode_of_loaded = "train"
+
+    @untraced
+    @torch.no_grad()
+    @of_the_inner
+    def state_dict(self) -> dict[str, Any]:
+        """As in the base class, with a few elements of a parameter, by which ``load`` knows the mode."""
+        result = super().state_dict()
+        params = self._parameters_with_state() if self.has_modes else []
+        place = witness(params)
+        if place is not None:
+            found = self.iterates(params[place])
+            x, y = (value.to(params[place].dtype) for value in found[:2])
+            held, otherwise = (y, x) if result["param_groups"][0]["train_mode"] else (x, y)
+            place = next(i for i, p in enumerate(self._parameters()) if p is params[place])
+            result["param_groups"][0]["probe"] = probe(place, held, otherwise)
+        return result
+
+    def _note_what_was_loaded(self) -> None:
+        """Before the parameters are used or moved for the first time after ``load_state_dict``."""
+        saved = self.param_groups[0].get("probe")
+        if saved:
+            self.param_groups[0]["probe"] = ()
+            params = self._parameters()
+            if int(saved[0]) < len(params) and witness([params[int(saved[0])]]) is not None:
+                self._loaded = LoadedPair(saved, params)
+                self._mode_of_loaded = "train" if self.param_groups[0]["train_mode"] else "eval"
+
+    def _look_at(self, figures: list[float]) -> None:
+        super()._look_at(figures)
+        if self._loaded is not None:
+            loaded, self._loaded = self._loaded, None
+            if loaded.of_the_other_mode():
+                warn_once(self, "other-mode", mode=self._mode_of_loaded)
 
     @untraced
     @torch.no_grad()
@@ -50,6 +86,7 @@ class ScheduleFreeOptimizer(FusedOptimizer):
     def _set_mode(self, *, train: bool) -> None:
         if self.param_groups[0]["train_mode"] == train:
             return
+        self._note_what_was_loaded()
         params = self._parameters_with_state()
         if params:
             runtime = self._get_runtime()
@@ -140,3 +177,4 @@ class ScheduleFreeOptimizer(FusedOptimizer):
                 "step() was called in eval mode, where the parameters hold x; gradients belong to y: "
                 "call optimizer.train() before the forward pass (and optimizer.eval() to evaluate)"
             )
+        self._note_what_was_loaded()

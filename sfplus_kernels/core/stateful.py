@@ -61,7 +61,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
                 "was used up, or a model without parameters?"
             )
         run_state = dict.fromkeys((*self.global_keys, *run.GROUP_KEYS), 0)
-        mode = {"train_mode": not self.has_modes, "optimizer": type(self).__name__}
+        mode = {"train_mode": not self.has_modes, "optimizer": type(self).__name__, "probe": ()}
         super().__init__(params, defaults | run_state | mode)
         if backend is not None:
             self._get_runtime()  # a named backend that is unavailable raises here, not at step 1

@@ -58,6 +58,11 @@ TEXTS = {
         "constant: its average takes the place of the decay. Use no scheduler (or a constant one: trainers "
         "often make another by default); for a warmup set the optimizer's warmup_steps"
     ),
+    "other-mode": (
+        "the optimizer was saved in {mode} mode, but the weights that were loaded into the model are those "
+        "of the other mode (in train mode they are y, in eval mode and in averaged_state_dict() x). To go on "
+        "with a run, save model.state_dict() and optimizer.state_dict() in one mode, and load both"
+    ),
     "eager": (
         "the steps run on the backend 'eager', plain torch operations, on {device}, though that has a "
         "quicker one: {reasons}. To do so on purpose, pass backend='eager'"
