@@ -131,6 +131,8 @@ def test_other_examples_run(document: str, tmp_path: Path, monkeypatch: pytest.M
     blocks = re.findall(r"```python\n(.+?)```", (ROOT / document).read_text(), re.S)
     assert len(blocks) > 1
     for block in blocks:
+        if "sfplus_kernels.integrations" in block:
+            continue  # where the trainers are installed: tests/integrations
         exec(block, names)
     assert len(validated) == (2 if document == "README.md" else 0)
     for path in tmp_path.glob("model.pt"):
