@@ -19,7 +19,10 @@ TESTS = {
         "tests/integrations/test_deepspeed.py",
         "tests/integrations/test_trainers_ranks.py",
     ],
-    "torchtitan": ["tests/integrations/test_torchtitan.py"],
+    "torchtitan": [
+        "tests/integrations/test_torchtitan.py",
+        "tests/integrations/test_export_trainers.py",
+    ],
 }
 EXTRAS = {name: f"{name}-test" for name in TESTS} | {"trainers": "integrations-test"}
 # DeepSpeed's setup looks at torch, and would build its own operators

@@ -41,7 +41,7 @@ def read(path: Path, names: Sequence[str] | None = None) -> Found:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             weights = _weights_in(content)
             if weights is not None:
-                return by_name("one file", weights, content[key], names)
+                return by_name("one file", weights, content[key], names, in_order=True)
     raise CannotTellError(
         f"{path.name} has no optimizer state beside the weights; expected a trainer's checkpoint: a folder "
         "with model.safetensors and optimizer.pt or optimizer.bin, a folder of torch.distributed.checkpoint, "
@@ -77,7 +77,14 @@ def _folder(path: Path, names: Sequence[str] | None) -> Found:
             f"{path} has no model*.safetensors, adapter_model.safetensors or pytorch_model*.bin"
         )
     config = path / "config.json"
-    return by_name("folder", weights, _loaded(files[0]), names, config if config.exists() else None)
+    return by_name(
+        "folder",
+        weights,
+        _loaded(files[0]),
+        names,
+        config if config.exists() else None,
+        in_order=pattern.endswith(".bin"),
+    )
 
 
 def _lightning(content: Mapping[str, Any], names: Sequence[str] | None) -> Found:
@@ -87,7 +94,7 @@ def _lightning(content: Mapping[str, Any], names: Sequence[str] | None) -> Found
             f"the file has {len(states)} optimizers; expected one. Load it into the model and the "
             "optimizers, call eval() of each, and save the model"
         )
-    return by_name("Lightning", content["state_dict"], states[0], names)
+    return by_name("Lightning", content["state_dict"], states[0], names, in_order=True)
 
 
 def _distributed(path: Path) -> Found:

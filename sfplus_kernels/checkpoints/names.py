@@ -25,8 +25,19 @@ def by_name(
     optimizer: Mapping[str, Any],
     names: Sequence[str] | None,
     config: Path | None = None,
+    *,
+    in_order: bool,
 ) -> Found:
-    """A state dict of torch.optim, whose parameters are numbers: find the name of each."""
+    """A state dict of torch.optim, whose parameters are numbers: find the name of each.
+
+    Args:
+        layout: a word for it.
+        weights: by name.
+        optimizer: its state dict.
+        names: in the order of its groups, if the user gave them.
+        config: Hugging Face's config.json, if there is one.
+        in_order: whether ``weights`` are in the order of the model; safetensors sorts them.
+    """
     groups = optimizer["param_groups"]
     order = [index for group in groups for index in group["params"]]
     state = optimizer["state"]
@@ -35,7 +46,7 @@ def by_name(
     if all("param_names" in group for group in groups):
         names = [name for group in groups for name in group["param_names"]]
     elif names is None:
-        names = _guessed(groups, order, state, tensors, config)
+        names = _guessed(groups, order, state, tensors if in_order else {}, config)
     if len(names) != len(order):
         raise CannotTellError(
             f"{len(names)} names for the {len(order)} parameters of the optimizer; expected one for each, "
@@ -79,14 +90,18 @@ def _guessed(
         found = _by_class(config, [len(group["params"]) for group in groups])
         if found is not None:
             return found
+    # several groups may have them in another order than the model
+    if len(groups) > 1:
+        weights = {}
     shapes = [tuple(state[i]["displacement"].shape) if state.get(i) else None for i in order]
     likely = [name for name in weights if not name.endswith(BUFFERS)]
     ways = fits(shapes, [tuple(weights[name].shape) for name in likely])
     if ways is None:
         raise CannotTellError(
-            "the optimizer's groups have no param_names (sfplus_kernels.follow saves them), and by their "
-            "shapes its parameters could be several of the weights, or none; pass --names-from FILE with "
-            "one name a line, in the order of the groups: [n for n, _ in model.named_parameters()]"
+            "the optimizer's groups have no param_names (sfplus_kernels.follow saves them), and the shapes "
+            "of its parameters do not say which of the weights they are (safetensors does not keep the "
+            "order); pass --names-from FILE with one name a line, in the order of the groups: "
+            "[n for n, _ in model.named_parameters()]"
         )
     return [likely[place] for place in ways]
 
