@@ -31,6 +31,7 @@ IN_ONE_PROCESS = (
     "test_distributed.py",
     "test_distributed_checkpoint.py",
     "test_dtensor.py",
+    "test_follow_ranks.py",
     "test_figures.py",
     "test_site.py",
     "test_train_lm.py",
