@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bind.h"
+#include "containers.h"
 #include "cpu/dispatch.h"
 #include "cpu/passes.h"
 #include "math/dtypes.h"
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_C, m) {
   using release = py::call_guard<py::gil_scoped_release>;
 
   sfplus::bind_tables(m);
+  sfplus::bind_containers(m);
   // why there are no CUDA kernels in this build, empty if there are
 #ifdef SFPLUS_WITH_CUDA
   m.attr("CUDA_MISSING") = "";

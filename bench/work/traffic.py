@@ -28,18 +28,18 @@ def arrays(pass_name: str, entry: Entry) -> tuple[list[str], list[str]]:
     Names are the fields of ``Entry``, and "grad". ``pass_name`` is as ``called`` gives it.
     """
     has_master = entry.master_param is not None
-    y, e, param = "master_param" if has_master else "param", "displacement", ["param"]
-    follows = param if has_master else []  # rounds what is written to y
+    y, e = "master_param" if has_master else "param", "displacement"
+    follows = ["param"] if has_master else []  # rounds y, and is read for what was written to it
     state = [name for name in STATE if getattr(entry, name) is not None]
     known = {
         "reduce": (["grad", e], []),
         "reduce gradients": (["grad"], []),
         "finalize": ([], []),  # its buffers do not grow with the model's size
-        "update": (["grad", *state, *([] if has_master else param)], [*state, "param"]),
-        "to_x": ([y, e], param),
-        "to_y": ([y] if has_master else [y, e], param),
-        "shift": ([y, e], [y, *follows]),
-        "expose_z": ([y, e], [y, e, *follows]),
+        "update": (["grad", *state, "param"], [*state, "param"]),
+        "to_x": ([y, e, *follows], [y, *follows]),
+        "to_y": ([y, e, *follows], [y, *follows]),
+        "shift": ([y, e, *follows], [y, *follows]),
+        "expose_z": ([y, e, *follows], [y, e, *follows]),
         "absorb_z": ([y, e, *follows], [y, e, *follows]),
     }
     if pass_name not in known:

@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include "../math/dtypes.h"
+#include "../math/follow_rule.h"
 #include "../math/move_rule.h"
 #include "../math/update_rule.h"
 
@@ -115,6 +116,7 @@ void update_chunk(const UpdateChunk& chunk) {
     State m_i = 0, v_i = 0, y_i = load(y + i), e_i = load(e + i);
     if constexpr (direction == Direction::ADAM) m_i = load(m + i);
     if constexpr (direction != Direction::SGD) v_i = load(v + i);
+    if constexpr (kFollows) y_i = y_or_written(y_i, load(param + i));
     update_element<direction>(widen<State>(load(grad + i)), m_i, v_i, y_i, e_i, coefs);
     if constexpr (direction == Direction::ADAM) store(m + i, m_i);
     if constexpr (direction != Direction::SGD) store(v + i, v_i);
@@ -130,7 +132,6 @@ void update_chunk(const UpdateChunk& chunk) {
 template <int move, class State, class Param>
 void move_chunk(const MoveChunk& chunk) {
   constexpr bool kFollows = sizeof(Param) < sizeof(State);
-  constexpr bool kOfParam = move == Move::TO_X || move == Move::TO_Y;  // y itself stays
   const MoveCoefs<State> coefs = move_coefs<State>(move, chunk.globals, chunk.hyper, chunk.group_coefs,
                                                    chunk.scalars, chunk.tensor_coefs);
   State* __restrict y = static_cast<State*>(chunk.y);
@@ -138,13 +139,14 @@ void move_chunk(const MoveChunk& chunk) {
   Param* __restrict param = static_cast<Param*>(chunk.param);
   const auto element = [=](std::int64_t i) {
     State y_i = load(y + i), e_i = load(e + i);
-    if constexpr (kFollows && move == Move::ABSORB_Z) {  // what happened to the rounding of z
-      y_i = y_i + (widen<State>(load(param + i)) - widen<State>(narrow<Param>(y_i)));
+    if constexpr (kFollows) {
+      const Param follower = move_follower<move>(y_i, e_i, load(param + i), coefs);
+      store(param + i, follower);
+    } else {
+      move_element<move>(y_i, e_i, coefs);
     }
-    if constexpr (!(kFollows && move == Move::TO_Y)) move_element<move>(y_i, e_i, coefs);
-    if constexpr (!(kFollows && kOfParam)) store(y + i, y_i);
+    store(y + i, y_i);
     if constexpr (move == Move::EXPOSE_Z || move == Move::ABSORB_Z) store(e + i, e_i);
-    if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
   };
   for_each_element<State>(chunk.numel, element, y, e, only_if<kFollows>(param));
 }

@@ -1,5 +1,5 @@
 // The parameters between y, x and z: at the least one read of p and e and one write of p, 12 bytes per element
-// of float32; with e written too, 16.
+// of float32; with e written too, 16. Of a parameter that follows y both are read and written.
 #pragma once
 
 #include "../math/move_rule.h"
@@ -14,10 +14,6 @@ constexpr int kInterpolateTurns = 2;  // packs of each tensor that a thread has 
 template <int move, class State, class Param>
 __global__ void __launch_bounds__(kThreads, 8) interpolate_kernel(const Table table, const Run run) {
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
-  constexpr bool kOfParam = move == Move::TO_X || move == Move::TO_Y;  // y itself stays
-  constexpr bool kCopies = kFollows && move == Move::TO_Y;
-  constexpr bool kReadsParam = kFollows && move == Move::ABSORB_Z;
-  constexpr bool kWritesY = !(kFollows && kOfParam);
   constexpr bool kWritesE = move == Move::EXPOSE_Z || move == Move::ABSORB_Z;
   constexpr int n = kPack<State>;
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
@@ -37,14 +33,14 @@ __global__ void __launch_bounds__(kThreads, 8) interpolate_kernel(const Table ta
     constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;
     using States = Pack<State, kCount>;
     using Params = Pack<Param, kCount>;
-    States y_pack[kTurns], e_pack[kTurns] = {};
+    States y_pack[kTurns], e_pack[kTurns];
     Params param_pack[kTurns];
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const int at = offset + turn * kLanes * kCount;
       y_pack[turn] = States::template read<Cache::STREAM>(y + at);
-      if constexpr (!kCopies) e_pack[turn] = States::template read<Cache::STREAM>(e + at);
-      if constexpr (kReadsParam) param_pack[turn] = Params::template read<Cache::STREAM>(param + at);
+      e_pack[turn] = States::template read<Cache::STREAM>(e + at);
+      if constexpr (kFollows) param_pack[turn] = Params::template read<Cache::STREAM>(param + at);
     }
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
@@ -52,15 +48,15 @@ __global__ void __launch_bounds__(kThreads, 8) interpolate_kernel(const Table ta
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         State y_i = y_pack[turn].elements[i], e_i = e_pack[turn].elements[i];
-        if constexpr (kReadsParam) {  // what happened to the rounding of z
-          y_i = y_i + (widen<State>(param_pack[turn].elements[i]) - widen<State>(narrow<Param>(y_i)));
+        if constexpr (kFollows) {
+          param_pack[turn].elements[i] = move_follower<move>(y_i, e_i, param_pack[turn].elements[i], coefs);
+        } else {
+          move_element<move>(y_i, e_i, coefs);
         }
-        if constexpr (!kCopies) move_element<move>(y_i, e_i, coefs);
         y_pack[turn].elements[i] = y_i;
         e_pack[turn].elements[i] = e_i;
-        if constexpr (kFollows) param_pack[turn].elements[i] = narrow<Param>(y_i);
       }
-      if constexpr (kWritesY) y_pack[turn].template write<Cache::KEEP>(y + at);
+      y_pack[turn].template write<Cache::KEEP>(y + at);
       if constexpr (kWritesE) e_pack[turn].template write<Cache::STREAM>(e + at);
       if constexpr (kFollows) param_pack[turn].template write<Cache::KEEP>(param + at);
     }

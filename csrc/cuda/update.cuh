@@ -1,9 +1,10 @@
 // The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the direction
-// keeps them), and of the parameter if it is not y itself. 36 bytes per element where all are float32.
+// keeps them), and of the parameter if it is not y itself, which is read too: see follow_rule.h. 36 bytes per element where all are float32.
 #pragma once
 
 #include <type_traits>
 
+#include "../math/follow_rule.h"
 #include "../math/update_rule.h"
 #include "walk.cuh"
 
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<State, Param, Grad>)
     using States = Pack<State, kCount>;
     Pack<Grad, kCount> g[kTurns];
     States old_m[kTurns] = {}, old_v[kTurns] = {}, old_y[kTurns], old_e[kTurns];
+    Pack<Param, kCount> follower[kTurns];
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const int at = offset + turn * kLanes * kCount;
@@ -61,17 +63,20 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<State, Param, Grad>)
       if constexpr (kHasV) old_v[turn] = States::template read<Cache::STREAM>(v + at);
       old_e[turn] = States::template read<Cache::STREAM>(e + at);
       old_y[turn] = States::template read<Cache::STREAM>(y + at);
+      if constexpr (kFollows) follower[turn] = Pack<Param, kCount>::template read<Cache::STREAM>(param + at);
     }
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const int at = offset + turn * kLanes * kCount;
-      Pack<Param, kCount> follower;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
+        if constexpr (kFollows) {
+          old_y[turn].elements[i] = y_or_written(old_y[turn].elements[i], follower[turn].elements[i]);
+        }
         update_element<direction>(widen<State>(g[turn].elements[i]), old_m[turn].elements[i],
                                   old_v[turn].elements[i], old_y[turn].elements[i],
                                   old_e[turn].elements[i], coefs);
-        if constexpr (kFollows) follower.elements[i] = narrow<Param>(old_y[turn].elements[i]);
+        if constexpr (kFollows) follower[turn].elements[i] = narrow<Param>(old_y[turn].elements[i]);
       }
       if constexpr (kHasM) old_m[turn].template write<Cache::STREAM>(m + at);
       if constexpr (kHasV) old_v[turn].template write<Cache::STREAM>(v + at);
@@ -79,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<State, Param, Grad>)
       // what the forward pass reads is worth keeping
       if constexpr (kFollows) {
         old_y[turn].template write<Cache::STREAM>(y + at);
-        follower.template write<Cache::KEEP>(param + at);
+        follower[turn].template write<Cache::KEEP>(param + at);
       } else {
         old_y[turn].template write<Cache::KEEP>(y + at);
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "config.h"
+#include "follow_rule.h"
 #include "layout.h"
 
 namespace sfplus {
@@ -43,6 +44,25 @@ SFPLUS_INLINE void move_element(T& y, T& e, const MoveCoefs<T>& c) {
   } else {
     y = y + c.e_to_y * e;
   }
+}
+
+// As `move_element`, where a parameter follows y: y has what was written to the parameter, and the parameter becomes
+// the result. That of TO_X is x, and y stays.
+template <int move, class T, class Param>
+SFPLUS_INLINE Param move_follower(T& y, T& e, Param param, const MoveCoefs<T>& c) {
+  if (move == Move::TO_Y) {
+    y = y_or_written_as_x(y, e, c.e_to_y, param);
+    return narrow<Param>(y);
+  }
+  if (move == Move::ABSORB_Z) {  // what happened to the rounding of z
+    y = y + (widen<T>(param) - widen<T>(narrow<Param>(y)));
+  } else {
+    y = y_or_written(y, param);
+  }
+  T moved = y;
+  move_element<move>(moved, e, c);
+  if (move != Move::TO_X) y = moved;
+  return narrow<Param>(moved);
 }
 
 }  // namespace SFPLUS_ISA

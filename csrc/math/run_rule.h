@@ -109,7 +109,8 @@ SFPLUS_INLINE void write_group_coefs(const double* hyper, const GroupStep& step,
                                      double factor, double beta, double* coefs) {
   const double beta1 = hyper[Hyper::BETA1], beta2 = hyper[Hyper::BETA2];
   coefs[GroupCoef::BETA1] = beta1;
-  coefs[GroupCoef::GRAD_TO_M] = sign * (1 - beta1) * factor;
+  const double direction = hyper[Hyper::ASCENDS] != 0 ? -sign : sign;
+  coefs[GroupCoef::GRAD_TO_M] = direction * (1 - beta1) * factor;
   coefs[GroupCoef::BETA2] = beta2;
   coefs[GroupCoef::GRAD_TO_V] = (1 - beta2) * factor * factor;
   coefs[GroupCoef::EPS] = step.adaptive ? hyper[Hyper::EPS] : 1;

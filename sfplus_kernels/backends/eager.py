@@ -61,9 +61,9 @@ class EagerBackend:
         return plan.sums
 
     def finalize(self, plan: EagerPlan, run: RunState, partials: Tensor | None) -> None:
-        lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent = (
-            _columns(run.hyper, Hyper)
-        )
+        (
+            lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent, ascends,
+        ) = _columns(run.hyper, Hyper)  # fmt: skip
         rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm = (
             run.settings.unbind()
         )
@@ -124,7 +124,8 @@ class EagerBackend:
         keep_or(run.groups, torch.stack((k + 1, lr_max, weight_sum, c, gamma, beta, adaptive), 1))
         delta_to_y = -(1 - beta * (1 - c))
         added = torch.where(adaptive > 0, eps, 1)
-        to_m, to_v = sign * (1 - beta1) * grad_factor, (1 - beta2) * grad_factor**2
+        direction = torch.where(ascends > 0, -sign, sign)
+        to_m, to_v = direction * (1 - beta1) * grad_factor, (1 - beta2) * grad_factor**2
         coefs = (beta1, to_m, beta2, to_v, added, omega, 1 - c, delta_to_y)
         keep_or(run.group_coefs, torch.stack(coefs, dim=1))
 
@@ -145,6 +146,7 @@ class EagerBackend:
         skip = run.globals[Global.SKIP] > 0
         for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
             y, e = entry.y.detach(), entry.displacement
+            _take_what_was_written(entry, skip)
             # formed in float64, rounded once to the dtype of the arithmetic
             group_coefs = run.group_coefs[entry.group].to(e.dtype)
             tensor_coefs = run.tensor_coefs[entry.slot].to(e.dtype)
@@ -179,12 +181,16 @@ class EagerBackend:
         for entry in plan.entries:
             param, y, e = entry.param.detach(), entry.y.detach(), entry.displacement
             b = run.tensors[entry.slot, Scalar.Y_BETA]
+            x_share = (1 - b).to(e.dtype) * e
+            if entry.master_param is not None and move == Move.TO_Y:
+                untouched = (y - x_share).to(param.dtype) == param
+                y.copy_(torch.where(untouched, y, param.to(y.dtype) + x_share))
+                param.copy_(y)
+                continue
+            if move != Move.ABSORB_Z:
+                _take_what_was_written(entry)
             if move in (Move.TO_X, Move.TO_Y):
-                x_share = (1 - b).to(e.dtype) * e
-                if entry.master_param is None:
-                    y.copy_(y - x_share if move == Move.TO_X else y + x_share)
-                else:
-                    param.copy_(y - x_share if move == Move.TO_X else y)
+                param.copy_(y - x_share if move == Move.TO_X else y + x_share)
                 continue
             if move == Move.SHIFT:
                 y.copy_(y + run.tensor_coefs[entry.slot, TensorCoef.E_TO_Y].to(e.dtype) * e)
@@ -204,6 +210,14 @@ class EagerBackend:
                 y.copy_(y - b.to(e.dtype) * e)
             if entry.master_param is not None:
                 param.copy_(y)
+
+
+def _take_what_was_written(entry: Entry, skip: Tensor | None = None) -> None:
+    """A parameter that follows y was left as its rounding; where it is not, what was written wins."""
+    if entry.master_param is not None:
+        y, param = entry.y.detach(), entry.param.detach()
+        untouched = y.to(param.dtype) == param
+        y.copy_(torch.where(untouched if skip is None else untouched | skip, y, param.to(y.dtype)))
 
 
 def _factor_of_rule(

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sfplus_kernels.checkpoints.found import CannotTellError, Found, check_optimizer, checked
 from sfplus_kernels.checkpoints.names import by_name
-from sfplus_kernels.contract.formats import BUFFERS, SCALARS
+from sfplus_kernels.checkpoints.unsettled import Y_BETA
+from sfplus_kernels.contract.formats import BUFFERS, STEP
 
 
 def read(path: Path, names: Sequence[str] | None = None) -> Found:
@@ -137,7 +138,7 @@ def _split(key: str) -> tuple[str, str, str]:
     for kind in ("state", "param_groups"):
         _, found, name = f".{rest}".partition(f".{kind}.")
         # a module may be called "state" too
-        if found and (kind != "state" or last in (*BUFFERS, *SCALARS, "z")):
+        if found and (kind != "state" or last in (*BUFFERS, STEP, Y_BETA, "z")):
             return kind, name, last
     return "", "", ""
 

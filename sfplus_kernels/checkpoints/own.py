@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.checkpoints import upstream
+from sfplus_kernels.checkpoints.unsettled import Y_BETA
 from sfplus_kernels.contract.algorithm import Algorithm
-from sfplus_kernels.contract.formats import SCALARS, needs_master, state_dtype
+from sfplus_kernels.contract.formats import BUFFERS, STEP, needs_master, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
 from sfplus_kernels.state.containers import TensorState
 
 
 def checked_state(
-    name: str, algorithm: Algorithm, groups: Sequence[Mapping[str, Any]], loaded: Mapping[str, Any]
+    name: str,
+    algorithm: Algorithm,
+    groups: Sequence[Mapping[str, Any]],
+    loaded: Mapping[str, Any],
+    defaults: Mapping[str, Any],
 ) -> tuple[list[dict[str, Any]], dict[Tensor, TensorState]]:
     """Groups and per-parameter state of ``loaded``, copied to the parameters' devices and layouts.
 
@@ -24,6 +29,7 @@ def checked_state(
         name: of the class that loads.
         groups: those that there are now.
         loaded: the state dict.
+        defaults: what a group has of the keys that an older version did not save.
 
     Raises:
         ValueError: another class, other groups, other keys, shapes or dtypes.
@@ -42,7 +48,7 @@ def checked_state(
     if from_upstream:
         converted = upstream.converted_groups(name, algorithm, groups, saved_groups)
     else:
-        converted = [dict(group) for group in saved_groups]
+        converted = [{**defaults, **group} for group in saved_groups]
     states = {}
     for group, saved_group, new in zip(groups, saved_groups, converted, strict=True):
         new["params"] = saved_group["params"]
@@ -56,6 +62,8 @@ def checked_state(
                 states[param] = upstream.unsettled_state(param, moments, state, new["k"], index)
             else:
                 states[param] = _copied(param, names, state, index)
+        if "y_beta" not in saved_group and not from_upstream:
+            new["y_beta"] = _beta_of_group([states[p] for p in group["params"] if p in states])
     if from_upstream:
         _check_recoverable(algorithm, converted, states)
     return converted, states
@@ -88,14 +96,15 @@ def _copied(
     dtype = state_dtype(param.dtype)
     # in an order that is the same in all processes: DTensors are distributed together, one by one
     names = (*buffers, *(["master_param"] if needs_master(param.dtype) else []))
-    expected = {*names, *SCALARS}
-    if set(state) != expected:
+    missing = sorted({*names, STEP} - set(state))
+    foreign = sorted({*BUFFERS} & set(state) - {*names})
+    if missing or foreign:
         raise ValueError(
-            f"the state of parameter {index} has the keys {sorted(state)}; expected "
-            f"{sorted(expected)} for a parameter of dtype {param.dtype}: "
+            f"the state of parameter {index} has the keys {sorted(map(str, state))}; expected "
+            f"{sorted([*names, STEP])} for a parameter of dtype {param.dtype}: "
             "convert the model to the dtype that it was saved with"
         )
-    copied = {}
+    copied: TensorState = {}
     for name in names:
         value = state[name]
         if value.shape != param.shape or value.dtype != dtype:
@@ -106,11 +115,29 @@ def _copied(
         # the parameter's own layout in memory, whatever that of the saved tensor
         part = torch.empty_like(local(param).detach(), dtype=dtype).copy_(placed_as(value, param))
         copied[name] = as_part_of(part, param)
-    for name in SCALARS:
+    for name in (STEP, *([Y_BETA] if Y_BETA in state else [])):
         value = torch.as_tensor(state[name])
         if value.dim() != 0:
             raise ValueError(
                 f"{name} of parameter {index} has shape {tuple(value.shape)}; expected a scalar"
             )
         copied[name] = value.detach().to(param.device, torch.float64, copy=True)
+    for name, value in state.items():  # what others put there, as torch takes it
+        if name not in copied:
+            copied[name] = value.to(param.device) if isinstance(value, Tensor) else value
     return copied
+
+
+def _beta_of_group(states: Sequence[TensorState]) -> float:
+    """beta of y of a group that an older version saved: that of the tensor with the most steps.
+
+    Only where another tensor has another one, it stays in that one's state, to be settled.
+    """
+    states = [state for state in states if Y_BETA in state]
+    if not states:
+        return 0.0
+    b = float(max(states, key=lambda state: float(state[STEP]))[Y_BETA])
+    for state in states:
+        if float(state[Y_BETA]) == b:
+            del state[Y_BETA]
+    return b

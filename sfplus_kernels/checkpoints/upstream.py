@@ -1,7 +1,7 @@
 """States of the ``schedulefree`` package: reading and writing them.
 
 Its in-place classes keep z beside the parameter, its references x, y and z. z alone becomes a displacement
-only with the parameter, which may be loaded after the state: that waits for the first use (``settle``).
+only with the parameter, which may be loaded after the state: that waits for the first use (unsettled.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.algorithm import Algorithm
-from sfplus_kernels.contract.formats import needs_master, state_dtype
+from sfplus_kernels.contract.formats import state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
 from sfplus_kernels.state.containers import TensorState
+from sfplus_kernels.state.iterates import iterates
 
 RUN_KEYS = ("k", "lr_max", "weight_sum")
 
@@ -66,7 +67,8 @@ def converted_groups(
                 f"upstream's state has polyak_beta={saved['polyak_beta']}; expected 0: its running mean of "
                 "the gradient's L1 norm is the bias-corrected one, from which ours cannot be recovered"
             )
-        converted.append({**own, **{key: saved[key] for key in saved if key in own}})
+        new = {**own, **{key: saved[key] for key in saved if key in own}}
+        converted.append(new | {"y_beta": algorithm.beta_of_y(new)})
     return converted
 
 
@@ -97,29 +99,6 @@ def unsettled_state(
     return state
 
 
-def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> None:
-    """Turn the iterates in ``state`` into a displacement; ``param`` holds y or x.
-
-    Raises:
-        ValueError: x cannot be recovered.
-    """
-    value = local(param).detach().to(state_dtype(param.dtype))
-    z = local(state.pop("z")).to(param.device)
-    y = local(state.pop("y")).to(param.device) if "y" in state else None
-    if "x" in state:
-        e = z - local(state.pop("x")).to(param.device)
-    elif not train_mode:
-        e = z - value
-    else:
-        e = (z - value) / b
-    if needs_master(param.dtype):
-        if y is None:
-            y = value if train_mode else value + (1 - b) * e
-        state["master_param"] = as_part_of(torch.empty_like(value).copy_(y), param)
-    state["displacement"] = as_part_of(torch.empty_like(value).copy_(e), param)
-    state["y_beta"] = torch.tensor(b, dtype=torch.float64, device=param.device)
-
-
 def upstream_state_dict(
     algorithm: Algorithm,
     saved: Mapping[str, Any],
@@ -134,20 +113,18 @@ def upstream_state_dict(
         params: of all groups, in their order.
         with_x_and_y: as upstream's references keep them.
     """
+    betas = {n: group["y_beta"] for group in saved["param_groups"] for n in group["params"]}
     states = {}
     for number, own in saved["state"].items():
-        param, e = params[number], local(own["displacement"])
-        b = own["y_beta"].to(e.dtype)
-        value = local(own.get("master_param", param)).detach()
-        holds_y = saved["param_groups"][0]["train_mode"] or "master_param" in own
-        iterates = {"z": value + (b * e if holds_y else e)}
-        if with_x_and_y:
-            iterates["x"] = value - (1 - b) * e if holds_y else value
-            iterates["y"] = value if holds_y else value + (1 - b) * e
+        param = params[number]
+        x, y, z = map(
+            local, iterates(param, own, betas[number], saved["param_groups"][0]["train_mode"])
+        )
+        sequences = {"x": x, "y": y, "z": z} if with_x_and_y else {"z": z}
         moments = {name: local(own[name]) for name in ("exp_avg", "exp_avg_sq") if name in own}
         states[number] = {
             name: as_part_of(tensor.detach().to(param.dtype, copy=True), param)
-            for name, tensor in (iterates | moments).items()
+            for name, tensor in (sequences | moments).items()
         }
     names = [*algorithm.upstream_arguments(), *RUN_KEYS, "scheduled_lr", "params"]
     names += ["train_mode"] if algorithm.has_modes else []

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
+from sfplus_kernels.checkpoints.unsettled import Y_BETA
 from sfplus_kernels.checkpoints.upstream import RUN_KEYS
 
 STEP = "averaging_step"
 """The averages' ``step``, so called beside that of the base."""
 
-OWN_STATE = ("displacement", "master_param", STEP, "y_beta")
+OWN_STATE = ("displacement", "master_param", STEP, Y_BETA)
 """Keys that the averages add to each parameter's part of a state dict; the others are the base's."""
 
 

@@ -128,7 +128,7 @@ def _calls(optimizer: Holding, held: HeldStep) -> list[tuple]:
         kept.operands = _operands(runtime.engine.run, kept.entries, traced.kinds)
     operands = kept.operands
     assert isinstance(operands, Operands)
-    if not operands.traceable:
+    if not operands.traceable or runtime.shifts_idle:
         runtime.run_passes(passes)
         return []
     gradients = [g.detach() if g.requires_grad else g for g in gradients]

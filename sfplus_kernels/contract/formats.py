@@ -13,8 +13,8 @@ ALGORITHM_BUFFERS = ("exp_avg", "exp_avg_sq", "displacement")
 BUFFERS = (*ALGORITHM_BUFFERS, "master_param")
 """All buffers of a parameter's shape, under their names in its state and in ``contract.backend.Entry``."""
 
-SCALARS = ("step", "y_beta")
-"""The 0-dim tensors of a parameter's state, in the order of ``layout.Scalar``."""
+STEP = "step"
+"""The count of a parameter's steps: all in its state that has not its shape."""
 
 
 def state_dtype(param_dtype: torch.dtype) -> torch.dtype:

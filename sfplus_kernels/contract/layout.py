@@ -67,6 +67,7 @@ class Hyper(HostRow):
     WARMUP_STEPS = 8
     WEIGHT_LR_POWER = 9
     SILENT_SGD_PHASE = 10  # 1 if gamma is 0 while RAdam is not rectified
+    ASCENDS = 11  # 1 if this group goes the other way than GRAD_SIGN says
 
 
 class Setting(HostRow):
@@ -77,7 +78,7 @@ class Setting(HostRow):
     SF_BETA1_ANNEAL_STEPS = 2
     POLYAK_BETA = 3
     F_STAR = 4
-    GRAD_SIGN = 5  # -1 when maximizing, else 1
+    GRAD_SIGN = 5  # -1 when the loss of a Polyak step is maximized, else 1
     MAX_GRAD_NORM = 6  # clip to this global L2 norm; 0 is off
 
 

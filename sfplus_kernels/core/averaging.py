@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfplus_kernels.checkpoints import wrapped
-from sfplus_kernels.contract.layout import Hyper, Move, Rule, Setting
+from sfplus_kernels.contract.layout import Hyper, Move, Rule, Scalar, Setting
 from sfplus_kernels.core.hyperparameters import check_lr, check_number
+from sfplus_kernels.core.known_groups import is_in
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
 from sfplus_kernels.engine.engine import Engine
 from sfplus_kernels.processes.sharding import local_gradients
@@ -22,6 +24,8 @@ from sfplus_kernels.state.tensors import make_entries
 class Averaging(ScheduleFreeOptimizer):
     """x and y around another optimizer, which finds z in the parameters when it steps."""
 
+    # the base's groups and ours of each
+    _of_base: Sequence[tuple[dict[str, Any], dict[str, Any]]] = ()
     _holds_z = False  # during that step, when y and e are not what their names say
 
     def __init__(
@@ -69,13 +73,33 @@ class Averaging(ScheduleFreeOptimizer):
         """As upstream."""
         return 0.0
 
-    def follow_lr(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def follow_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Have the base's groups, whatever was done to them: for each one of its own, with its parameters."""
+        self._check_between_steps()
+        known = self._of_base or list(zip(groups, self.param_groups, strict=False))
+        pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for group in groups:
+            own = next((own for base, own in known if base is group), None)
+            if own is None:  # a copy of one that was there, or a new one
+                params = set(map(id, group["params"]))
+                own = next((o for _, o in known if params.intersection(map(id, o["params"]))), None)
+            own = {"params": []} if own is None or is_in(own, [o for _, o in pairs]) else own
+            if len(own["params"]) != len(group["params"]) or not all(
+                map(is_, own["params"], group["params"])
+            ):
+                own["params"] = list(group["params"])
+            pairs.append((group, own))
+        self._of_base = pairs
+        if [id(own) for _, own in pairs] != list(map(id, self.param_groups)):
+            self.param_groups[:] = [own for _, own in pairs]
+            self._follow_groups()
+
+    def forget_base(self) -> None:
+        """The base has other groups now, in the order of ours."""
+        self._of_base = ()
+
+    def follow_lr(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take ``lr`` from the base's groups, times Prodigy's and D-Adaptation's ``d`` if there is one."""
-        if len(groups) != len(self.param_groups):
-            raise ValueError(
-                f"the base has {len(groups)} groups, of which the wrapper knows {len(self.param_groups)}; "
-                "add a group with the wrapper's add_param_group()"
-            )
         for own, group in zip(self.param_groups, groups, strict=True):
             own["lr"] = group["lr"] * group["d"] if "d" in group else group["lr"]
 
@@ -102,14 +126,14 @@ class Averaging(ScheduleFreeOptimizer):
 
     # -- for the wrapper ----------------------------------------------------------------------------
 
-    def only_makes_state(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+    def only_makes_state(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Whether a step is no step, but a checkpoint loader's way to have the state made.
 
         Args:
             groups: the base's, here and below.
         """
         self.follow_lr(groups)
-        return not self.param_groups[0]["train_mode"] and self._all_lr_zero()
+        return self._only_makes_state()
 
     def make_state(self) -> None:
         """Make the state that a first step would make."""
@@ -144,12 +168,11 @@ class Averaging(ScheduleFreeOptimizer):
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
         hyper, settings = self._check_groups()
-        self._settle()
-        containers = self._containers()
+        runtime, containers = self._get_runtime(), self._containers()
+        runtime.take_over_what_was_written()
         gradients = local_gradients(containers.params)
         active = [p for p, g in zip(containers.params, gradients, strict=True) if g is not None]
         self._no_gradients = not active
-        runtime = self._get_runtime()
         plan, engine = runtime.step_plan(containers, gradients).plan, runtime.engine
         engine.set_hyperparameters(hyper, settings, self._lr_tensors())
         self._holds_z = True
@@ -168,17 +191,18 @@ class Averaging(ScheduleFreeOptimizer):
         # p.data may be another tensor now
         engine.absorb_z(runtime.step_plan(self._containers(), gradients).plan)
         torch.autograd.graph.increment_version(active)
-        runtime.send_figures()
+        runtime.after_passes()
         for group, gamma in zip(self.param_groups, engine.scheduled_lr, strict=True):
             group["scheduled_lr"] = gamma if isinstance(group["lr"], Tensor) else float(group["lr"])
             group["k"] += 1
+        runtime.note_shown()
 
     def _take_back_decay(self, engine: Engine, active: Sequence[Tensor]) -> None:
         """z - omega y -> z, where y = b x + (1 - b) z. Not made for speed."""
-        for entry, state in make_entries(self._containers(), active, engine.run.tensors):
+        for entry in make_entries(self._containers(), active):
             hyper = engine.run.hyper[entry.group]
             omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
-            b, x = state["y_beta"], entry.displacement
+            b, x = engine.run.tensors[entry.slot, Scalar.Y_BETA], entry.displacement
             param, y = entry.param.detach(), entry.y.detach()
             if entry.master_param is not None:  # which has not followed the base so far
                 y.add_(param.to(y.dtype) - y.to(param.dtype).to(y.dtype))

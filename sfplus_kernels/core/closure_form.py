@@ -26,7 +26,7 @@ class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
     """
 
     has_modes = False  # the parameters are always y, between steps with b = 1
-    # Tensors of (n_params,) that ``Engine.shift`` takes, and what they were made from.
+    # Tensors of (n_groups,) that ``Engine.shift`` takes, and what they were made from.
     _betas: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
     def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
@@ -113,8 +113,7 @@ class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
 
     def _beta_tensors(self) -> tuple[Tensor, Tensor]:
         """What ``Engine.shift`` takes to move all parameters to y, and to x."""
-        betas = [(self.beta_of(group), len(group["params"])) for group in self.param_groups]
-        values = tuple(beta for beta, size in betas for _ in range(size))
+        values = tuple(self.beta_of(group) for group in self.param_groups)
         device = self._get_runtime().engine.device
         if self._betas is None or self._betas[0] != values or self._betas[1].device != device:
             y_betas = torch.tensor(values, dtype=torch.float64).to(device)

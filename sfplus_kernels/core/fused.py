@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from sfplus_kernels.compiling.tracing import untraced
-from sfplus_kernels.contract.capture import check_recordable
+from sfplus_kernels.contract.capture import capturing, check_recordable
 from sfplus_kernels.contract.layout import Global
 from sfplus_kernels.core.runaway import Runaway
 from sfplus_kernels.core.shared_step import SharedStep
@@ -20,8 +20,11 @@ from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import Passes, Scaling
 from sfplus_kernels.engine.runtime import HeldStep, ReadyStep
 from sfplus_kernels.processes.collective import Collective
-from sfplus_kernels.processes.sharding import local_gradients
+from sfplus_kernels.processes.sharding import local, local_gradients
 from sfplus_kernels.state import run
+from sfplus_kernels.state.checks import is_fake
+from sfplus_kernels.state.containers import has_own
+from sfplus_kernels.state.tensors import create_missing_state
 
 ALONE = Collective()
 """With the processes of the default group, if there are any."""
@@ -89,8 +92,10 @@ class FusedOptimizer(StatefulOptimizer):
     def ready(self) -> ReadyStep:
         """Everything checked and prepared for the passes over this step's gradients."""
         self._settle()
-        runtime, containers = self._get_runtime(), self._containers()
-        return runtime.ready(containers, local_gradients(containers.params))
+        self._follow_groups(stepping=True)
+        containers = self._containers()
+        ready = None if self._runtime is None else self._runtime.ready_as_before(containers)
+        return self._get_runtime().ready(containers) if ready is None else ready
 
     def _run_step(
         self,
@@ -98,8 +103,13 @@ class FusedOptimizer(StatefulOptimizer):
         *,
         check_finite: bool = False,
         clip_coef: float | Tensor | None = None,
-    ) -> None:
-        """Check everything, then one step; raises before anything changed."""
+    ) -> bool:
+        """Check everything, then one step; raises before anything changed.
+
+        Returns:
+            Whether a step was taken: not without any gradient, where that does not count, and not of fake
+            tensors, which only get their state.
+        """
         hyper, settings = self._check_groups()
         has_sums = loss is not None or check_finite
         # every process must take part in the sum, also one that has nothing to add
@@ -107,16 +117,20 @@ class FusedOptimizer(StatefulOptimizer):
         shared = self._shared_step
         self._no_gradients = not (self if shared is None else shared).any_gradient()
         if self._no_gradients and not self.advances_without_gradients and collective is None:
-            return
-        device = next(p.device for group in self.param_groups for p in group["params"])
-        check_recordable("the loss", loss, device)
-        figures = self._get_runtime().figures_to_look_at()
+            return False
+        if is_fake(self._first_parameter()):
+            self._only_create_state()
+            return False
+        check_recordable("the loss", loss, self._first_parameter().device)
+        figures = None if self._runtime is None else self._runtime.figures_to_look_at()
         if figures is not None:
             self._look_at(figures)
         ready = self.ready()
         if has_sums:
             self._collective.check_shards(ready.kept.shards)
-        runtime, engine = self._get_runtime(), ready.engine
+        runtime, engine = self._runtime, ready.engine
+        assert runtime is not None
+        runtime.take_over_what_was_written()
         before = engine.set_hyperparameters(hyper, settings, self._lr_tensors())
         if before is not None:
             self._look_at_change(before, hyper)
@@ -128,12 +142,13 @@ class FusedOptimizer(StatefulOptimizer):
             self._held_back.append(HeldStep(runtime, passes, ready.gradients))
         elif shared is not None:
             engine.finish(ready.kept.plan, engine.run, shared.sums(self, ready, collective))
-            runtime.send_figures()
+            runtime.after_passes()
         else:
             runtime.run_passes(passes)
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
         torch.autograd.graph.increment_version(ready.params)
+        return True
 
     def _look_at_change(
         self, before: Sequence[tuple[float, ...]], now: Sequence[tuple[float, ...]]
@@ -159,6 +174,37 @@ class FusedOptimizer(StatefulOptimizer):
         finally:
             self._held_back = None
         return held, result
+
+    def _first_parameter(self) -> Tensor:
+        params: Iterator[Tensor] = (p for group in self.param_groups for p in group["params"])
+        first = next(params)
+        return first if first.requires_grad else next((p for p in params if p.requires_grad), first)
+
+    def _all_lr_zero(self) -> bool:
+        return all(float(group["lr"]) == 0 for group in self.param_groups)
+
+    def _only_makes_state(self) -> bool:
+        """Whether a step is none, but a checkpoint loader's way to have the state made.
+
+        Loaders set every ``lr`` to 0, and gradients to zero where there is no state yet. A first step like
+        that would move nothing.
+        """
+        if not self.param_groups[0]["train_mode"]:
+            return self._all_lr_zero()
+        if any(map(has_own, self.state.values())):
+            return False
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        if not gradients or capturing(gradients[0].device) or is_fake(gradients[0]):
+            return False
+        return self._all_lr_zero() and not any(bool(local(grad).any()) for grad in gradients)
+
+    def _only_create_state(self) -> None:
+        """What ``step()`` without a loss or a closure does for loaders of checkpoints.
+
+        These set every ``lr`` to 0, and gradients to zero, to have the state made; nothing else changes.
+        """
+        containers = self._containers()
+        create_missing_state(containers, local_gradients(containers.params))
 
     def _lr_tensors(self) -> list[tuple[int, Tensor]]:
         """(group, lr) of the learning rates that live on a device other than the host."""
@@ -196,8 +242,10 @@ class FusedOptimizer(StatefulOptimizer):
         """
         runtime = self._get_runtime()
         if wait:
+            runtime.take_over_what_was_written()
             figures = runtime.engine.figures().tolist()
             run.into_groups(figures, self.param_groups, self.global_keys)
+            runtime.note_shown()
         else:
             arrived = runtime.newest_figures()
             if arrived is None:

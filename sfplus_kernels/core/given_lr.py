@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.compiling.tracing import ends_with_its_passes
-from sfplus_kernels.contract.layout import Global, Rule, Setting
+from sfplus_kernels.contract.layout import Global, Hyper, Rule, Setting
 from sfplus_kernels.core.fused import FusedOptimizer
 from sfplus_kernels.core.hyperparameters import check_closure, check_lr, check_max_grad_norm
 from sfplus_kernels.core.warnings_once import warn_once
@@ -23,7 +23,7 @@ class GivenLrOptimizer(FusedOptimizer):
     0-dim float64 tensor on the device, which is waited for only when read.
     """
 
-    shared_arguments = ("maximize", "max_grad_norm", "skip_nonfinite")
+    shared_arguments = ("max_grad_norm", "skip_nonfinite")
     rule = Rule.GIVEN_LR
     _host_counts = True  # whether ``k`` in the groups is that of the device
 
@@ -31,9 +31,17 @@ class GivenLrOptimizer(FusedOptimizer):
         """The values of ``layout.Setting``."""
         return Setting.row(
             rule=self.rule,
-            grad_sign=-1.0 if group["maximize"] else 1.0,
+            grad_sign=1.0,  # each group has its own: see _rows
             max_grad_norm=check_max_grad_norm(group["max_grad_norm"]),
         )
+
+    def _rows(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
+        hyper, settings = super()._rows()
+        for number, group in enumerate(self.param_groups):
+            row = list(hyper[number])
+            row[Hyper.ASCENDS] = float(bool(group["maximize"]))
+            hyper[number] = tuple(row)
+        return hyper, settings
 
     def first_lr_max(self, group: Mapping[str, Any]) -> float:
         """As upstream."""
@@ -50,6 +58,11 @@ class GivenLrOptimizer(FusedOptimizer):
         lr, decay = check_lr(param_group["lr"]), param_group.get("weight_decay", 0)
         if lr * decay > 1:
             warn_once(self, "decay-at-lr", share=lr * decay, lr=lr, decay=decay)
+
+    @property
+    def steps_groups_together(self) -> bool:
+        """Where one norm of all gradients is clipped."""
+        return bool(self.param_groups[0]["max_grad_norm"])
 
     @property
     def looks_first(self) -> bool:
@@ -85,7 +98,7 @@ class GivenLrOptimizer(FusedOptimizer):
                 then state is allocated and nothing else happens (checkpoint loaders do that).
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
-        if closure is None and not self.param_groups[0]["train_mode"] and self._all_lr_zero():
+        if closure is None and self._only_makes_state():
             self._only_create_state()
             return None
         self.check_may_step()
@@ -102,16 +115,17 @@ class GivenLrOptimizer(FusedOptimizer):
         host_counts = not self.looks_first and not hasattr(self, "found_inf")
         if host_counts and not self._host_counts:
             self._save_run_state()  # steps may have been skipped before, but are no more
-        self._run_step(check_finite=self.looks_first)
+        if not self._run_step(check_finite=self.looks_first):
+            return
         # where no step is skipped, the host can count along
         self._host_counts = host_counts
-        for group, gamma in zip(
-            self.param_groups, self._get_runtime().engine.scheduled_lr, strict=True
-        ):
+        assert self._runtime is not None
+        for group, gamma in zip(self.param_groups, self._runtime.engine.scheduled_lr, strict=True):
             host = self._host_counts and not isinstance(group["lr"], Tensor)
             group["scheduled_lr"] = float(group["lr"]) * self.lr_factor(group) if host else gamma
             if self._host_counts:
                 group["k"] += 1
+        self._runtime.note_shown()
 
     def _save_run_state(self) -> None:
         super()._save_run_state()

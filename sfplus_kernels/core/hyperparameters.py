@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,12 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """``value`` as a finite float between ``low`` and ``high`` (ends included unless ``open_``)."""
+    """``value`` as a finite float between ``low`` and ``high`` (ends included unless ``open_``).
+
+    A number of Python or NumPy, or a tensor or an array without dimensions (waited for, if on a device).
+    """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is a {type(value).__name__} ({value!r}); expected a number")
     number = float(value)
@@ -34,12 +39,12 @@ def check_number(
 
 
 def check_lr(lr: object) -> float:
-    """A learning rate as a float; a 0-dim tensor on a device is checked for shape only (returns 0)."""
+    """A learning rate as a float; a tensor on a device is checked for shape only (returns 0)."""
     if isinstance(lr, Tensor):
-        if lr.dim() != 0 or not lr.dtype.is_floating_point:
+        if lr.numel() != 1 or not lr.dtype.is_floating_point:
             raise ValueError(
                 f"lr is a tensor of shape {tuple(lr.shape)} and dtype {lr.dtype}; "
-                "expected a 0-dim floating-point tensor"
+                "expected a floating-point tensor with one element"
             )
         if lr.device.type != "cpu":
             return 0.0  # reading it would wait for the device; the engine copies it there
@@ -53,11 +58,15 @@ def check_max_grad_norm(value: object) -> float:
 
 
 def check_betas(betas: object, *, first_may_be_one: bool = False) -> tuple[float, float]:
-    """``betas`` as two numbers in [0, 1), or the first in [0, 1]."""
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
+    """``betas``, any sequence of two numbers, in [0, 1), or the first in [0, 1]."""
+    try:
+        first, second = betas  # type: ignore[misc]
+    except (TypeError, ValueError):
+        first = second = None
+    if first is None or isinstance(betas, str | bytes | Mapping | Set):
         raise TypeError(f"betas is {betas!r}; expected two numbers, such as (0.9, 0.95)")
-    beta1 = check_number("betas[0]", betas[0], 0, 1, open_high=not first_may_be_one)
-    return beta1, check_number("betas[1]", betas[1], 0, 1, open_high=True)
+    beta1 = check_number("betas[0]", first, 0, 1, open_high=not first_may_be_one)
+    return beta1, check_number("betas[1]", second, 0, 1, open_high=True)
 
 
 def check_shared(groups: Sequence[Mapping[str, Any]], names: Iterable[str]) -> None:

@@ -17,6 +17,8 @@ from sfplus_kernels.core.pairs import LoadedPair, probe, witness
 from sfplus_kernels.core.warnings_once import warn_once
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.processes.sharding import local
+from sfplus_kernels.state.checks import is_fake
+from sfplus_kernels.state.containers import has_own
 from sfplus_kernels.state.iterates import Iterates, iterates
 
 
@@ -84,11 +86,12 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         self._set_mode(train=False)
 
     def _set_mode(self, *, train: bool) -> None:
+        self._follow_groups()
         if self.param_groups[0]["train_mode"] == train:
             return
         self._note_what_was_loaded()
         params = self._parameters_with_state()
-        if params:
+        if params and not is_fake(params[0]):
             runtime = self._get_runtime()
             plan = runtime.move_plan(self._containers(), params, "modes")
             runtime.engine.interpolate(plan, Move.TO_Y if train else Move.TO_X)
@@ -130,8 +133,18 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         statistics) are those of the model, in train mode those of y. Names are those of the model that is
         handed in: of ``torch.compile(model)`` and DDP they have a prefix. To go on training later save
         ``model.state_dict()`` and ``state_dict()`` in one mode instead: x is not where gradients are taken.
+
+        Raises:
+            ValueError: trainable parameters of ``model`` are not this optimizer's; their x is not known.
         """
         own = {id(p) for p in self._parameters()}
+        foreign = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+        if foreign:
+            raise ValueError(
+                f"trainable parameters of the model are not this optimizer's: {', '.join(foreign)}; expected "
+                "the model that is trained, not a copy of it. Freeze what is not trained with "
+                "requires_grad_(False)"
+            )
         copies: dict[int, Any] = {}  # so that tied parameters stay one tensor
         result = model.state_dict(keep_vars=True)
         train_mode = self.param_groups[0]["train_mode"]  # a model that follows us is now at x
@@ -161,7 +174,21 @@ class ScheduleFreeOptimizer(FusedOptimizer):
                 "expected one of those in param_groups"
             )
         self._settle()
-        return iterates(param, self.state.get(param), self.param_groups[0]["train_mode"])
+        state = self.state.get(param)
+        if not has_own(state):
+            return iterates(param, None, 0.0, True)
+        return iterates(param, state, self._b_of(param), self.param_groups[0]["train_mode"])
+
+    def _parameters_with_state(self) -> list[Tensor]:
+        self._settle()
+        return [p for p in self._parameters() if has_own(self.state.get(p))]
+
+    def _b_of(self, param: Tensor) -> float | Tensor:
+        """beta with which y of a parameter was written."""
+        if self._runtime is not None:
+            return self._get_runtime().b_of(self._containers(), param)
+        groups = (g for g in self.param_groups if any(param is p for p in g["params"]))
+        return float(next(groups)["y_beta"])
 
     def _look_at_change(
         self, before: Sequence[tuple[float, ...]], now: Sequence[tuple[float, ...]]

@@ -27,6 +27,11 @@ class PolyakOptimizer(FusedOptimizer):
     needs_loss = True
     _loss_reports: LossReports | None = None
 
+    @property
+    def steps_groups_together(self) -> bool:
+        """One step size for all."""
+        return True
+
     def figures(self) -> tuple[Global, ...]:
         """All but the mark of a skipped step and what is only handed in."""
         inputs = (Global.SKIP, Global.GRAD_SCALE, Global.CLIP_COEF, Global.FOUND_INF)
@@ -93,9 +98,10 @@ class PolyakOptimizer(FusedOptimizer):
                 "call step(loss=loss), step(closure) with a closure that returns the loss, or "
                 "report_loss(optimizer, loss) before step()"
             )
-        self._run_step(check_loss(loss), clip_coef=clip_coef)
-        if not self._no_gradients:
-            gammas = self._get_runtime().engine.scheduled_lr
+        taken = self._run_step(check_loss(loss), clip_coef=clip_coef)
+        if taken and not self._no_gradients:
+            assert self._runtime is not None
+            gammas = self._runtime.engine.scheduled_lr
             for group, gamma in zip(self.param_groups, gammas, strict=True):
                 group["scheduled_lr"] = gamma
         return loss if closure is None else returned

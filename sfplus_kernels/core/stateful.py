@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from sfplus_kernels.checkpoints import upstream
 from sfplus_kernels.checkpoints.own import checked_state
+from sfplus_kernels.checkpoints.unsettled import is_unsettled, settle
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Global, Hyper
 from sfplus_kernels.core.description import described, offered
 from sfplus_kernels.core.hyperparameters import check_shared
+from sfplus_kernels.core.known_groups import KnownGroups
 from sfplus_kernels.core.untraced_steps import UntracedSteps
 from sfplus_kernels.core.warnings_once import SFPlusWarning, warn_once
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import check_backend
 from sfplus_kernels.engine.runtime import Runtime
-from sfplus_kernels.processes.sharding import local_gradients
 from sfplus_kernels.state import run
 from sfplus_kernels.state.checks import check_parameters
 from sfplus_kernels.state.containers import Containers, TensorState
-from sfplus_kernels.state.tensors import create_missing_state
 
 
 class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
@@ -34,7 +34,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     """
 
     # What an algorithm adds to this class, as ``contract.algorithm.Algorithm`` wants it.
-    shared_arguments: tuple[str, ...] = ("maximize",)  # the same in all groups
+    shared_arguments: tuple[str, ...] = ()  # the same in all groups
     # run state without a group: key in the groups -> its place
     global_keys: Mapping[str, Global] = run.COUNTERS_OF_SKIPS
     has_modes = False  # whether the parameters hold y in train mode and x in eval mode
@@ -43,7 +43,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
     _backend_name: str | None = None
     _runtime: Runtime | None = None  # all that is derived from groups and state
-    _n_groups = 0
+    _known: KnownGroups | None = None  # param_groups as of the last look
     _loading: Mapping[Tensor, TensorState] | None = None
     _settled = True  # False while a loaded state has z instead of the displacement
 
@@ -60,7 +60,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
                 "got an empty parameter list; expected at least one parameter: is it an iterator that "
                 "was used up, or a model without parameters?"
             )
-        run_state = dict.fromkeys((*self.global_keys, *run.GROUP_KEYS), 0)
+        run_state = dict.fromkeys((*self.global_keys, *run.KEPT_KEYS), 0)
         mode = {"train_mode": not self.has_modes, "optimizer": type(self).__name__, "probe": ()}
         super().__init__(params, defaults | run_state | mode)
         if backend is not None:
@@ -100,30 +100,66 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             TypeError, ValueError: parameters or hyperparameters that cannot be used.
         """
         settled = list(self.param_groups)
-        self._save_run_state()
-        param_group.setdefault("lr_max", self.first_lr_max(self.defaults | param_group))
         if settled:
-            param_group.setdefault("train_mode", settled[0]["train_mode"])
-            for key in self.global_keys:
-                param_group.setdefault(key, settled[0][key])
+            self._follow_groups()
+        if isinstance(param_group, dict):
+            self._complete(param_group, settled)
         super().add_param_group(param_group)
-        self._n_groups = len(self.param_groups)
         try:
-            self._check_groups()
-            check_parameters(self._parameters())
+            self._rows()
+            check_parameters(self._containers().touched)
         except Exception:
             self.param_groups[:] = settled
-            self._n_groups = len(settled)
             raise
-        self._runtime = None
+        if settled:
+            self._follow_groups()
+        else:
+            self._known = KnownGroups(self.param_groups)
+
+    def _complete(self, group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+        """Give a group the run state that it lacks; what is one for all, from the ``others``."""
+        group.setdefault("lr_max", self.first_lr_max(self.defaults | group))
+        if others:
+            for key in ("train_mode", *self.global_keys):
+                group.setdefault(key, others[0][key])
+
+    def _fill_in(self, group: dict[str, Any]) -> None:
+        for key, value in self.defaults.items():
+            if key != "differentiable":  # torch's own, which it does not put into groups either
+                group.setdefault(key, value)
+
+    @property
+    def steps_groups_together(self) -> bool:
+        """Whether the step of one group depends on the gradients of the others."""
+        return False
+
+    def _follow_groups(self, *, stepping: bool = False) -> None:
+        """Whatever was done to ``param_groups``: run state goes with its group, new groups become complete.
+
+        Raises:
+            RuntimeError: a step with some of the groups, where it needs all of them.
+        """
+        known, groups = self._known, self.param_groups
+        if known is not None and known.are(groups):
+            return
+        change = (known or KnownGroups([])).change(groups)
+        if change.lost or change.new:
+            self._save_run_state()
+        if stepping and change.elsewhere and self.steps_groups_together:
+            change.refuse()
+        for group, twin in change.copies:
+            kept = (*run.KEPT_KEYS, *self.global_keys, "train_mode", "optimizer")
+            group.update({key: twin[key] for key in kept if key in twin})
+        for group in change.new:
+            self._complete(group, change.before)
+            self._fill_in(group)
+        self._known = KnownGroups(groups)
 
     def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
-        if len(self.param_groups) != self._n_groups:
-            raise RuntimeError(
-                f"param_groups has {len(self.param_groups)} of the optimizer's {self._n_groups} groups; "
-                "expected all of them in one step. DeepSpeed's ZeRO steps each group by itself, where one "
-                "step size for all is impossible: make one group there. To add one, use add_param_group()"
-            )
+        self._follow_groups(stepping=True)
+        return self._rows()
+
+    def _rows(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
         hyper = [self.hyper_row(group) for group in self.param_groups]
         check_shared(self.param_groups, self.shared_arguments)
         return hyper, self.settings_row(self.param_groups[0])
@@ -131,39 +167,28 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _parameters_with_state(self) -> list[Tensor]:
-        self._settle()
-        return [p for p in self._parameters() if self.state.get(p)]
-
     def _containers(self) -> Containers:
         """What a step reads of this optimizer: as it is now, for one call."""
         buffers = [self.buffers(group) for group in self.param_groups]
-        return Containers(self.param_groups, self.state, self._parameters(), buffers)
-
-    def _all_lr_zero(self) -> bool:
-        return all(float(group["lr"]) == 0 for group in self.param_groups)
-
-    def _only_create_state(self) -> None:
-        """What ``step()`` without a loss or a closure does for loaders of checkpoints.
-
-        These set every ``lr`` to 0, and gradients to zero, to have the state made; nothing else changes.
-        """
-        containers = self._containers()
-        create_missing_state(containers, local_gradients(containers.params))
+        return Containers(self.param_groups, self.state, buffers)
 
     # -- run state and checkpoints ------------------------------------------------------------------
 
     def _get_runtime(self) -> Runtime:
-        """What is derived, made from groups and state at first use or after the model moved."""
-        device = next(p.device for group in self.param_groups for p in group["params"])
-        if self._runtime is not None and self._runtime.engine.device != device:
+        """What is derived from groups and state; made anew if it is not true to them any more."""
+        self._settle()
+        self._follow_groups()
+        containers = self._containers()
+        if self._runtime is not None and not self._runtime.serves(containers):
             self._save_run_state()
             self._runtime = None
         if self._runtime is None:
-            self._runtime = Runtime(self._backend_name, self._containers(), self.global_keys)
+            self._runtime = Runtime(self._backend_name, containers, self.global_keys)
             engine = self._runtime.engine
             if engine.backend_name == "eager" and engine.passed_over:
-                warn_once(SFPlusWarning, "eager", device=device.type, reasons=engine.passed_over)
+                warn_once(
+                    SFPlusWarning, "eager", device=engine.device.type, reasons=engine.passed_over
+                )
         return self._runtime
 
     @property
@@ -182,14 +207,15 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     def _save_run_state(self) -> None:
         """Write the engine's run state into the groups (one synchronisation)."""
         if self._runtime is not None:
-            figures = self._runtime.engine.figures().tolist()
-            run.into_groups(figures, self.param_groups, self.global_keys)
+            self._runtime.take_over_what_was_written()
+            self._runtime.save()
 
     @untraced
     @of_the_inner
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``, with the run state in the groups."""
         self._settle()
+        self._follow_groups()
         self._save_run_state()
         return super().state_dict()
 
@@ -209,31 +235,33 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             # Runs after the user's own hooks. torch would cast the state to the parameter's dtype,
             # so it gets none, and __setstate__ puts ours in its place.
             groups, self._loading = checked_state(
-                type(self).__name__, self, self.param_groups, loaded
+                type(self).__name__, self, self.param_groups, loaded, self.defaults
             )
             for group, own in zip(groups, self.param_groups, strict=True):
                 if "param_names" not in own:  # torch wants them in all groups or in none
                     group.pop("param_names", None)
             return {**loaded, "state": {}, "param_groups": groups}
 
+        self._follow_groups()
         handle = self.register_load_state_dict_pre_hook(check_last)
         try:
-            super().load_state_dict(state_dict)
+            with torch.inference_mode(False):
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self._loading = None
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _settle(self) -> None:
-        """Give every state that came from upstream its displacement, now that the parameters are there."""
+        """Bring loaded state into its form, now that the parameters are there (checkpoints/unsettled.py)."""
         if self._settled:
             return
         for group in self.param_groups:
-            b = self.beta_of_y(group)
             for param in group["params"]:
                 state = self.state.get(param)
-                if state and "displacement" not in state:
-                    upstream.settle(param, state, b, group["train_mode"])
+                if state:
+                    settle(param, state, float(group["y_beta"]), group["train_mode"])
         self._settled = True
 
     @torch.no_grad()
@@ -253,17 +281,16 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
+        self._follow_groups()
         self._save_run_state()
         return {**super().__getstate__(), "_backend_name": self._backend_name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if self._loading is not None:
             state["state"].update(self._loading)
-            self._settled = all("displacement" in one for one in self._loading.values())
+            self._settled = not any(map(is_unsettled, self._loading.values()))
         super().__setstate__(state)
-        self._n_groups = len(self.param_groups)
         self._runtime = None
         for group in self.param_groups:  # keys that an older version did not save
-            for key, value in self.defaults.items():
-                if key != "differentiable":  # torch's own, which it does not put into groups either
-                    group.setdefault(key, value)
+            self._fill_in(group)
+        self._known = KnownGroups(self.param_groups)

@@ -15,7 +15,15 @@ from torch import Tensor
 from sfplus_kernels.backends.registry import requested, select
 from sfplus_kernels.contract.backend import Entry, RunState
 from sfplus_kernels.contract.capture import HostStock, capturing, check_recordable
-from sfplus_kernels.contract.layout import Global, Group, Hyper, Move, Scalar, TensorCoef
+from sfplus_kernels.contract.layout import (
+    Global,
+    Group,
+    Hyper,
+    Move,
+    Scalar,
+    Setting,
+    TensorCoef,
+)
 from sfplus_kernels.engine.profiling import profiled
 from sfplus_kernels.processes.collective import Buffers, Collective
 from sfplus_kernels.processes.sharding import plain
@@ -49,18 +57,29 @@ class Engine:
     Args:
         backend: name of a backend, or None for the best one.
         device: where all parameters are.
-        n_groups, n_params: sizes of the run state.
+        sizes: number of parameters of each group.
+        betas: with which y of each group was written, or None where nothing was written so far.
     """
 
     def __init__(
-        self, backend: str | None, device: torch.device, n_groups: int, n_params: int
+        self,
+        backend: str | None,
+        device: torch.device,
+        sizes: Sequence[int],
+        betas: Sequence[float] | None,
     ) -> None:
         self.backend_name, self._backend, self.passed_over = select(backend, device)
         self.device = device
-        self.run = RunState.zeros(n_groups, n_params, device)
+        self.run = RunState.zeros(len(sizes), sum(sizes), device)
+        groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+        self._members = groups.to(device)  # the group of each parameter
         # gamma of each group as of the last step: waited for only when one of them is read
         self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
+        self._betas = betas
+        self.moves_beta = (
+            False  # whether beta of y may be another one in the next step than in the last
+        )
         self._settings: tuple[float, ...] | None = None
         self._buffers: Buffers | None = None
         self._unusual: set[Global] = set()  # figures that were written for one step only
@@ -90,6 +109,10 @@ class Engine:
         """
         rows = [tuple(row) for row in hyper]
         before = None if rows == self._hyper else self._hyper
+        betas = [row[Hyper.SF_BETA1] for row in rows]
+        annealed = settings[Setting.SF_BETA1_ANNEAL_STEPS] > 0
+        self.moves_beta = self.moves_beta or annealed or betas != (self._betas or betas)
+        self._betas = betas
         always = bool(self._recorded) or capturing(self.device)
         if always or rows != self._hyper:
             self._write(self.run.hyper, rows, self._host_hyper)
@@ -199,11 +222,19 @@ class Engine:
             self._backend.interpolate(plan, self.run, move)
 
     def shift(self, plan: object, betas: Tensor) -> None:
-        """y of the tensors of ``plan`` from b to ``betas``, float64, one for each parameter."""
-        b = self.run.tensors[:, Scalar.Y_BETA]
-        torch.sub(b, betas, out=self.run.tensor_coefs[:, TensorCoef.E_TO_Y])
-        b.copy_(betas)
+        """y of the tensors of ``plan`` from b to the ``betas``, float64, one for each group.
+
+        ``plan`` has all tensors whose b is another one.
+        """
+        b, new = self.run.tensors[:, Scalar.Y_BETA], betas[self._members]
+        torch.sub(b, new, out=self.run.tensor_coefs[:, TensorCoef.E_TO_Y])
+        b.copy_(new)
+        self.run.groups[:, Group.Y_BETA] = betas
         self.interpolate(plan, Move.SHIFT)
+
+    def shift_to_group(self, plan: object) -> None:
+        """y of the tensors of ``plan``, which had no gradient in this step, to their groups' present beta."""
+        self.shift(plan, self.run.groups[:, Group.Y_BETA].clone())
 
     def absorb_z(self, plan: object) -> None:
         """After another optimizer's step on z: x follows it, and y and e are formed again."""

@@ -96,33 +96,39 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
 
     # -- modes --------------------------------------------------------------------------------------
 
+    @property
+    def _averages(self) -> Averaging:
+        """The averages, with the groups that the base has now."""
+        self._averaging.follow_groups(self.param_groups)
+        return self._averaging
+
     def train(self, mode: bool = True) -> None:
         """Put y into the parameters, where gradients are taken. Costs nothing in train mode.
 
         Args:
             mode: False is ``eval()``, as in ``torch.nn.Module.train``.
         """
-        self._averaging.train(mode)
+        self._averages.train(mode)
 
     def eval(self) -> None:
         """Put x, the average, into the parameters: evaluate and save it. Costs nothing in eval mode."""
-        self._averaging.eval()
+        self._averages.eval()
 
     def averaged(self) -> AbstractContextManager[None]:
         """As ``AdamWScheduleFree.averaged``: x in the parameters, and y back, bit for bit."""
-        return self._averaging.averaged()
+        return self._averages.averaged()
 
     def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
         """``model.state_dict()`` with x in place of the parameters: what to ship."""
-        return self._averaging.averaged_state_dict(model)
+        return self._averages.averaged_state_dict(model)
 
     def iterates(self, param: Tensor) -> Iterates:
         """x, y and z of one parameter; three copies of it before its first step."""
-        return self._averaging.iterates(param)
+        return self._averages.iterates(param)
 
     def metrics(self, *, wait: bool = True) -> dict[str, float | list[float]]:
         """Figures of the averaging; ``wait`` as in ``AdamWScheduleFree.metrics``."""
-        return self._averaging.metrics(wait=wait)
+        return self._averages.metrics(wait=wait)
 
     # -- the step -----------------------------------------------------------------------------------
 
@@ -148,7 +154,7 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
                 then state is allocated and nothing else happens (checkpoint loaders do that).
             TypeError, ValueError: unusable gradients or hyperparameters. Nothing has changed then.
         """
-        averaging = self._averaging
+        averaging = self._averages
         if closure is None and averaging.only_makes_state(self.param_groups):
             self.base.step()  # makes its state, and moves nothing
             averaging.make_state()
@@ -167,9 +173,10 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; its average starts with it."""
+        averaging = self._averages
         self.base.add_param_group(param_group)
         try:
-            self._averaging.add_param_group({"params": list(param_group["params"])})
+            averaging.add_param_group({"params": list(param_group["params"])})
         except Exception:
             self.param_groups.pop()
             raise
@@ -180,14 +187,14 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
         """The base's, with the averages' state beside each parameter's and in ``"averaging"`` of a group."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        merged = self._averaging.merged_state_dict(self.base.state_dict())
+        merged = self._averages.merged_state_dict(self.base.state_dict())
         for other in self._optimizer_state_dict_post_hooks.values():
             merged = other(self, merged) or merged
         return merged
 
     def to_upstream_state_dict(self) -> dict[str, Any]:
         """A state dict for upstream's ``ScheduleFreeWrapper`` around the same base."""
-        return self._averaging.merged_upstream_state_dict(self.base.state_dict())
+        return self._averages.merged_upstream_state_dict(self.base.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict()``, or from that of upstream's ``ScheduleFreeWrapper``.
@@ -199,13 +206,15 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
         """
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        base = self._averaging.load_own_part(state_dict, self.base.defaults)
+        averaging = self._averages
+        base = averaging.load_own_part(state_dict, self.base.defaults)
         for group, own in zip(base["param_groups"], self.param_groups, strict=True):
             if "param_names" not in own:  # torch wants them in all groups or in none
                 group.pop("param_names", None)
         self.base.load_state_dict(base)
+        averaging.forget_base()  # whose groups are new ones
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "_averaging": self._averaging, "defaults": self.defaults}
+        return {"base": self.base, "_averaging": self._averages, "defaults": self.defaults}

@@ -117,6 +117,8 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     self.step_one(p, group, gamma, c, beta_k)
+                elif p in self.state:
+                    self.follow_beta(p, beta_k)
             group["k"] += 1
 
     def momentum(self, k: int) -> float:
@@ -166,6 +168,10 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
         z.sub_(u, alpha=gamma).sub_(y, alpha=gamma**2 * group["weight_decay"])
         # x <- (1 - c) x + c z
         x.mul_(1 - c).add_(z, alpha=c)
-        # y <- beta x + (1 - beta) z
+        self.follow_beta(p, beta_k)
+
+    def follow_beta(self, p: Tensor, beta_k: float) -> None:
+        """y <- beta x + (1 - beta) z, also where there was no gradient: beta is the group's."""
+        x, y, z = (self.state[p][name] for name in "xyz")
         y.copy_(x * beta_k + z * (1 - beta_k))
         p.copy_(y)

@@ -58,6 +58,9 @@ class GivenLrReference(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     self.step_one(p, group, gamma, c)
+                elif self.state[p]:  # beta is the group's, and may have been changed
+                    average(self.state[p], 0.0, self.momentum(group))
+                    p.copy_(self.state[p]["y"])
             group["k"] += 1
 
     def step_one(self, p: Tensor, group: dict[str, Any], gamma: float, c: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -12,19 +12,22 @@ from sfplus_kernels.contract.formats import FLOAT_DTYPES
 from sfplus_kernels.processes.sharding import holds_sums, local, plain
 
 
-def check_parameters(params: Sequence[Tensor]) -> torch.device:
-    """The one device of ``params``.
+def check_parameters(params: Iterable[tuple[int, Tensor]]) -> None:
+    """Check those that a step may touch (``Containers.touched``).
 
     Raises:
         TypeError: a dtype other than float64, float32, bfloat16, float16, or a DTensor of sums.
-        ValueError: several devices, one piece of memory under two parameters, or no memory.
+        ValueError: several devices, the meta device, one piece of memory under two parameters, or no memory.
     """
+    first: Tensor | None = None
     seen: dict[int, int] = {}
-    for index, param in enumerate(params):
+    for index, param in params:
+        first = param if first is None else first
         if param.dtype not in FLOAT_DTYPES:
             raise TypeError(
                 f"parameter {index} has dtype {param.dtype}; expected one of {_names()}. "
-                "Leave it out of the optimizer, or convert the model with model.to(dtype)"
+                "Freeze it with requires_grad_(False), leave it out of the optimizer, or convert the model "
+                "with model.to(dtype)"
             )
         if holds_sums(param):
             raise TypeError(
@@ -33,22 +36,32 @@ def check_parameters(params: Sequence[Tensor]) -> torch.device:
             )
         if param.layout is not torch.strided:
             raise TypeError(f"parameter {index} has layout {param.layout}; expected a dense tensor")
-        if param.device != params[0].device:
+        if param.device != first.device:
             raise ValueError(
-                f"parameters are on several devices: {params[0].device} and {param.device} "
+                f"parameters are on several devices: {first.device} and {param.device} "
                 f"(parameter {index}). The step size is one number for all of them, formed on one "
                 "device: move the model to one device"
             )
+        if param.device.type == "meta":
+            raise ValueError(
+                f"parameter {index} is on the meta device, where a tensor has a shape and no values; make "
+                "the model real with model.to_empty(device=...), load or initialise its weights, then make "
+                "the optimizer"
+            )
         part = local(param)
-        if part.numel() > 0:
-            _check_memory(part, f"parameter {index}")
+        if part.numel() > 0 and not is_fake(part):
+            check_memory(part, f"parameter {index}")
             other = seen.setdefault(part.data_ptr(), index)
             if other != index:
                 raise ValueError(
                     f"parameters {other} and {index} share their memory, so a step would move it "
                     "twice; pass a tied parameter once, as model.parameters() does"
                 )
-    return params[0].device
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it was made under torch's FakeTensorMode: a shape without memory, to estimate a size with."""
+    return getattr(tensor, "fake_mode", None) is not None
 
 
 def check_gradient(param: Tensor, grad: Tensor, index: int) -> None:
@@ -68,35 +81,43 @@ def check_gradient(param: Tensor, grad: Tensor, index: int) -> None:
             f"expected {tuple(param.shape)} on {param.device}, as the parameter. Was the parameter "
             "replaced after backward()? Call zero_grad() and run backward() again"
         )
-    _check_memory(grad, f"the gradient of parameter {index}")
+    check_memory(grad, f"the gradient of parameter {index}")
 
 
-def _check_memory(tensor: Tensor, what: str) -> None:
-    if tensor.numel() > 0 and tensor.data_ptr() == 0:
+def check_memory(tensor: Tensor, what: str) -> None:
+    """Raise ValueError if ``tensor`` has elements beyond its storage, or no memory at all."""
+    if tensor.numel() == 0:
+        return
+    storage = tensor.untyped_storage()
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    if tensor.data_ptr() == 0 or storage.nbytes() < needed:
         raise ValueError(
-            f"{what} has the shape {tuple(tensor.shape)} but no memory: its storage was freed, or it was "
-            "given a DTensor as its data. Make a new optimizer of the tensors that are trained, or step "
-            "while they are in memory"
+            f"{what} has the shape {tuple(tensor.shape)} but no memory for it: its storage was freed or made "
+            "smaller, or it was given a DTensor as its data. Make a new optimizer of the tensors that are "
+            "trained, or step while they are in memory"
         )
 
 
 def check_loss(loss: object) -> float | Tensor:
-    """``loss`` as a float or a 0-dim real tensor; never waits for the device.
+    """``loss``, a number or a tensor with one element, as a float or a 0-dim tensor.
+
+    Never waits for the device.
 
     Raises:
         TypeError: not a number.
-        ValueError: a tensor with dimensions.
+        ValueError: a tensor with more or fewer elements.
     """
     loss = plain(loss)
     if isinstance(loss, Tensor):
-        if loss.dim() != 0:
+        if loss.numel() != 1:
             raise ValueError(
-                f"the loss has shape {tuple(loss.shape)}; expected a scalar (0-dim tensor or float): "
-                "pass loss.mean(), or loss.squeeze() if it holds one element"
+                f"the loss has shape {tuple(loss.shape)}; expected a scalar (a tensor with one element, or a "
+                "float): pass loss.mean()"
             )
         if loss.dtype.is_complex or loss.dtype == torch.bool:
             raise TypeError(f"the loss has dtype {loss.dtype}; expected a real number")
-        return loss.detach()
+        return loss.detach().reshape(())
     if isinstance(loss, numbers.Real) and not isinstance(loss, bool):
         return float(loss)
     raise TypeError(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-TensorState = dict[str, Tensor]
-"""The state of one parameter: its buffers and scalars by name."""
+from sfplus_kernels.contract.formats import BUFFERS, STEP
+
+TensorState = dict[str, Any]
+"""The state of one parameter: its buffers and its count of steps by name, and whatever others put there."""
 
 
-class Containers(NamedTuple):
+@dataclass(frozen=True)
+class Containers:
     """What a step or a move reads of an optimizer, taken afresh each time.
 
     Trainers, pruners and loaders replace and change all of it between two steps: nobody keeps it longer than
@@ -20,5 +25,39 @@ class Containers(NamedTuple):
 
     groups: list[dict[str, Any]]  # param_groups itself
     state: MutableMapping[Tensor, TensorState]  # the optimizer's state itself
-    params: list[Tensor]  # of all groups, in their order
     buffers: list[tuple[str, ...]]  # which a parameter of each group has; see formats
+
+    @cached_property
+    def params(self) -> list[Tensor]:
+        """Of all groups, in their order."""
+        return [param for group in self.groups for param in group["params"]]
+
+    @cached_property
+    def touched(self) -> list[tuple[int, Tensor]]:
+        """(index, parameter) of those that a step or a move may touch.
+
+        A frozen parameter is none of them: it may be of any dtype, and anywhere.
+        """
+        return [
+            (index, param)
+            for index, param in enumerate(self.params)
+            if param.requires_grad or param.grad is not None or self.own_state(param)
+        ]
+
+    def own_state(self, param: Tensor) -> TensorState | None:
+        """What is kept of a parameter, if there is anything of ours in it."""
+        state = self.state.get(param)
+        return state if has_own(state) else None
+
+    def places(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(group, slot, parameter) of each: its slot is its number among all of them."""
+        slot = 0
+        for index, group in enumerate(self.groups):
+            for param in group["params"]:
+                yield index, slot, param
+                slot += 1
+
+
+def has_own(state: Mapping[str, Any] | None) -> bool:
+    """Whether there is anything of ours in what is kept of a parameter, beside what others put there."""
+    return bool(state) and any(name in state for name in (*BUFFERS, STEP))  # type: ignore[operator]

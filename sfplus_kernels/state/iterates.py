@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.formats import state_dtype
@@ -19,18 +20,26 @@ class Iterates(NamedTuple):
     z: Tensor
 
 
-def iterates(param: Tensor, state: TensorState | None, train_mode: bool) -> Iterates:
-    """z = y + b e and x = y - (1 - b) e; three copies of a parameter that has no state yet."""
+def iterates(
+    param: Tensor, state: TensorState | None, b: float | Tensor, train_mode: bool
+) -> Iterates:
+    """z = y + b e and x = y - (1 - b) e; three copies of a parameter that has no state yet.
+
+    Args:
+        b: beta with which y was written.
+        train_mode: whether ``param`` holds y, else x.
+    """
     value = local(param).detach()
-    if not state:
+    if state is None:
         values = [value.to(state_dtype(param.dtype), copy=True) for _ in Iterates._fields]
         return Iterates(*(as_part_of(copy, param) for copy in values))
-    e, b = local(state["displacement"]), state["y_beta"]
+    e = local(state["displacement"]).to(param.device)
+    b = torch.as_tensor(b, dtype=torch.float64, device=e.device)
     z_share, x_share = b.to(e.dtype) * e, (1 - b).to(e.dtype) * e
-    if "master_param" in state:
-        y = local(state["master_param"]).clone()
-    elif train_mode:
-        y = value.clone()
-    else:
-        y = value + x_share
+    y = value.to(e.dtype) if train_mode else value.to(e.dtype) + x_share
+    if "master_param" in state:  # which the parameter follows, unless somebody wrote to it
+        master = local(state["master_param"]).to(param.device)
+        followed = (master if train_mode else master - x_share).to(value.dtype)
+        y = torch.where(value == followed, master, y)
+    y = y.clone()
     return Iterates(*(as_part_of(t, param) for t in (y - x_share, y, y + z_share)))

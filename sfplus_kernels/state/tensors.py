@@ -11,12 +11,12 @@ from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.formats import (
     ALGORITHM_BUFFERS,
     BUFFERS,
-    SCALARS,
+    STEP,
     needs_master,
     state_dtype,
 )
-from sfplus_kernels.contract.layout import Scalar
 from sfplus_kernels.processes.sharding import as_part_of, is_dtensor, local, shards
+from sfplus_kernels.state.checks import check_memory
 from sfplus_kernels.state.containers import Containers, TensorState
 
 
@@ -26,12 +26,13 @@ def new_state(param: Tensor, names: Iterable[str]) -> TensorState:
     buffers = {name: torch.zeros_like(value, dtype=dtype) for name in names}
     if needs_master(param.dtype):
         buffers["master_param"] = torch.empty_like(value, dtype=dtype).copy_(value)
-    state = {name: as_part_of(buffer, param) for name, buffer in buffers.items()}
-    for name in SCALARS:
-        state[name] = torch.zeros((), dtype=torch.float64, device=param.device)
+    state: TensorState = {name: as_part_of(buffer, param) for name, buffer in buffers.items()}
+    state[STEP] = torch.zeros((), dtype=torch.float64, device=param.device)
     return state
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def create_missing_state(containers: Containers, gradients: Sequence[Tensor | None]) -> None:
     """New state for each parameter that has a gradient and no state.
 
@@ -39,50 +40,62 @@ def create_missing_state(containers: Containers, gradients: Sequence[Tensor | No
         gradients: one for each of ``containers.params``.
 
     Raises:
-        RuntimeError: the state that there is has other buffers.
+        RuntimeError: the state that there is has other buffers; nothing has changed.
     """
-    names = [
-        buffers
-        for group, buffers in zip(containers.groups, containers.buffers, strict=True)
-        for _ in group["params"]
-    ]
-    for param, grad, buffers in zip(containers.params, gradients, names, strict=True):
-        if grad is None:
+    missing = []
+    for index, slot, param in containers.places():
+        buffers, state = containers.buffers[index], containers.own_state(param)
+        if gradients[slot] is None:
             continue
-        state = containers.state.get(param)
-        if not state:
-            containers.state[param] = new_state(param, buffers)
+        if state is None:
+            missing.append((param, buffers))
         elif any((name in state) != (name in buffers) for name in ALGORITHM_BUFFERS):
             raise RuntimeError(
-                f"the settings of a group now ask for the buffers {buffers}, but the state of a "
-                f"parameter has {sorted(state)}; put the settings back, or make a new optimizer"
+                f"the settings of a group now ask for the buffers {buffers}, but the state of parameter "
+                f"{slot} has {sorted(state)}; put the settings back, or the state, or let the parameter "
+                "begin anew with optimizer.state.pop(param)"
             )
+    for param, buffers in missing:
+        fresh, beside = new_state(param, buffers), containers.state.get(param)
+        containers.state[param] = fresh if beside is None else {**beside, **fresh}
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def bring_to_parameters(containers: Containers) -> None:
+    """State that was moved or replaced has its parameter's device, its dtype and one layout in memory again.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: state that does not fit its parameter; nothing has changed.
+    """
+    owners = [(slot, param) for _, slot, param in containers.places()]
+    states = [(slot, p, s) for slot, p in owners if (s := containers.own_state(p)) is not None]
+    for slot, param, state in states:
+        _check_fits(slot, param, state)
+    seen: set[int] = set()
+    for _, param, state in states:
+        layout = _dense_strides(local(state["displacement"]))
+        for name in BUFFERS:
+            if name in state:
+                _bring(param, state, name, layout, seen)
 
 
 def make_entries(
     containers: Containers,
     params: Iterable[Tensor],
-    scalars: Tensor,
     grad_dtypes: Mapping[int, torch.dtype] | None = None,
-) -> list[tuple[Entry, TensorState]]:
-    """Entries of those ``params`` that have state, with that state.
-
-    State follows its parameter to another device; ``step`` and ``y_beta`` become views of ``scalars``
-    (``RunState.tensors``), so that one kernel advances them all.
+) -> list[Entry]:
+    """Entries of those ``params`` that have state.
 
     Args:
         grad_dtypes: dtype of each gradient by the parameter's id, or None where none is read.
     """
-    places: dict[int, tuple[int, int]] = {}  # id -> (group, slot)
-    for index, group in enumerate(containers.groups):
-        for param in group["params"]:
-            places[id(param)] = (index, len(places))
+    places = {id(param): (index, slot) for index, slot, param in containers.places()}
     entries = []
     for param in params:
-        state = containers.state.get(param)
-        if not state:
+        state = containers.own_state(param)
+        if state is None:
             continue
-        _follow_parameter(param, state)
         group_index, slot = places[id(param)]
         buffers = {name: local(state[name]) for name in BUFFERS if name in state}
         entry = Entry(
@@ -96,50 +109,71 @@ def make_entries(
             displacement=buffers["displacement"],
             shards=shards(param),
         )
-        entries.append((entry, state))
-    _adopt_scalars(entries, scalars)
+        entries.append(entry)
     return entries
 
 
-def _adopt_scalars(entries: list[tuple[Entry, TensorState]], scalars: Tensor) -> None:
-    width = scalars.element_size()
-    first = scalars.data_ptr()
-    strays = [
-        (entry.slot, state)
-        for entry, state in entries
-        if any(
-            state[name].data_ptr() != first + width * (entry.slot * len(Scalar) + column)
-            for column, name in enumerate(SCALARS)
-        )
-    ]
-    if not strays:
-        return
-    columns = [
-        torch.stack([state[name].to(scalars.device, scalars.dtype) for _, state in strays])
-        for name in SCALARS
-    ]
-    slots = torch.tensor([slot for slot, _ in strays]).to(scalars.device)
-    scalars[slots] = torch.stack(columns, dim=1)
-    for slot, state in strays:
-        for column, name in enumerate(SCALARS):
-            state[name] = scalars[slot, column]
-
-
-def _follow_parameter(param: Tensor, state: TensorState) -> None:
-    names = [name for name in BUFFERS if name in state]
-    for name in names:
-        if state[name].device != param.device:
-            moved = local(state[name]).to(param.device)
-            state[name] = as_part_of(moved, param) if is_dtensor(state[name]) else moved
+def _check_fits(slot: int, param: Tensor, state: TensorState) -> None:
     part = local(param)
-    buffers = [local(state[name]) for name in names]
-    expected = (state_dtype(param.dtype), part.shape, local(state["displacement"]).stride())
-    same = all((b.dtype, b.shape, b.stride()) == expected for b in buffers)
-    same = same and all(shards(state[name]) == shards(param) for name in names)
-    if not same or needs_master(param.dtype) != ("master_param" in state):
-        made_for = {name: (b.dtype, tuple(b.shape)) for name, b in zip(names, buffers, strict=True)}
+    names = [name for name in BUFFERS if name in state]
+    for name in ("displacement", STEP):
+        if name not in state:
+            raise RuntimeError(
+                f"the state of parameter {slot} has {sorted(state)}; expected {name!r} too. Put it back, or "
+                "let the parameter begin anew with optimizer.state.pop(param)"
+            )
+    for name in (*names, STEP):
+        if not isinstance(state[name], Tensor) and (name in names or not has_number(state[name])):
+            raise TypeError(
+                f"state[{name!r}] of parameter {slot} is a {type(state[name]).__name__}; expected a tensor"
+            )
+    step = state[STEP]
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise ValueError(
+            f"state['step'] of parameter {slot} has shape {tuple(step.shape)}; expected a scalar"
+        )
+    buffers = {name: local(state[name]) for name in names}
+    fits = all(b.shape == part.shape and b.dtype.is_floating_point for b in buffers.values())
+    # a single one of another dtype was replaced; where all are, the model was converted
+    fits = fits and any(b.dtype == state_dtype(param.dtype) for b in buffers.values())
+    fits = fits and all(shards(state[name]) == shards(param) for name in names)
+    if not fits or needs_master(param.dtype) != ("master_param" in state):
+        made_for = {name: (b.dtype, tuple(b.shape)) for name, b in buffers.items()}
         raise RuntimeError(
-            f"a parameter is now {param.dtype}, of which this process holds shape {tuple(part.shape)}, but "
-            f"its state is {made_for}; make a new optimizer after model.to(dtype) or after the model is "
+            f"parameter {slot} is now {param.dtype}, of which this process holds shape {tuple(part.shape)}, "
+            f"but its state is {made_for}; make a new optimizer after model.to(dtype) or after the model is "
             "divided among processes"
         )
+    for name, buffer in buffers.items():
+        check_memory(buffer, f"state[{name!r}] of parameter {slot}")
+
+
+def has_number(value: object) -> bool:
+    """Whether a count of steps may be kept like this: older versions of torch had it as a Python number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Its strides, if its elements lie side by side in memory; else those of a copy that do."""
+    number = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != number:
+                return torch.empty_like(tensor).stride()
+            number *= size
+    return tensor.stride()
+
+
+def _bring(
+    param: Tensor, state: TensorState, name: str, layout: tuple[int, ...], seen: set[int]
+) -> None:
+    value, dtype = local(state[name]), state_dtype(param.dtype)
+    same = (value.device, value.dtype, value.stride()) == (param.device, dtype, layout)
+    # two buffers in one piece of memory would be written by two threads at once
+    shared = value.numel() > 0 and value.data_ptr() in seen
+    if not same or shared or value.is_inference() or value.is_neg():
+        fresh = torch.empty_strided(value.shape, layout, dtype=dtype, device=param.device)
+        fresh.copy_(value)
+        state[name] = as_part_of(fresh, param) if is_dtensor(state[name]) else fresh
+        value = fresh
+    seen.add(value.data_ptr())

@@ -74,8 +74,8 @@ def test_state_is_what_the_rule_needs(kind: str) -> None:
         masters = {"master_param"} if more else set()
         for p in params:
             state = optimizer.state[p]
-            assert set(state) == buffers | masters | {"step", "y_beta"}
-            held = sum(state[key].nbytes for key in set(state) - {"step", "y_beta"})
+            assert set(state) == buffers | masters | {"step"}
+            held = sum(state[key].nbytes for key in set(state) - {"step"})
             assert held == (4 * len(buffers) + more) * p.numel()
             assert {state[key].dtype for key in buffers | masters} == {torch.float32}
 
@@ -228,5 +228,5 @@ def test_step_in_eval_mode_while_every_lr_is_zero_makes_state_only(kind: str) ->
     for group, lr in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = lr
     assert optimizer.metrics()["k"] == 0
-    assert all({"step", "y_beta", *BUFFERS[kind]} == set(optimizer.state[p]) for p in params)
+    assert all({"step", *BUFFERS[kind]} == set(optimizer.state[p]) for p in params)
     assert_same_bits([p.detach() for p in params], before)

@@ -194,9 +194,8 @@ def test_annealing_with_parameters_that_miss_gradients(backend: str) -> None:
                 x = reference.state[t]["x"]
                 torch.testing.assert_close(p.detach().cpu(), x, rtol=1e-10, atol=1e-12)
             optimizer.train()
-    b = [float(optimizer.state[p]["y_beta"]) for p in params]
-    assert b[0] == b[1] == pytest.approx(0.98)
-    assert 0.3 < b[2] < b[0]
+    # one beta for all: a tensor that gets no gradient follows it
+    assert optimizer.state_dict()["param_groups"][0]["y_beta"] == pytest.approx(0.98)
     for p, t in zip(params, truth, strict=True):
         for name, value in optimizer.iterates(p)._asdict().items():
             torch.testing.assert_close(

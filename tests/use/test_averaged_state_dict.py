@@ -14,7 +14,7 @@ from sfplus_kernels import AdamCScheduleFreePlus, ScheduleFreeWrapper
 
 
 class Model(nn.Module):
-    """Tied weights, buffers, a frozen parameter, and one that the optimizer does not have."""
+    """Tied weights, buffers, a frozen parameter, and one that the optimizer does not even have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Model(nn.Module):
         self.head = nn.Linear(4, 6, bias=False)
         self.head.weight = self.embed.weight
         self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
-        self.other = nn.Parameter(torch.randn(2))
+        self.other = nn.Parameter(torch.randn(2), requires_grad=False)
 
     def forward(self, index: Tensor) -> Tensor:
         result: Tensor = self.head(self.norm(self.embed(index)))

@@ -195,7 +195,7 @@ def test_step_without_a_loss_while_every_lr_is_zero_allocates_state(backend: str
     for p in params:
         p.grad = torch.zeros_like(p)
     optimizer.step()  # in eval mode, as checkpoint loaders find it
-    assert all(len(optimizer.state[p]) == 6 for p in params)
+    assert all(len(optimizer.state[p]) == 5 for p in params)
     assert optimizer.state_dict()["param_groups"][0]["k"] == 0
     for p, old in zip(params, before, strict=True):
         assert torch.equal(p.detach(), old)
@@ -246,8 +246,8 @@ def test_metrics_and_state_have_the_documented_names(backend: str) -> None:
     norm = torch.cat([p.grad.flatten() for p in params if p.grad is not None]).norm()
     assert figures["grad_norm"] == pytest.approx(norm.item(), rel=1e-12)
     state = optimizer.state[params[1]]
-    assert set(state) == {"exp_avg", "exp_avg_sq", "displacement", "step", "y_beta"}
-    assert state["step"].shape == state["y_beta"].shape == ()
+    assert set(state) == {"exp_avg", "exp_avg_sq", "displacement", "step"}
+    assert state["step"].shape == ()
 
 
 def test_state_bytes(backend: str) -> None:

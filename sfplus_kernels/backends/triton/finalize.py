@@ -205,7 +205,9 @@ def finalize_kernel(
             eps = tl.where(adaptive, eps, 1.0)
             coefs = group_coefs_ptr + group * COLUMNS.GroupCoef.WIDTH
             tl.store(coefs + COLUMNS.GroupCoef.BETA1, beta1, mask)
-            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, sign * (1 - beta1) * factor, mask)
+            ascends = tl.load(hyper + COLUMNS.Hyper.ASCENDS, mask, 0.0)
+            direction = tl.where(ascends != 0, -sign, sign)
+            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, direction * (1 - beta1) * factor, mask)
             tl.store(coefs + COLUMNS.GroupCoef.BETA2, beta2, mask)
             tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_V, (1 - beta2) * factor * factor, mask)
             tl.store(coefs + COLUMNS.GroupCoef.EPS, eps, mask)

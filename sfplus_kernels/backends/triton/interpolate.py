@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from sfplus_kernels.backends.triton.memory import round_to
+from sfplus_kernels.backends.triton.memory import round_to, y_or_written
 
 
 @triton.jit
@@ -24,25 +24,30 @@ def _interpolate_block(
 ):
     """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
     FOLLOWS: tl.constexpr = PARAM_DTYPE != STATE_DTYPE  # the parameter is a rounding of y
-    OF_PARAM: tl.constexpr = MOVE == COLUMNS.Move.TO_X or MOVE == COLUMNS.Move.TO_Y
     y = tl.load(y_ptr + offsets, mask=mask)
-    if MOVE == COLUMNS.Move.EXPOSE_Z:
-        e = tl.load(e_ptr + offsets, mask=mask)
-        tl.store(e_ptr + offsets, y + e_to_x * e, mask=mask)
-        y = y + (e_to_y * e - omega * y)
-    elif MOVE == COLUMNS.Move.ABSORB_Z:
-        if FOLLOWS:  # what happened to the rounding of z
-            param = tl.load(param_ptr + offsets, mask=mask).to(STATE_DTYPE)
-            y = y + (param - round_to(y, PARAM_DTYPE).to(STATE_DTYPE))
-        e = e_kept * (y - tl.load(e_ptr + offsets, mask=mask))
-        tl.store(e_ptr + offsets, e, mask=mask)
-        y = y - e_to_y * e
-    elif not (FOLLOWS and MOVE == COLUMNS.Move.TO_Y):
-        y = y + e_to_y * tl.load(e_ptr + offsets, mask=mask)
-    if not (FOLLOWS and OF_PARAM):
-        tl.store(y_ptr + offsets, y, mask=mask)
+    e = tl.load(e_ptr + offsets, mask=mask)
     if FOLLOWS:
-        tl.store(param_ptr + offsets, round_to(y, PARAM_DTYPE), mask=mask)
+        param = tl.load(param_ptr + offsets, mask=mask)
+        if MOVE == COLUMNS.Move.ABSORB_Z:  # what happened to the rounding of z
+            y = y + (param.to(STATE_DTYPE) - round_to(y, PARAM_DTYPE).to(STATE_DTYPE))
+        elif MOVE == COLUMNS.Move.TO_Y:  # the parameter was left as the rounding of x
+            untouched = round_to(y + -e_to_y * e, PARAM_DTYPE) == param
+            y = tl.where(untouched, y, param.to(STATE_DTYPE) + e_to_y * e)
+        else:
+            y = y_or_written(y, param)
+    moved = y
+    if MOVE == COLUMNS.Move.EXPOSE_Z:
+        tl.store(e_ptr + offsets, y + e_to_x * e, mask=mask)
+        moved = y + (e_to_y * e - omega * y)
+    elif MOVE == COLUMNS.Move.ABSORB_Z:
+        e = e_kept * (y - e)
+        tl.store(e_ptr + offsets, e, mask=mask)
+        moved = y - e_to_y * e
+    elif not (FOLLOWS and MOVE == COLUMNS.Move.TO_Y):
+        moved = y + e_to_y * e
+    tl.store(y_ptr + offsets, y if FOLLOWS and MOVE == COLUMNS.Move.TO_X else moved, mask=mask)
+    if FOLLOWS:
+        tl.store(param_ptr + offsets, round_to(moved, PARAM_DTYPE), mask=mask)
 
 
 @triton.jit(do_not_specialize=["first_chunk"])

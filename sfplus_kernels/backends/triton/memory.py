@@ -21,3 +21,9 @@ def round_to(x, DTYPE: tl.constexpr):
         rounded = tl.where(x == x, rounded, 0x7FC0)
         return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(DTYPE)
+
+
+@triton.jit
+def y_or_written(y, param):
+    """y of a parameter that was left as its rounding: where it is anything else, what was written wins."""
+    return tl.where(round_to(y, param.dtype) == param, y, param.to(y.dtype))

@@ -1,10 +1,10 @@
 """The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the algorithm
-keeps them), and of the parameter if it is not y itself."""
+keeps them), and of the parameter if it is not y itself, which is read too."""
 
 import triton
 import triton.language as tl
 
-from sfplus_kernels.backends.triton.memory import round_to
+from sfplus_kernels.backends.triton.memory import round_to, y_or_written
 
 
 @triton.jit
@@ -41,6 +41,8 @@ def _update_block(
         v = tl.load(v_ptr + offsets, mask=mask)
     e = tl.load(e_ptr + offsets, mask=mask)
     y = tl.load(y_ptr + offsets, mask=mask)
+    if PARAM_DTYPE != STATE_DTYPE:
+        y = y_or_written(y, tl.load(param_ptr + offsets, mask=mask))
 
     # moments
     m = grad_to_m * g

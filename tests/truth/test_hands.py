@@ -1,0 +1,111 @@
+"""Whatever is done to ``state`` and ``param_groups``: the next steps are those of one that has only them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients
+from support.family import FAMILY, groups_of, step_with
+from torch import Tensor
+from truth.hands import HANDS
+
+from sfplus_kernels import AdamCScheduleFreePlus, ScheduleFreeWrapper
+
+CLASSES = [*FAMILY, "plus", "wrapper"]
+SHAPES = [(3,), (4, 3), (0,), (2, 5), ()]
+
+
+class Plus(AdamCScheduleFreePlus):
+    """Takes a loss; here always the same."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        return super().step(loss=2.0)
+
+
+def make(name: str, backend: str, dtype: torch.dtype) -> tuple[Any, list[Tensor]]:
+    params = make_params(SHAPES, dtype, device_of(backend))
+    halves = [{"params": params[:2]}, {"params": params[2:]}]
+    if name == "plus":
+        settings = {"sf_beta1_anneal_steps": 9, "polyak_beta": 0.5, "weight_decay": 1.0}
+        return Plus(halves, lr=0.1, backend=backend, **settings), params
+    if name == "wrapper":
+        base = torch.optim.AdamW(halves, lr=0.01, foreach=False)
+        return ScheduleFreeWrapper(base, backend=backend), params
+    arguments = {**FAMILY[name].everything, "backend": backend}
+    if name.startswith("adamw"):
+        arguments["inner_momentum"] = 0.5
+    return FAMILY[name].ours(groups_of(params, name), **arguments), params
+
+
+def gradients_of(params: list[Tensor], k: int) -> list[Tensor | None]:
+    generator = torch.Generator().manual_seed(k)
+    gradients = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
+    return [
+        g if p.requires_grad and (k + i) % 4 else None
+        for i, (p, g) in enumerate(zip(params, gradients, strict=True))
+    ]
+
+
+def steps(optimizer: Any, params: list[Tensor], first: int, last: int) -> None:
+    for k in range(first, last):
+        step_with(optimizer, functools.partial(set_gradients, params, gradients_of(params, k)))
+
+
+def all_of(optimizer: Any, params: list[Tensor]) -> Any:
+    own = getattr(optimizer, "_averaging", optimizer)
+    states = [
+        dict(sorted(one.state.get(p, {}).items())) for one in (own, optimizer) for p in params
+    ]
+    return [p.detach() for p in params], states, optimizer.metrics()
+
+
+def backends_of(name: str) -> list[str]:
+    """In Triton's interpreter, which is slow, the two that differ most."""
+    return [b for b in BACKENDS if b != "triton" or name in ("adamw", "plus")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "backend"), [(name, backend) for name in CLASSES for backend in backends_of(name)]
+)
+def test_the_next_steps_are_those_of_the_containers(
+    name: str, backend: str, dtype: torch.dtype
+) -> None:
+    for what, do in HANDS.items():
+        if name == "wrapper" and what == "state_is_another_dict":
+            continue  # it is the base's
+        if what == "a_moment_of_another_dtype" and (name == "wrapper" or dtype == torch.bfloat16):
+            continue  # torch's own, or no other dtype
+        optimizer, params = make(name, backend, dtype)
+        optimizer.train()
+        steps(optimizer, params, 0, 3)
+        do(optimizer, params)
+        # a copy has nothing but the containers
+        twin, twins = copy.deepcopy((optimizer, params))
+        for one, its in ((optimizer, params), (twin, twins)):
+            steps(one, its, 3, 5)
+            one.eval()
+            one.train()
+            steps(one, its, 5, 6)
+        assert_same_bits(all_of(optimizer, params), all_of(twin, twins), what)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_memory_that_went_away_is_never_touched(name: str, backend: str) -> None:
+    """A clear error, and nothing is written."""
+    for of_state in (False, True):
+        optimizer, params = make(name, backend, torch.float32)
+        optimizer.train()
+        steps(optimizer, params, 0, 2)
+        own = getattr(optimizer, "_averaging", optimizer)
+        gone = own.state[params[1]]["displacement"] if of_state else params[1]
+        gone.untyped_storage().resize_(4)
+        others = [p.detach().clone() for p in params if p is not gone]
+        with pytest.raises(ValueError, match="no memory"):
+            steps(optimizer, params, 2, 3)
+        assert_same_bits([p.detach() for p in params if p is not gone], others)
