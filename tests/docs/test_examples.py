@@ -15,7 +15,7 @@ from sybil.parsers.myst import PythonCodeBlockParser, SkipParser  # noqa: E402
 IN_TESTS_OF_THEIR_OWN = {"integrations"}  # which have the libraries
 PAGES = [
     page
-    for page in sorted((ROOT / "docs").rglob("*.md"))
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if "node_modules" not in page.parts
     and "```python" in page.read_text()
     and page.stem not in IN_TESTS_OF_THEIR_OWN
