@@ -45,10 +45,17 @@ def attach(accelerator: Any, optimizer: Any, model: nn.Module | None = None) -> 
         if backward.optimizer() not in (None, inner):
             raise ValueError(
                 "attach: this accelerator tells its losses to another ScheduleFree+ already, and backward() "
-                "does not say whose loss it is; with several, call report_loss(optimizer, loss) yourself"
+                "does not say whose loss it is; with several, call report_loss(optimizer, loss) yourself. If "
+                "this one takes the place of the other, call detach(accelerator) before"
             )
         backward = backward.plain
     accelerator.backward = TellingBackward(accelerator, backward, inner)
+
+
+def detach(accelerator: Any) -> None:
+    """``accelerator.backward`` tells nobody any more; for another optimizer in the place of the first."""
+    if isinstance(accelerator.backward, TellingBackward):
+        accelerator.backward = accelerator.backward.plain
 
 
 class TellingBackward:

@@ -41,12 +41,14 @@ class ScheduleFreeHooks:
         self._optimizers: list[Any] = []
         self._followers: list[Any] = []
         self._figures: list[Figures] = []
+        self._clip_val: float | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the trainer's settings and hang the hooks on the module."""
         found = [unwrap(optimizer) for optimizer in trainer.optimizers]
         self._optimizers = [o for o in found if hasattr(o, "averaged")]
         _check(trainer, self._optimizers)
+        self._clip_val = trainer.gradient_clip_val
         if trainer.gradient_clip_algorithm in (None, "norm"):
             taken = [take_over_clipping(o, trainer.gradient_clip_val) for o in self._optimizers]
             if taken and all(taken) and len(taken) == len(found):
@@ -85,8 +87,9 @@ class ScheduleFreeHooks:
                     logger.log_metrics(values, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """x stays in the module."""
+        """x stays in the module, and the trainer has its settings back for the next fit."""
         self.on_validation_start()
+        trainer.gradient_clip_val = self._clip_val
         for follower in self._followers:
             follower.remove()
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from sfplus_kernels.integrations.accelerate import attach
+from sfplus_kernels.integrations.accelerate import attach, detach
 from sfplus_kernels.integrations.clipping import take_over_clipping
 from sfplus_kernels.integrations.figures import Figures
 from sfplus_kernels.optim import unwrap
@@ -36,14 +36,18 @@ class ScheduleFreeTrainerMixin:
 
     _attached_to: Any = None
     _figures: Figures | None = None
+    _max_grad_norm = 0.0
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Of the base; before the first one the optimizer is attached."""
         if (
             self._attached_to is not self.optimizer
         ):  # now both are wrapped in what they will be wrapped in
+            detach(self.accelerator)  # from that of an earlier run
             attach(self.accelerator, self.optimizer, self.model)
-            if take_over_clipping(self.optimizer, self.args.max_grad_norm):
+            # a later run of this trainer may have a new optimizer, which is to clip as well
+            self._max_grad_norm = self.args.max_grad_norm or self._max_grad_norm
+            if take_over_clipping(self.optimizer, self._max_grad_norm):
                 self.args.max_grad_norm = 0.0  # grad_norm is still logged
             self._attached_to, self._figures = self.optimizer, Figures(self.optimizer)
         return super().training_step(*args, **kwargs)  # type: ignore[misc]

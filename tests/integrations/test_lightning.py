@@ -154,6 +154,7 @@ def test_clipping(tmp_path: Path) -> None:
     clipped = fit(tmp_path, Module(), gradient_clip_val=0.1)
     assert clipped.watch.polyak[0] == pytest.approx(free.watch.polyak[0])
     assert clipped.watch.norms[0] == pytest.approx(free.watch.norms[0])
+    assert clipped.gradient_clip_val == 0.1  # again, for the next fit
     plain = fit(tmp_path, Module(), TrainOnly(), adapter=False, gradient_clip_val=0.1)
     assert plain.watch.polyak[0] > 2 * free.watch.polyak[0]
 

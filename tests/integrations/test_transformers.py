@@ -14,7 +14,7 @@ import schedulefree
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SFPlusWarning
 from sfplus_kernels.integrations.transformers import ScheduleFreeTrainer, ScheduleFreeTrainerMixin
 
 pytestmark = [
@@ -136,6 +136,9 @@ def test_clipping(tmp_path: Path) -> None:
     assert clipped.watch.norms == pytest.approx(free.watch.norms)
     assert logged(clipped, "grad_norm") == pytest.approx(logged(free, "grad_norm"))
     assert clipped.inner.param_groups[0]["max_grad_norm"] == 0.1
+    clipped.optimizer = clipped.lr_scheduler = None  # as a search for hyperparameters does
+    clipped.train()
+    assert clipped.optimizer.param_groups[0]["max_grad_norm"] == 0.1
 
     class OnlyTheLoss(ScheduleFreeTrainer):
         """As one would write it by hand: clipping stays with the trainer."""
@@ -255,6 +258,15 @@ def test_schedules_are_refused(tmp_path: Path) -> None:
     # the first step has a learning rate of 0, and eps in its place
     assert [round(lr, 3) for lr in logged(trainer, "learning_rate")] == [0.0, 0.05, 0.1]
     assert logged(trainer, "gamma")[0] < 1e-6 < logged(trainer, "gamma")[1]
+
+
+def test_plain_use_is_warned_of_its_schedule(tmp_path: Path) -> None:
+    """Once."""
+    trainer = make(tmp_path, Trainer, (AdamWScheduleFree, {"lr": 0.02}), lr_scheduler_type="linear")
+    with pytest.warns(SFPlusWarning) as given:
+        trainer.train()
+    texts = [str(w.message) for w in given if isinstance(w.message, SFPlusWarning)]
+    assert len([text for text in texts if "[scheduler]" in text]) == 1
 
 
 def test_logs(tmp_path: Path) -> None:
