@@ -27,6 +27,19 @@ def adamw(params: Any) -> AdamWScheduleFree:
     return AdamWScheduleFree(params, lr=0.05, weight_decay=0.1)
 
 
+def groups_of(params: Any) -> list[dict[str, Any]]:
+    """As the Hugging Face Trainer makes them."""
+    some = list(params)
+    return [
+        {"params": [p for p in some if p.ndim > 1]},
+        {"params": [p for p in some if p.ndim == 1], "weight_decay": 0.0},
+    ]
+
+
+def adamw_in_groups(params: Any) -> AdamWScheduleFree:
+    return adamw(groups_of(params))
+
+
 def engine_of(stage: int, maker: Any = plus, seed: int = 0, clipping: float = 0.0) -> Any:
     import deepspeed
 
@@ -92,7 +105,7 @@ def plain(maker: Any, world: int, steps: int = STEPS) -> tuple[nn.Module, Any, d
 
 def trains_and_evaluates(rank: int, world: int) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
-    for maker in (plus, adamw):
+    for maker in (plus, adamw, adamw_in_groups):
         for stage in STAGES:
             engine = engine_of(stage, maker)
             adapter.prepare(engine)

@@ -14,7 +14,8 @@ import deepspeed_worker as worker
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
 
 EACH = pytest.mark.parametrize(
-    ("maker", "stage"), [(m, s) for m in (worker.plus, worker.adamw) for s in worker.STAGES]
+    ("maker", "stage"),
+    [(m, s) for m in (worker.plus, worker.adamw, worker.adamw_in_groups) for s in worker.STAGES],
 )
 
 
