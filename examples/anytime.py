@@ -4,6 +4,7 @@
     python examples/anytime.py run --resume       # the next points, one after the other
     python examples/anytime.py run --only NAME    # that point again
     python examples/anytime.py report             # tables and charts from all that is done
+    python examples/anytime.py forecasts          # the forecast, tried on all that is done
 
 The plan is anytime_parts/plan.toml; each finished point is one small file in anytime_results. Nothing is
 downloaded: the text is the Python source of the environment that the tests use.
@@ -20,8 +21,12 @@ import extras  # noqa: F401 ends the program if something is missing
 import torch
 import typer
 from anytime_parts.corpus import Corpus
+from anytime_parts.forecasts import summary, try_all
 from anytime_parts.plan import PLAN, Point, read_plan
+from anytime_parts.report import draw, load, rows
 from anytime_parts.run import Run, commit_of, write
+from rich.console import Console
+from rich.table import Table
 
 import sfplus_kernels
 
@@ -93,6 +98,37 @@ def run(
         if only:
             return
     typer.echo("Nothing of the plan is left.")
+
+
+@app.command()
+def report(
+    results: Results = RESULTS,
+    chart: Annotated[Path, typer.Option(help="Where the chart goes.")] = Path("anytime.png"),
+) -> None:
+    """Print the best of each optimizer at each length, with its seeds, and draw the charts."""
+    found = load(results)
+    if not found:
+        raise typer.BadParameter(f"no results in {results}", param_hint="--results")
+    table = Table("model", "batch", "optimizer", "bytes/param", "tried", "loss by seed", "settings")
+    for row in rows(found):
+        table.add_row(*row)
+    Console().print(table)
+    draw(found, chart)
+    typer.echo(f"drawn in {chart}")
+
+
+@app.command()
+def forecasts(
+    results: Results = RESULTS,
+    rate: Annotated[
+        bool, typer.Option("--rate", help="Show it AdamW's learning rate, too.")
+    ] = False,
+) -> None:
+    """Forecast the end of every finished run from its first 10, 25 and 50 %, and compare."""
+    table = Table("optimizer", "seen", "runs", "refused", "interval held", "error", "half width")
+    for row in summary(try_all(load(results), rate)):
+        table.add_row(*row)
+    Console().print(table)
 
 
 def next_point(points: list[Point], results: Path, only: str | None) -> Point | None:

@@ -74,10 +74,10 @@ def main(
             "share (fsdp) or a share of one of two copies (hsdp). (default: one process)"
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each optimizer.")] = 800,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each optimizer.")] = 1500,
     batch: Annotated[
         int, typer.Option(min=1, help="Sequences in a batch, which the processes share equally.")
-    ] = 12,
+    ] = 32,
     seed: Annotated[
         int, typer.Option(min=0, help="Decides the first weights and the order of the text.")
     ] = 0,
@@ -96,13 +96,13 @@ def main(
             "on with another number of them (then equal to rounding)."
         ),
     ] = None,
-    dim: Annotated[int, typer.Option(help=f"Width of the model, a multiple of {HEAD_DIM}.")] = 128,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the model.")] = 4,
-    length: Annotated[int, typer.Option("--context", min=2, help="Bytes in a sequence.")] = 128,
+    dim: Annotated[int, typer.Option(help=f"Width of the model, a multiple of {HEAD_DIM}.")] = 32,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model.")] = 1,
+    length: Annotated[int, typer.Option("--context", min=2, help="Bytes in a sequence.")] = 64,
     eval_every: Annotated[
         int, typer.Option(min=1, help="Steps between evaluations, with a checkpoint.")
-    ] = 100,
-    eval_batches: Annotated[int, typer.Option(min=1, help="Batches in an evaluation.")] = 8,
+    ] = 250,
+    eval_batches: Annotated[int, typer.Option(min=1, help="Batches in an evaluation.")] = 32,
     log_every: Annotated[
         int, typer.Option(min=1, help="Steps between log lines with the step size.")
     ] = 10,

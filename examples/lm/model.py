@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Predicts each next byte; 0.87M parameters at dim 128, 4 layers, context 128."""
+    """Predicts each next byte; 30,816 parameters at dim 32, 1 layer, context 64."""
 
     def __init__(self, dim: int, layers: int, context: int, seed: int) -> None:
         super().__init__()

@@ -12,6 +12,8 @@ from lm.settings import OptimizerName, Settings
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
 
 WARMUP_SHARE = 0.1  # of the run, for all
+LONGEST_WARMUP = 150  # steps, of the Schedule-Free optimizers: it need not grow with the run
+PLAIN_DIM = 32  # the width at which the settings were searched: examples/anytime.py
 
 
 class Method(ABC):
@@ -67,17 +69,19 @@ class ScheduleFreePlus(ScheduleFree):
     optimizer: AdamCScheduleFreePlus
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Settings) -> None:
-        warmup = warmup_steps(settings)
+        warmup = 2 * min(LONGEST_WARMUP, warmup_steps(settings))  # the first Polyak steps are large
         self.optimizer = AdamCScheduleFreePlus(
             parameters,
-            lr=0.1 * settings.lr_factor,  # at 1.0 models of this size run away
+            # The best of 0.03, 0.1, 0.3, 0.5 and 1: gamma is then 0.01 to 0.02, and from 0.5 on it runs away.
+            lr=0.3 * settings.lr_factor,
+            betas=(0.5, 0.99),
             sf_beta1=0.5,
-            sf_beta1_anneal_steps=settings.steps,
+            sf_beta1_anneal_steps=10_000,  # whatever the run's length
             sf_beta1_max=0.965,
-            weight_decay=100,  # multiplied by gamma squared, about 1e-5
-            r=2,
+            weight_decay=10,  # multiplied by gamma squared, about 1e-4
+            r=1,
             warmup_steps=warmup,
-            c_warmup=2 * warmup,
+            c_warmup=warmup,
             backend=settings.backend,
         )
         self.optimizer.train()
@@ -95,10 +99,9 @@ class ScheduleFreeAdamW(ScheduleFree):
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Settings) -> None:
         self.optimizer = AdamWScheduleFree(
             parameters,
-            # of 5e-4, 1e-3, 2e-3, 3e-3 and 1e-2 the best after 400 steps, by the validation loss at x
-            lr=1e-3 * settings.lr_factor,
-            weight_decay=0.01,  # as torch's AdamW by default
-            warmup_steps=warmup_steps(settings),
+            lr=peak(settings),
+            betas=(0.95, 0.99),
+            warmup_steps=min(LONGEST_WARMUP, warmup_steps(settings)),
             backend=settings.backend,
         )
         self.optimizer.train()
@@ -114,10 +117,12 @@ class AdamW(Method):
     rate_name = "lr"
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Settings) -> None:
-        self.peak = 3e-3 * settings.lr_factor
+        self.peak = peak(settings)
         self.steps = settings.steps
         self.warmup = warmup_steps(settings)
-        self.optimizer = torch.optim.AdamW(parameters, lr=self.peak, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=self.peak, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
 
     def step(self, step: int, loss: Tensor) -> None:
         """Set the learning rate of this step and take it."""
@@ -130,6 +135,11 @@ class AdamW(Method):
     def rate(self) -> float:
         """The learning rate, as the schedule has it."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+def peak(settings: Settings) -> float:
+    """The learning rate that was best at PLAIN_DIM, less for wider models. Only the first was searched."""
+    return 0.03 * PLAIN_DIM / settings.dim * settings.lr_factor
 
 
 def warmup_steps(settings: Settings) -> int:

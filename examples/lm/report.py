@@ -10,10 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from rich.table import Table
 
-from lm.curve import fit
 from lm.files import read_metrics
-from lm.optimizers import warmup_steps
+from lm.model import GPT
 from lm.settings import OptimizerName, Settings
+from sfplus_kernels.forecast import CannotForecast, LossCurve, fit
 
 mpl.use("Agg")  # no window
 
@@ -61,9 +61,9 @@ def draw(folder: Path, settings: Settings) -> Path:
                 rates.semilogy(step, value, color=colour, label=f"{name}: {rate}")
         if name != OptimizerName.ADAMW:
             draw_fit(losses, lines, settings)
-    losses.set(ylabel="loss (nats per byte)", title=f"{folder.name}: seed {settings.seed}")
+    losses.set(ylabel="loss (nats per byte)", title=title(settings))
     losses.set_ylim(top=min(losses.get_ylim()[1], 6))
-    rates.set(xlabel="step", ylabel="step size")
+    rates.set(xlabel="step", ylabel="gamma, or AdamW's lr")
     for axes in (losses, rates):
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
@@ -73,23 +73,39 @@ def draw(folder: Path, settings: Settings) -> Path:
     return path
 
 
+def title(settings: Settings) -> str:
+    """What was trained, on how much."""
+    model = GPT(settings.dim, settings.layers, settings.context, settings.seed)
+    parameters = sum(p.numel() for p in model.parameters())
+    seen = settings.steps * settings.batch * settings.context
+    return (
+        f"A GPT of {parameters:,} parameters on Python's standard library, "
+        f"{seen / parameters:,.0f} bytes for each parameter"
+    )
+
+
 def draw_fit(axes: Axes, lines: Lines, settings: Settings) -> None:
-    """The fitted curve, on to twice the length.
+    """The forecast, on to twice the length, with its interval.
 
     Only for runs without a schedule: with one, the loss falls because the rate does, and a run of
     twice the length would have another schedule.
     """
-    step, loss = column(lines, "loss")
-    after = step > warmup_steps(settings)  # the curve knows nothing of warmup
-    curve = fit(step[after], loss[after])
-    if curve is None:
+    try:
+        forecast = fit(LossCurve(*column(lines, "loss")))
+    except CannotForecast:
         return
     length = 2 * settings.steps
-    end = float(curve.at(np.array(length, dtype=float)))
-    label = f"{curve.a:.3g} / sqrt(t + {curve.b:.3g}) + {curve.c:.3g}"
-    span = np.linspace(step[after][0], length, 200)
-    axes.plot(span, curve.at(span), "k--", lw=1, label=f"fit to training: {label}")
-    axes.plot(length, end, "k*", ms=9, label=f"predicted for {length:,} steps: {end:.3f}")
+    span = np.linspace(forecast.fit.step[0], length, 200)
+    ends = np.array([forecast.interval(float(step)) for step in span])
+    low, high = ends[-1]
+    axes.plot(span, forecast.fit.at(span), "k--", lw=1, label="forecast from the training loss")
+    axes.fill_between(
+        span,
+        *ends.T,
+        color="k",
+        alpha=0.1,
+        label=f"where it lies 9 times of 10: {low:.3f} to {high:.3f} at {length:,} steps",
+    )
 
 
 def table(folder: Path) -> Table:

@@ -1,4 +1,4 @@
-"""The forecast. docs/forecast.md says how it was checked, and how far it can be trusted."""
+"""The forecast. docs/training-runs.md says how far it can be trusted."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""The parts of examples/train_lm.py that need no run: the text, the fitted curve, the optimizers."""
+"""The parts of examples/train_lm.py that need no run: the text, the optimizers."""
 
-import numpy as np
-import pytest
 import torch
-from lm import curve, data
+from lm import data
 from lm.optimizers import make_method
 from lm.settings import OptimizerName, Settings
 
@@ -25,23 +23,6 @@ def test_windows() -> None:
     assert torch.equal(targets, tokens + 1)
     assert tokens[:, 0].min() == 0
     assert targets.max() == 39  # the last byte is reached and not passed
-
-
-def test_fit_recovers_a_curve() -> None:
-    step = np.arange(80.0, 800.0)
-    noise = np.random.default_rng(0).normal(scale=0.02, size=len(step))
-    true = curve.Curve(25.0, 60.0, 1.2)
-    fitted = curve.fit(step, true.at(step) + noise)
-    assert fitted is not None
-    assert fitted.at(np.array(1600.0)) == pytest.approx(float(true.at(np.array(1600.0))), abs=0.02)
-    exact = curve.fit(step, true.at(step))
-    assert exact == pytest.approx(true, rel=1e-3)
-
-
-def test_no_fit() -> None:
-    step = np.arange(1.0, 101.0)
-    assert curve.fit(step[:5], 1 / step[:5]) is None
-    assert curve.fit(step, np.where(step == 50, np.nan, 1 / step)) is None
 
 
 def test_make_method_names() -> None:
