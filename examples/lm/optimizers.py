@@ -99,8 +99,9 @@ class ScheduleFreeAdamW(ScheduleFree):
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Settings) -> None:
         self.optimizer = AdamWScheduleFree(
             parameters,
-            lr=peak(settings),
-            betas=(0.95, 0.99),
+            lr=0.03 * scale(settings),
+            betas=(0.9, 0.99),
+            r=1,
             warmup_steps=min(LONGEST_WARMUP, warmup_steps(settings)),
             backend=settings.backend,
         )
@@ -117,11 +118,11 @@ class AdamW(Method):
     rate_name = "lr"
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Settings) -> None:
-        self.peak = peak(settings)
+        self.peak = 0.05 * scale(settings)
         self.steps = settings.steps
         self.warmup = warmup_steps(settings)
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=self.peak, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+            parameters, lr=self.peak, betas=(0.9, 0.99), weight_decay=0.1, fused=True
         )
 
     def step(self, step: int, loss: Tensor) -> None:
@@ -137,9 +138,9 @@ class AdamW(Method):
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def peak(settings: Settings) -> float:
-    """The learning rate that was best at PLAIN_DIM, less for wider models. Only the first was searched."""
-    return 0.03 * PLAIN_DIM / settings.dim * settings.lr_factor
+def scale(settings: Settings) -> float:
+    """On the learning rates that were best at PLAIN_DIM: less for wider models, which were not searched."""
+    return settings.lr_factor * PLAIN_DIM / settings.dim
 
 
 def warmup_steps(settings: Settings) -> int:

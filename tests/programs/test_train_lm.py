@@ -97,8 +97,8 @@ def test_loss_falls(tmp_path: Path) -> None:
 def test_adamw_schedule(tmp_path: Path) -> None:
     folder = train(tmp_path, "rates", "--optimizer", "adamw", "--log-every", "1", steps=20)
     rates = [line["lr"] for line in metrics(folder)]
-    assert rates[:2] == pytest.approx([0.015, 0.03])
-    assert rates[2:] == pytest.approx([0.03 * k / 18 for k in range(18, 0, -1)])
+    assert rates[:2] == pytest.approx([0.025, 0.05])
+    assert rates[2:] == pytest.approx([0.05 * k / 18 for k in range(18, 0, -1)])
 
 
 def test_schedule_free_adamw(tmp_path: Path) -> None:
