@@ -53,6 +53,7 @@ class FusedOptimizer(StatefulOptimizer):
     _held_back: list[HeldStep] | None = None  # where a list is put here, a step leaves itself in it
     _no_gradients = False
     _runaway: Runaway | None = None  # from the first look on
+    _just_loaded = False  # from load_state_dict to the first look
 
     def __init__(
         self,
@@ -122,9 +123,11 @@ class FusedOptimizer(StatefulOptimizer):
             self._only_create_state()
             return False
         check_recordable("the loss", loss, self._first_parameter().device)
-        figures = None if self._runtime is None else self._runtime.figures_to_look_at()
-        if figures is not None:
-            self._look_at(figures)
+        in_doubt = has_sums or hasattr(self, "found_inf") or self._just_loaded
+        if in_doubt and self._runtime is not None:
+            figures = self._runtime.figures_to_look_at()
+            if figures is not None:
+                self._look_at(figures)
         ready = self.ready()
         if has_sums:
             self._collective.check_shards(ready.kept.shards)

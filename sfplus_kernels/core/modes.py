@@ -52,13 +52,13 @@ class ScheduleFreeOptimizer(FusedOptimizer):
             self.param_groups[0]["probe"] = ()
             params = self._parameters()
             if int(saved[0]) < len(params) and witness([params[int(saved[0])]]) is not None:
-                self._loaded = LoadedPair(saved, params)
+                self._loaded, self._just_loaded = LoadedPair(saved, params), True
                 self._mode_of_loaded = "train" if self.param_groups[0]["train_mode"] else "eval"
 
     def _look_at(self, figures: list[float]) -> None:
         super()._look_at(figures)
         if self._loaded is not None:
-            loaded, self._loaded = self._loaded, None
+            loaded, self._loaded, self._just_loaded = self._loaded, None, False
             if loaded.of_the_other_mode():
                 warn_once(self, "other-mode", mode=self._mode_of_loaded)
 
