@@ -1,4 +1,4 @@
-"""The build backend: scikit-build-core's for setuptools, and CUDA's compiler from PyPI where there is none.
+"""The build backend: scikit-build-core's for setuptools, and CUDA's compiler from PyPI.
 
 Only the hooks that name requirements differ. ``MAX_JOBS`` counts as ``CMAKE_BUILD_PARALLEL_LEVEL``.
 """
@@ -29,21 +29,23 @@ def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
 
 
 def cuda_requirements() -> list[str]:
-    """PyPI's packages with nvcc if the build wants it and this machine has none.
+    """NVRTC from PyPI, unless CUDA_HOME names another compiler.
 
-    ``auto`` first asks whether they can be had: a build without CUDA is better than none. ``require`` does
-    not ask, so that the installer says what is missing.
+    ``auto`` first asks whether it can be had: a build without CUDA is better than none. ``require`` does not
+    ask, so that the installer says what is missing, unless there is nvcc on PATH to do without.
     """
     wanted = cuda_toolkit.mode(os.environ)
-    if wanted == "off" or not cuda_toolkit.supported() or cuda_toolkit.find_nvcc(os.environ):
+    if wanted == "off" or not cuda_toolkit.supported() or cuda_toolkit.find_toolkit(os.environ):
         return []
-    if wanted == "auto" and not can_be_had(cuda_toolkit.REQUIREMENTS):
-        print(
-            "WARNING: no nvcc in CUDA_HOME or on PATH, and the package index has none to offer: building "
-            "WITHOUT CUDA KERNELS. SFPLUS_CUDA=off says that this is meant, SFPLUS_CUDA=require makes it "
-            "an error.",
-            file=sys.stderr,
-        )
+    on_path = cuda_toolkit.find_compiler(os.environ) is not None
+    if (on_path or wanted == "auto") and not can_be_had(cuda_toolkit.REQUIREMENTS):
+        if not on_path:
+            print(
+                "WARNING: no nvcc in CUDA_HOME or on PATH, and the package index has no NVRTC: building "
+                "WITHOUT CUDA KERNELS. SFPLUS_CUDA=off says that this is meant, SFPLUS_CUDA=require makes it "
+                "an error.",
+                file=sys.stderr,
+            )
         return []
     return list(cuda_toolkit.REQUIREMENTS)
 

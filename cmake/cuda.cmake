@@ -1,8 +1,6 @@
-# Whether the CUDA kernels are built: on return SFPLUS_CUDA_MISSING says why not, or is empty and CUDA is an enabled
-# language. SFPLUS_CUDA=auto|require|off, CMAKE_CUDA_ARCHITECTURES and TORCH_CUDA_ARCH_LIST are read from the environment
-# (the second also from -D).
-include(CheckLanguage)
-
+# Whether the CUDA kernels are built: on return SFPLUS_CUDA_MISSING says why not, or is empty, and then
+# SFPLUS_CUDA_SOURCE is a C++ source with their machine code. No CUDA language, header or library is needed.
+# SFPLUS_CUDA=auto|require|off, CMAKE_CUDA_ARCHITECTURES and TORCH_CUDA_ARCH_LIST are read from the environment.
 set(SFPLUS_CUDA_MISSING "")
 set(wanted "$ENV{SFPLUS_CUDA}")
 if(wanted STREQUAL "")
@@ -12,70 +10,62 @@ if(NOT wanted MATCHES "^(auto|require|off)$")
   message(FATAL_ERROR "SFPLUS_CUDA is '${wanted}'; expected auto, require or off")
 endif()
 
+set(backend "${CMAKE_CURRENT_LIST_DIR}/../build_backend")
 if(wanted STREQUAL "off")
   set(SFPLUS_CUDA_MISSING "SFPLUS_CUDA=off")
 elseif(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|aarch64)$")
   set(SFPLUS_CUDA_MISSING "only Linux on x86-64 and aarch64 gets CUDA kernels")
 else()
   execute_process(
-    COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_LIST_DIR}/../build_backend/cuda_toolkit.py"
-    OUTPUT_VARIABLE nvcc OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY
+    COMMAND "${Python_EXECUTABLE}" "${backend}/cuda_toolkit.py"
+    OUTPUT_VARIABLE compiler OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY
   )
-  if(nvcc STREQUAL "")
-    set(SFPLUS_CUDA_MISSING "there was no nvcc in CUDA_HOME, on PATH or from PyPI")
+  if(compiler STREQUAL "")
+    set(SFPLUS_CUDA_MISSING "there was no NVRTC from PyPI and no nvcc in CUDA_HOME or on PATH")
   else()
-    # an isolated build has its compiler in another place every time
-    if(NOT "${CMAKE_CUDA_COMPILER}" STREQUAL "${nvcc}")
-      unset(CMAKE_CUDA_COMPILER CACHE)
-      unset(CMAKE_CUDA_FLAGS CACHE)
-      file(GLOB stale "${CMAKE_BINARY_DIR}/CMakeFiles/*/CMakeCUDACompiler.cmake")
-      if(stale)
-        file(REMOVE ${stale})
-      endif()
-    endif()
-    set(ENV{CUDACXX} "${nvcc}")
-    if("$ENV{CUDAHOSTCXX}" STREQUAL "")  # not the g++ of PATH, where CXX says otherwise
-      set(ENV{CUDAHOSTCXX} "${CMAKE_CXX_COMPILER}")
-    endif()
-    get_filename_component(toolkit "${nvcc}" DIRECTORY)
-    get_filename_component(toolkit "${toolkit}" DIRECTORY)
-    if(EXISTS "${toolkit}/lib/libcudart_static.a")  # PyPI's packages: nvcc itself looks in lib64
-      set(ENV{CUDAFLAGS} "$ENV{CUDAFLAGS} -L${toolkit}/lib")
-    endif()
-    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      if(NOT "$ENV{CMAKE_CUDA_ARCHITECTURES}" STREQUAL "")
-        set(CMAKE_CUDA_ARCHITECTURES "$ENV{CMAKE_CUDA_ARCHITECTURES}")
-      elseif(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
-        # "8.0 9.0+PTX" -> 80-real;90
-        string(REGEX REPLACE "[ ,;]+" ";" list "$ENV{TORCH_CUDA_ARCH_LIST}")
-        foreach(arch IN LISTS list)
-          if(NOT arch MATCHES "^([0-9]+)\\.([0-9])([af]?)(\\+PTX)?$")
-            message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST has '${arch}'; expected numbers such as 9.0 or 9.0+PTX")
-          endif()
-          set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}${CMAKE_MATCH_3}")
-          if(CMAKE_MATCH_4 STREQUAL "")
-            set(number "${number}-real")
-          endif()
-          list(APPEND CMAKE_CUDA_ARCHITECTURES "${number}")
-        endforeach()
-      else()
-        set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real 120)  # the last with PTX, for what comes after
-      endif()
-    endif()
-    check_language(CUDA)  # in a project of its own: a compiler that does not work is no fatal error there
-    if(CMAKE_CUDA_COMPILER)
-      enable_language(CUDA)
-      if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13.0)
-        set(SFPLUS_CUDA_MISSING "${nvcc} is of CUDA ${CMAKE_CUDA_COMPILER_VERSION}, and 13.0 or later is needed")
-      endif()
-    else()
-      set(SFPLUS_CUDA_MISSING "${nvcc} does not work with this machine's C++ compiler")
+    # nvcc takes the C++ compiler that is used here, not the one of PATH
+    set(cubins "${Python_EXECUTABLE}" "${backend}/cubins.py")
+    set(with_compiler --compiler "${compiler}" --host-compiler "${CMAKE_CXX_COMPILER}")
+    execute_process(
+      COMMAND ${cubins} plan ${with_compiler}
+      OUTPUT_VARIABLE plan ERROR_VARIABLE problem RESULT_VARIABLE failed
+      OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_STRIP_TRAILING_WHITESPACE
+    )
+    if(failed)
+      set(SFPLUS_CUDA_MISSING "${problem}")
     endif()
   endif()
 endif()
 
 if(SFPLUS_CUDA_MISSING STREQUAL "")
-  message(STATUS "CUDA kernels: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+  list(POP_FRONT plan compiler_name)
+  message(STATUS "CUDA kernels: ${compiler_name} (${compiler}) for ${plan}")
+  set(csrc "${CMAKE_CURRENT_LIST_DIR}/../csrc")
+  file(GLOB kernel_sources CONFIGURE_DEPENDS
+    "${csrc}/cuda/*.cu" "${csrc}/cuda/*.cuh" "${csrc}/cuda/*.h" "${csrc}/cuda/nvrtc/*" "${csrc}/math/*.h" "${csrc}/table.h"
+  )
+  set(images "")
+  foreach(architecture IN LISTS plan)
+    set(image "${CMAKE_CURRENT_BINARY_DIR}/cubins/${architecture}.xz")
+    add_custom_command(
+      OUTPUT "${image}"
+      COMMAND ${cubins} compile ${with_compiler} --architecture ${architecture} --sources "${csrc}" --output "${image}"
+      DEPENDS ${kernel_sources} "${backend}/cubins.py"
+      VERBATIM
+      COMMENT "CUDA kernels for ${architecture}"
+    )
+    list(APPEND images "${image}")
+  endforeach()
+  file(MAKE_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/cubins")
+  set(SFPLUS_CUDA_SOURCE "${CMAKE_CURRENT_BINARY_DIR}/cubins/cubins.cpp")
+  add_custom_command(
+    OUTPUT "${SFPLUS_CUDA_SOURCE}"
+    COMMAND ${cubins} embed --name "${compiler_name}" --output "${SFPLUS_CUDA_SOURCE}" --images ${images}
+    DEPENDS ${images} "${backend}/cubins.py"
+    VERBATIM
+  )
+  # the assembler reads them, which the compiler's list of headers does not show
+  set_source_files_properties("${SFPLUS_CUDA_SOURCE}" PROPERTIES OBJECT_DEPENDS "${images}")
 elseif(wanted STREQUAL "require")
   message(FATAL_ERROR "SFPLUS_CUDA=require, but the CUDA kernels cannot be built: ${SFPLUS_CUDA_MISSING}")
 elseif(wanted STREQUAL "auto")

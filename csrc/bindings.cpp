@@ -10,6 +10,7 @@
 #include "math/dtypes.h"
 #ifdef SFPLUS_WITH_CUDA
 #include "cuda/bindings.h"
+#include "cuda/cubins.h"
 #endif
 
 namespace py = pybind11;
@@ -46,6 +47,13 @@ PYBIND11_MODULE(_C, m) {
   // why there are no CUDA kernels in this build, empty if there are
 #ifdef SFPLUS_WITH_CUDA
   m.attr("CUDA_MISSING") = "";
+  m.attr("CUDA_COMPILER") = py::str(sfplus::cuda::kCompiler);
+  py::dict images;
+  for (std::size_t i = 0; i < sfplus::cuda::kImageCount; ++i) {
+    const sfplus::cuda::Image& image = sfplus::cuda::kImages[i];
+    images[image.architecture] = py::memoryview::from_memory(image.begin, image.end - image.begin);
+  }
+  m.attr("CUDA_IMAGES") = images;
   sfplus::cuda::bind(m);
 #else
   m.attr("CUDA_MISSING") = SFPLUS_CUDA_MISSING;

@@ -72,9 +72,52 @@ def negate(x: int, numel: int, n_threads: int, n_arrays: int = 1) -> None:
 CUDA_MISSING: str
 """Why this build has no CUDA kernels, such as ``SFPLUS_CUDA=off``; empty if it has them."""
 
-# The passes on a CUDA device; only where CUDA_MISSING is empty. Addresses are those of device memory. They
-# are launched on ``stream`` (``torch.cuda.Stream.cuda_stream``) of the device with number ``device``, which
-# is current only meanwhile, and nothing waits for them. RuntimeError: a kernel could not be launched.
+# The rest is only where CUDA_MISSING is empty.
+
+CUDA_COMPILER: str
+"""Name and release of what made the CUDA kernels, such as ``NVRTC 12.9``."""
+
+CUDA_IMAGES: dict[str, memoryview]
+"""Their code by architecture, xz-compressed: ``sm_90``; ``compute_90`` for PTX, with a zero at its end."""
+
+CUDA_KERNELS: list[str]
+"""Their names: csrc/cuda/kernels.h."""
+
+def cuda_driver_version() -> int:
+    """The newest CUDA that the driver serves, 1000 major + 10 minor; 0 without a driver."""
+
+def cuda_capability(device: int) -> tuple[int, int]:
+    """Compute capability. RuntimeError, in the driver's words: no driver, no such device."""
+
+def cuda_load(device: int, image: bytes) -> None:
+    """Load the kernels for a device, once, in its primary context; no other context is made.
+
+    RuntimeError, in the driver's words: they cannot be loaded.
+    """
+
+class Finish:
+    """What a kernel is told that forms the step's coefficients, or, without ``tickets``, only reads them.
+
+    ``loss`` is the address of one number of ``loss_dtype``, or 0 where the run state has it; ``tickets``
+    that of three 32-bit zeros, or 0.
+    """
+
+    def __init__(
+        self,
+        partials: int,
+        n_partials: int,
+        rows: int,
+        n_rows: int,
+        run: Run,
+        loss: int,
+        loss_dtype: int,
+        max_coefficient: float,
+        tickets: int,
+    ) -> None: ...
+
+# The passes on a CUDA device for which the kernels were loaded. Addresses are those of device memory. They
+# are launched on ``stream`` (``torch.cuda.Stream.cuda_stream``) of that device, whose context is current only
+# meanwhile, and nothing waits for them. RuntimeError: a kernel could not be launched.
 
 def cuda_reduce(
     table: Table,
@@ -83,21 +126,14 @@ def cuda_reduce(
     with_e: bool,
     partials: int,
     n_partials: int,
+    weight: float,
+    finish: Finish,
     device: int,
     stream: int,
 ) -> None:
-    """As ``reduce``."""
+    """As ``reduce``, each sum times ``weight``; then the coefficients, if ``finish`` has tickets."""
 
-def cuda_finalize(
-    partials: int,
-    n_partials: int,
-    rows: int,
-    n_rows: int,
-    run: Run,
-    max_coefficient: float,
-    device: int,
-    stream: int,
-) -> None:
+def cuda_finalize(finish: Finish, device: int, stream: int) -> None:
     """As ``finalize``."""
 
 def cuda_update(
@@ -106,25 +142,19 @@ def cuda_update(
     grad_dtype: int,
     has_exp_avg: bool,
     has_exp_avg_sq: bool,
-    run: Run,
+    finish: Finish,
     device: int,
     stream: int,
 ) -> None:
-    """As ``update``; says which moments the rows have, which are out of the host's sight."""
+    """As ``update``, after the coefficients, of no sums, if ``finish`` has tickets.
+
+    Says which moments the rows have, which are out of the host's sight.
+    """
 
 def cuda_interpolate(
     table: Table, param_dtype: int, run: Run, move: int, device: int, stream: int
 ) -> None:
     """As ``interpolate``."""
-
-def cuda_versions() -> tuple[int, int]:
-    """Of the CUDA runtime that is linked in, and of the newest that the driver serves, 0 without a driver.
-
-    1000 major + 10 minor.
-    """
-
-def cuda_device_problem(device: int) -> str:
-    """Why the kernels cannot run on a device, in CUDA's words; empty if they can."""
 
 def layout() -> dict[str, dict[str, int]]:
     """The columns as the C++ code has them, by the names of the enums."""

@@ -12,7 +12,7 @@ constexpr int kInterpolateTurns = 2;  // packs of each tensor that a thread has 
 
 // One chunk per warp. See Move in sfplus_kernels/contract/layout.py.
 template <int move, class State, class Param>
-__global__ void __launch_bounds__(kThreads, 8) interpolate_kernel(const Table table, const Run run) {
+__device__ __forceinline__ void interpolate_pass(const Table& table, const Run& run) {
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
   constexpr bool kWritesE = move == Move::EXPOSE_Z || move == Move::ABSORB_Z;
   constexpr int n = kPack<State>;

@@ -1,8 +1,6 @@
 // Access to device memory: a few elements at a time, with a hint to the caches.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 #include <cstring>
 

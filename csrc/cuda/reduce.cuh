@@ -3,7 +3,8 @@
 
 #include <cmath>
 
-#include "block_sum.cuh"
+#include "finish.cuh"
+#include "order.cuh"
 
 namespace sfplus {
 namespace cuda {
@@ -12,11 +13,14 @@ namespace cuda {
 template <bool with_e>
 constexpr int kReduceTurns = with_e ? 2 : 4;
 
-// Block i makes slot i of partials: the sums over the chunks i, i + n_partials, ..., which its warps take in
-// turns. Which warp takes which follows from the table alone, so the bits do too.
+// Block i makes slot i of partials: ``weight`` times the sums over the chunks i, i + n_partials, ..., which its
+// warps take in turns. Which warp takes which follows from the table alone, so the bits do too. Where finish has
+// tickets, the block that draws the last one finishes the step: all sums are there then, and in their order.
 template <bool with_e, class State, class Grad>
-__global__ void __launch_bounds__(kThreads, 8)
-    reduce_kernel(const Table table, double* partials, const std::int64_t n_partials) {
+__device__ __forceinline__ void reduce_pass(const Table& table, double* partials,
+                                            const std::int64_t n_partials, const double weight,
+                                            const Finish& finish) {
+  let_next_kernel_begin();
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const std::int64_t slot = blockIdx.x;
   constexpr int n = with_e ? kPack<State> : kPack<Grad>;  // 16 bytes of e, else of g
@@ -60,9 +64,10 @@ __global__ void __launch_bounds__(kThreads, 8)
   block_sum<kWarps>(sums);
   if (threadIdx.x == 0) {  // the array stays in registers: no index that is known at run time only
     for (int column = 0; column < Sum::WIDTH; ++column) {
-      partials[slot * Sum::WIDTH + column] = sums[column];
+      partials[slot * Sum::WIDTH + column] = weight * sums[column];
     }
   }
+  if (finish.tickets != nullptr) finish_last(finish);
 }
 
 }  // namespace cuda

@@ -1,11 +1,14 @@
 // The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the direction
-// keeps them), and of the parameter if it is not y itself, which is read too: see follow_rule.h. 36 bytes per element where all are float32.
+// keeps them), and of the parameter if it is not y itself, which is read too: see follow_rule.h. 36 bytes per
+// element where all are float32.
 #pragma once
 
 #include <type_traits>
 
 #include "../math/follow_rule.h"
 #include "../math/update_rule.h"
+#include "finish.cuh"
+#include "order.cuh"
 #include "walk.cuh"
 
 namespace sfplus {
@@ -16,30 +19,26 @@ template <Direction direction>
 constexpr int kUpdateTurns = direction == Direction::SGD ? 2 : 1;
 
 // Blocks of a multiprocessor that the compiler is to leave registers for: 72 of them, or 80 where a value is
-// rounded to bfloat16, or 96 where it is rounded to float16 or any of it is double.
-template <class State, class Param, class Grad>
+// rounded to bfloat16 or the step is whole, or 96 where it is rounded to float16 or any of it is double.
+template <bool whole, class State, class Param, class Grad>
 constexpr int kUpdateBlocks =
     sizeof(State) == 8 || sizeof(Grad) == 8 || std::is_same<Param, float16>::value ? 5
-    : sizeof(Param) < sizeof(State)                                                ? 6
+    : whole && sizeof(Param) < sizeof(State)                                       ? 5
+    : whole || sizeof(Param) < sizeof(State)                                       ? 6
                                                                                    : 7;
 
 // One chunk per warp, from the last to the first: reduce, which goes the other way, has just left the last
 // ones in the cache, and the next forward pass begins with the first ones. Nothing on a skipped step.
-template <Direction direction, class State, class Param, class Grad>
-__global__ void __launch_bounds__(kThreads, kUpdateBlocks<State, Param, Grad>)
-    update_kernel(const Table table, const double* globals, const double* group_coefs,
-                  const double* tensor_coefs) {
+// Where the step is ``whole`` no kernel came before: the first block forms the coefficients.
+template <bool whole, Direction direction, class State, class Param, class Grad>
+__device__ __forceinline__ void update_pass(const Table& table, const Finish& finish) {
   constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
   constexpr int n = kPack<State>;
-  if (globals[Global::SKIP] != 0) return;
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const std::int64_t turn_of_warp = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp;
-  if (turn_of_warp >= table.n_chunks) return;
-  const Piece piece = piece_of(table, table.n_chunks - 1 - turn_of_warp);
-  const UpdateCoefs<State> coefs =
-      update_coefs<State>(group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
-                          tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH);
+  const bool any = turn_of_warp < table.n_chunks;
+  const Piece piece = piece_of(table, any ? table.n_chunks - 1 - turn_of_warp : 0);
   const Grad* grad = reinterpret_cast<const Grad*>(table.gradients[piece.row]) + piece.start;
   State* y = piece.at<State>(Row::Y);
   State* e = piece.at<State>(Row::DISPLACEMENT);
@@ -48,6 +47,14 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<State, Param, Grad>)
   Param* param = kFollows ? piece.at<Param>(Row::PARAM) : nullptr;
   const bool vectors = aligned<Grad, n>(grad) && aligned<State, n>(y) && aligned<State, n>(e) &&
                        aligned<State, n>(m) && aligned<State, n>(v) && aligned<Param, n>(param);
+
+  wait_for_earlier_kernels();
+  if constexpr (whole) finish_first(finish);
+  const Run& run = finish.run;
+  if (!any || run.globals[Global::SKIP] != 0) return;
+  const UpdateCoefs<State> coefs =
+      update_coefs<State>(run.group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
+                          run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH);
 
   share_out<n, kUpdateTurns<direction>>(piece.numel, vectors, lane, [&](auto count, auto turns, int offset) {
     constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;

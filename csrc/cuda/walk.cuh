@@ -7,13 +7,10 @@
 #include "../math/layout.h"
 #include "../table.h"
 #include "memory.cuh"
+#include "threads.h"
 
 namespace sfplus {
 namespace cuda {
-
-constexpr int kLanes = 32;
-constexpr int kWarps = 4;  // of a block: small ones fill a multiprocessor's registers best
-constexpr int kThreads = kLanes * kWarps;
 
 // Elements of a tensor that a thread accesses at once: 16 bytes of state, and as many elements of all else.
 template <class Stored>

@@ -4,6 +4,7 @@
 
 #include "config.h"
 #include "dtypes.h"
+#include "rounding.h"
 
 namespace sfplus {
 inline namespace SFPLUS_ISA {
@@ -20,8 +21,8 @@ SFPLUS_INLINE T y_or_written(T y, Param param) {
 // y of a parameter that was left as the rounding of x. `e_to_y` is 1 - b.
 template <class T, class Param>
 SFPLUS_INLINE T y_or_written_as_x(T y, T e, T e_to_y, Param param) {
-  const T x = y + -e_to_y * e;  // as TO_X forms it
-  return same(param, narrow<Param>(x)) ? y : widen<T>(param) + e_to_y * e;
+  const T x = y + rounded_product(-e_to_y, e);  // as TO_X forms it
+  return same(param, narrow<Param>(x)) ? y : widen<T>(param) + rounded_product(e_to_y, e);
 }
 
 }  // namespace SFPLUS_ISA

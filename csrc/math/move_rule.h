@@ -4,6 +4,7 @@
 #include "config.h"
 #include "follow_rule.h"
 #include "layout.h"
+#include "rounding.h"
 
 namespace sfplus {
 inline namespace SFPLUS_ISA {
@@ -35,14 +36,14 @@ SFPLUS_INLINE MoveCoefs<T> move_coefs(int move, const double* globals, const dou
 template <int move, class T>
 SFPLUS_INLINE void move_element(T& y, T& e, const MoveCoefs<T>& c) {
   if (move == Move::EXPOSE_Z) {
-    const T x = y + c.e_to_x * e;
-    y = y + (c.e_to_y * e - c.omega * y);
+    const T x = y + rounded_product(c.e_to_x, e);
+    y = y + (rounded_product(c.e_to_y, e) - rounded_product(c.omega, y));
     e = x;
   } else if (move == Move::ABSORB_Z) {
     e = c.e_kept * (y - e);
-    y = y - c.e_to_y * e;
+    y = y - rounded_product(c.e_to_y, e);
   } else {
-    y = y + c.e_to_y * e;
+    y = y + rounded_product(c.e_to_y, e);
   }
 }
 

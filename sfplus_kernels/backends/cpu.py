@@ -48,6 +48,14 @@ class CpuBackend:
     ) -> None:
         bring_gradients(plan.table, gradients, moved=moved)
 
+    def steps_at_once(self, plan: CpuPlan) -> bool:
+        return False
+
+    def step(
+        self, plan: CpuPlan, run: RunState, *, sums: bool, with_e: bool, loss: Tensor | None
+    ) -> None:
+        raise NotImplementedError("steps_at_once says that there is none")
+
     def reduce(self, plan: CpuPlan, *, with_e: bool) -> Tensor:
         for native, launch in plan.launches:
             _C.reduce(

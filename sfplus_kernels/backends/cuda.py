@@ -17,7 +17,6 @@ from sfplus_kernels.backends.table import (
     build_table,
     load_param_stages,
     store_param_stages,
-    weigh_partials,
 )
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
 from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Move
@@ -60,6 +59,7 @@ class CudaBackend:
 
     def __init__(self, native: Any = _C) -> None:
         self._native = native
+        self._no_run = native.Run(0, 0, 0, 0, 0, 0, 0, 0)  # for reduce alone
 
     def plan(
         self, entries: Sequence[Entry], device: torch.device, chunk_size: int | None = None
@@ -76,11 +76,45 @@ class CudaBackend:
         if moved:
             self._name_launches(plan)
 
+    def steps_at_once(self, plan: CudaPlan) -> bool:
+        return bool(plan.launches)  # a kernel to finish the step in
+
+    def step(
+        self, plan: CudaPlan, run: RunState, *, sums: bool, with_e: bool, loss: Tensor | None
+    ) -> None:
+        load_param_stages(plan.table)
+        queue = _queue(plan)
+        coefficients = self._finish(
+            plan, run, plan.table.partials if sums else None, loss, finishes=True
+        )
+        given = self._finish(plan, run, None, None)
+        if sums:
+            self._reduce(plan, with_e, [given] * (len(plan.launches) - 1) + [coefficients], queue)
+        self._update(
+            plan, [given if sums else coefficients] + [given] * (len(plan.launches) - 1), queue
+        )
+        store_param_stages(plan.table)
+
     def reduce(self, plan: CudaPlan, *, with_e: bool) -> Tensor:
-        device, stream = _queue(plan)
+        given = self._finish(plan, None, None, None)
+        self._reduce(plan, with_e, [given] * len(plan.launches), _queue(plan))
+        return plan.table.partials
+
+    def finalize(self, plan: CudaPlan, run: RunState, partials: Tensor | None) -> None:
+        self._native.cuda_finalize(self._finish(plan, run, partials, None), *_queue(plan))
+
+    def update(self, plan: CudaPlan, run: RunState) -> None:
+        load_param_stages(plan.table)
+        given = self._finish(plan, run, None, None)
+        self._update(plan, [given] * len(plan.launches), _queue(plan))
+        store_param_stages(plan.table)
+
+    def _reduce(
+        self, plan: CudaPlan, with_e: bool, finishes: Sequence[Any], queue: tuple[int, int]
+    ) -> None:
         first = plan.table.partials.data_ptr()
         row_bytes = plan.table.partials.stride(0) * plan.table.partials.element_size()
-        for native, launch in plan.launches:
+        for (native, launch), finish in zip(plan.launches, finishes, strict=True):
             self._native.cuda_reduce(
                 native,
                 DTYPES[launch.param_dtype],
@@ -88,39 +122,44 @@ class CudaBackend:
                 with_e,
                 first + launch.first_partial * row_bytes,
                 launch.n_partials,
-                device,
-                stream,
+                launch.shards,
+                finish,
+                *queue,
             )
-        weigh_partials(plan.table)
-        return plan.table.partials
 
-    def finalize(self, plan: CudaPlan, run: RunState, partials: Tensor | None) -> None:
-        table = plan.table
-        self._native.cuda_finalize(
-            0 if partials is None else partials.data_ptr(),
-            0 if partials is None else len(partials),
-            table.rows.data_ptr(),
-            table.n_rows,
-            self._native_run(plan, run),
-            MAX_COEFFICIENT,
-            *_queue(plan),
-        )
-
-    def update(self, plan: CudaPlan, run: RunState) -> None:
-        load_param_stages(plan.table)
-        native_run, (device, stream) = self._native_run(plan, run), _queue(plan)
-        for native, launch in plan.launches:
+    def _update(self, plan: CudaPlan, finishes: Sequence[Any], queue: tuple[int, int]) -> None:
+        for (native, launch), finish in zip(plan.launches, finishes, strict=True):
             self._native.cuda_update(
                 native,
                 DTYPES[launch.param_dtype],
                 _grad_dtype(launch),
                 launch.has_exp_avg,
                 launch.has_exp_avg_sq,
-                native_run,
-                device,
-                stream,
+                finish,
+                *queue,
             )
-        store_param_stages(plan.table)
+
+    def _finish(
+        self,
+        plan: CudaPlan,
+        run: RunState | None,
+        partials: Tensor | None,
+        loss: Tensor | None,
+        *,
+        finishes: bool = False,
+    ) -> Any:
+        """What a kernel is told of the rest of the step: ``finishes`` if it is to form the coefficients."""
+        return self._native.Finish(
+            partials=0 if partials is None else partials.data_ptr(),
+            n_partials=0 if partials is None else len(partials),
+            rows=plan.table.rows.data_ptr(),
+            n_rows=plan.table.n_rows,
+            run=self._no_run if run is None else self._native_run(plan, run),
+            loss=0 if loss is None else loss.data_ptr(),
+            loss_dtype=0 if loss is None else DTYPES[loss.dtype],
+            max_coefficient=MAX_COEFFICIENT,
+            tickets=plan.table.tickets.data_ptr() if finishes else 0,
+        )
 
     def interpolate(self, plan: CudaPlan, run: RunState, move: Move) -> None:
         load_param_stages(plan.table)
@@ -165,10 +204,7 @@ class CudaBackend:
 def _queue(plan: CudaPlan) -> tuple[int, int]:
     """The number of the plan's device, and the address of its current stream."""
     device = plan.table.rows.device
-    if device.type != "cuda":  # the kernels' stand-in in the tests
-        return 0, 0
-    stream = torch.cuda.current_stream(device)
-    return stream.device_index, stream.cuda_stream
+    return device.index or 0, plan.table.use.note()
 
 
 def _grad_dtype(launch: Launch) -> int:

@@ -51,6 +51,14 @@ class EagerBackend:
     ) -> None:
         plan.gradients = [g.detach() for g in gradients]
 
+    def steps_at_once(self, plan: EagerPlan) -> bool:
+        return False
+
+    def step(
+        self, plan: EagerPlan, run: RunState, *, sums: bool, with_e: bool, loss: Tensor | None
+    ) -> None:
+        raise NotImplementedError("steps_at_once says that there is none")
+
     def reduce(self, plan: EagerPlan, *, with_e: bool) -> Tensor:
         plan.sums.zero_()
         for entry, gradient in zip(plan.entries, plan.gradients, strict=True):

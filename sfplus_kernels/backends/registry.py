@@ -7,6 +7,8 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sfplus_kernels.backends.machine_code import device_problem, driver_problem
 from sfplus_kernels.contract.backend import Backend
 
 ENVIRONMENT_VARIABLE = "SFPLUS_BACKEND"
@@ -81,34 +84,18 @@ def _cuda_reason(device: torch.device) -> str | None:
             f"not built ({native.CUDA_MISSING}); install a wheel that has the CUDA kernels, or build with "
             "SFPLUS_CUDA=require to see what is missing"
         )
-    runtime, driver = native.cuda_versions()
-    reason = driver_problem(runtime, driver)
+    reason = driver_problem(native.cuda_driver_version(), native.CUDA_COMPILER)
     if reason is not None:
         return reason
     if device.type != "cuda":
         return f"it works on cuda tensors, not on {device.type}"
+    if torch.version.hip is not None:
+        return "it is for NVIDIA GPUs, and this torch is for AMD's; the backend triton may serve"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     # that of the parameters and no other: asking takes memory there
     index = torch.cuda.current_device() if device.index is None else device.index
-    return native.cuda_device_problem(index) or None
-
-
-def driver_problem(runtime: int, driver: int) -> str | None:
-    """Why a driver cannot serve the CUDA runtime that is linked in, if so.
-
-    Both are 1000 major + 10 minor; ``driver`` is the newest CUDA that it serves, 0 if there is none. It
-    may be of an older minor version than the runtime, not of an older major one.
-    """
-    if driver == 0:
-        return "no NVIDIA driver"
-    if driver // 1000 < runtime // 1000:
-        has, built = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver, runtime))
-        return (
-            f"driver too old for CUDA {built}: has {has}, needs {runtime // 1000}.0 or later; "
-            "update the NVIDIA driver"
-        )
-    return None
+    return device_problem(native, index)
 
 
 def _triton_reason(device: torch.device) -> str | None:
@@ -121,11 +108,22 @@ def _triton_reason(device: torch.device) -> str | None:
                 "set TRITON_INTERPRET=1 before Python starts"
             )
         return None
-    if device.type != "cuda":
+    if device.type not in ("cuda", "xpu"):
         return f"it works on cuda tensors, not on {device.type}"
-    if not torch.cuda.is_available():
+    if device.type == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    return triton_problem(_version_of("triton"))
+    return triton_problem(_version_of("triton")) or compiler_problem()
+
+
+def compiler_problem() -> str | None:
+    """Why Triton cannot build its launcher, which it does with a C compiler at the first launch, if so."""
+    named = os.environ.get("CC")
+    if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang", "cc"])):
+        wanted = f"CC={named}" if named else "gcc or clang"
+        return f"Triton needs a C compiler, and {wanted} is not to be found; install one (apt install gcc)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Triton needs Python's headers; install them (apt install python3-dev)"
+    return None
 
 
 def _version_of(distribution: str) -> str | None:

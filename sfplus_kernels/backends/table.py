@@ -15,6 +15,7 @@ from torch import Tensor
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.capture import HostStock, capturing
 from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Sum
+from sfplus_kernels.contract.streams import StreamUse
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class AddressTable:
     host_gradients: HostStock  # what recorded steps fill theirs from
     chunks: Tensor  # (n_chunks, len(Chunk)) int64
     partials: Tensor  # (sum of n_partials, len(Sum)) float64
+    tickets: Tensor  # (3,) int32: which block is first, or last, in the kernel that finishes a step
     launches: list[Launch]
     order: list[int]  # rows[i] describes entries[order[i]]
     grad_stages: dict[int, Tensor]  # by row: a copy in the state's layout, made on demand
@@ -55,6 +57,7 @@ class AddressTable:
     param_stages: list[tuple[Tensor, Tensor]]  # (parameter of another layout, its dense stand-in)
     state_strides: list[tuple[int, ...]]
     keep_alive: list[Entry] = field(repr=False)  # the table holds bare addresses of these
+    use: StreamUse  # of the device tensors above
 
     @property
     def n_rows(self) -> int:
@@ -139,14 +142,19 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
 
     n_rows = len(rows)
     own_gradients = torch.zeros(n_rows, dtype=torch.int64, device=device)
+    sent_rows = _send(rows, device)
+    sent_chunks = _send(torch.cat(chunk_tables) if chunk_tables else [], device)
+    partials = torch.zeros(first_partial, len(Sum), dtype=torch.float64, device=device)
+    tickets = torch.zeros(3, dtype=torch.int32, device=device)
     return AddressTable(
-        rows=_send(rows, device),
+        rows=sent_rows,
         gradients=own_gradients,
         own_gradients=own_gradients,
         captured_gradients=[],
         host_gradients=HostStock((n_rows,), torch.int64, pin=device.type == "cuda"),
-        chunks=_send(torch.cat(chunk_tables) if chunk_tables else [], device),
-        partials=torch.zeros(first_partial, len(Sum), dtype=torch.float64, device=device),
+        chunks=sent_chunks,
+        partials=partials,
+        tickets=tickets,
         launches=launches,
         order=order,
         grad_stages={},
@@ -154,6 +162,7 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
         param_stages=param_stages,
         state_strides=[entries[i].displacement.stride() for i in order],
         keep_alive=list(entries),
+        use=StreamUse(device, [sent_rows, own_gradients, sent_chunks, partials, tickets]),
     )
 
 

@@ -112,6 +112,19 @@ class Backend(Protocol):
             moved: whether an address or a layout is another one than in the last call.
         """
 
+    def steps_at_once(self, plan: Any) -> bool:
+        """Whether ``step`` is there for a plan: where it takes fewer launches than the passes one by one."""
+
+    def step(
+        self, plan: Any, run: RunState, *, sums: bool, with_e: bool, loss: Tensor | None
+    ) -> None:
+        """``reduce`` (where the step has ``sums``), ``finalize`` and ``update`` of a step in one process.
+
+        Args:
+            loss: 0-dim, of one of the four floating dtypes, on the plan's device: to be read in place of
+                ``Global.FUNCTION_VALUE``, and written there. None if it has been written already.
+        """
+
     def reduce(self, plan: Any, *, with_e: bool) -> Tensor:
         """sum |g|, sum g e and sum g^2 of all tensors, those of each tensor times its ``shards``.
 

@@ -138,7 +138,8 @@ class FusedOptimizer(StatefulOptimizer):
         if before is not None:
             self._look_at_change(before, hyper)
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        engine.hand_in(loss, Scaling(scale, found_inf, clip_coef))
+        alone = collective is None and shared is None and self._held_back is None
+        engine.hand_in(loss, Scaling(scale, found_inf, clip_coef), read_later=alone)
         counts = self.advances_without_gradients or not self._no_gradients
         passes = Passes(has_sums, loss is not None, collective, counts)
         if self._held_back is not None:

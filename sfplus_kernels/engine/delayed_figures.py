@@ -29,8 +29,10 @@ class DelayedFigures:
 
     def send(self) -> None:
         """Start a copy of the figures as the work that is queued so far will leave them."""
+        if capturing(self._engine.device):
+            return  # where asking whether a copy has arrived would break the capture too
         self._collect()  # or nobody would, where figures are asked for once in many steps
-        if not self._free or capturing(self._engine.device):
+        if not self._free:
             return
         copy, event = self._free.pop(), None
         copy.copy_(self._engine.figures(), non_blocking=True)
@@ -41,7 +43,8 @@ class DelayedFigures:
 
     def newest(self) -> list[float] | None:
         """What arrived last, or None if nothing has yet."""
-        self._collect()
+        if not capturing(self._engine.device):
+            self._collect()
         return None if self._newest is None else self._newest.tolist()
 
     def _collect(self) -> None:

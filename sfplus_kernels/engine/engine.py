@@ -24,9 +24,13 @@ from sfplus_kernels.contract.layout import (
     Setting,
     TensorCoef,
 )
+from sfplus_kernels.contract.streams import StreamUse
 from sfplus_kernels.engine.profiling import profiled
 from sfplus_kernels.processes.collective import Buffers, Collective
 from sfplus_kernels.processes.sharding import plain
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Of a loss that a kernel reads."""
 
 
 class Scaling(NamedTuple):
@@ -73,6 +77,7 @@ class Engine:
         self.run = RunState.zeros(len(sizes), sum(sizes), device)
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
         self._members = groups.to(device)  # the group of each parameter
+        self._use = StreamUse(device, [*vars(self.run).values(), self._members])
         # gamma of each group as of the last step: waited for only when one of them is read
         self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
@@ -83,6 +88,7 @@ class Engine:
         self._settings: tuple[float, ...] | None = None
         self._buffers: Buffers | None = None
         self._unusual: set[Global] = set()  # figures that were written for one step only
+        self._loss: Tensor | None = None  # of this step, on the device, not yet in the run state
         # what CUDA graphs read: the plans of recorded steps, and the hyperparameters that they send again
         self._recorded: list[object] = []
         pin = device.type == "cuda"
@@ -132,9 +138,22 @@ class Engine:
         """Bring this step's gradients to ``plan``; ``moved`` if they are elsewhere than at the last."""
         self._backend.set_gradients(plan, gradients, moved=moved)
 
-    def hand_in(self, loss: float | Tensor | None, scaling: Scaling) -> None:
-        """Write what the step has to know beside the gradients: the loss, if the algorithm needs it."""
-        if loss is not None:
+    def hand_in(
+        self, loss: float | Tensor | None, scaling: Scaling, *, read_later: bool = False
+    ) -> None:
+        """Write what the step has to know beside the gradients: the loss, if the algorithm needs it.
+
+        Args:
+            read_later: ``run_passes`` comes next, in one process: a kernel of its may read the loss where
+                it is.
+        """
+        self._use.note()
+        self._loss = None
+        readable = isinstance(loss, Tensor) and loss.device == self.device and loss.dtype in FLOATS
+        if read_later and readable:
+            assert isinstance(loss, Tensor)
+            self._loss = plain(loss.detach()).reshape(())
+        elif loss is not None:
             self._write_figure(Global.FUNCTION_VALUE, loss)
         for index, value, usual in (
             (Global.GRAD_SCALE, scaling.grad_scale, 1.0),
@@ -200,7 +219,14 @@ class Engine:
 
     def run_passes(self, plan: object, run: RunState, passes: Passes) -> None:
         """The passes of one step: ``reduce``, ``share`` and ``finish``, as far as it needs them."""
-        partials = None
+        partials, loss, self._loss = None, self._loss, None
+        if passes.collective is None and self._backend.steps_at_once(plan):
+            self._keep_if_recorded(plan)
+            with profiled("step"):
+                self._backend.step(plan, run, sums=passes.sums, with_e=passes.with_e, loss=loss)
+            return
+        if loss is not None:
+            self._write_figure(Global.FUNCTION_VALUE, loss)
         if passes.sums:
             partials = self.reduce(plan, with_e=passes.with_e)
             if passes.collective is not None:
@@ -217,6 +243,7 @@ class Engine:
 
     def interpolate(self, plan: object, move: Move) -> None:
         """Move the parameters of ``plan`` between y, x and z."""
+        self._use.note()
         self._keep_if_recorded(plan)
         with profiled("interpolate"):
             self._backend.interpolate(plan, self.run, move)

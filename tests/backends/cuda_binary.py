@@ -1,14 +1,17 @@
-"""What nvcc made of the CUDA kernels, read from the built extension: no GPU and no compiler is needed.
+"""What the compiler made of the CUDA kernels, read from the built extension: no GPU, no compiler is needed.
 
 ``python tests/backends/cuda_binary.py`` prints the table of docs/performance.md.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import lzma
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,15 +20,13 @@ from pathlib import Path
 import sfplus_kernels._C as _C
 
 THREADS = 128
-"""Of a block of every memory pass, as ``kThreads`` in csrc/cuda/walk.cuh."""
+"""Of a block, as ``kThreads`` in csrc/cuda/threads.h."""
 
-TURNS = {"reduce": 2, "reduce g only": 4, "interpolate": 2, "update sgd": 2}
+TURNS = {"reduce": 2, "reduce g only": 4, "interpolate": 2, "update sgd": 2, "step sgd": 2}
 """Packs of each tensor under way in a thread, where it is not one."""
 
 BITS = {"fp64": 64, "fp32": 32, "bf16": 16, "fp16": 16}
-TYPES = {"double": "fp64", "float": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-DIRECTIONS = ("adam", "no momentum", "sgd")
-MOVES = ("to_x", "to_y", "shift", "expose_z", "absorb_z")
+TYPES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Kernel:
     @property
     def is_memory_pass(self) -> bool:
         return bool(self.arguments)
+
+    @property
+    def is_update(self) -> bool:
+        return self.name.startswith(("update", "step"))
 
     @property
     def label(self) -> str:
@@ -69,16 +74,11 @@ class Kernel:
         if self.name.startswith("reduce"):
             return ([] if self.name.endswith("only") else [state]) + [BITS[self.arguments[1]]], []
         own = [BITS[self.arguments[0]]] if BITS[self.arguments[0]] < state else []
-        if self.name.startswith("update"):
-            n_state = {"adam": 4, "no momentum": 3, "sgd": 2}[self.name.removeprefix("update ")]
-            return [state] * n_state + [BITS[self.arguments[1]]], [state] * n_state + own
-        move = self.arguments[1]
-        reads = [state] if own and move == "to_y" else [state] * 2
-        if own and move == "absorb_z":
-            reads = reads + own
-        writes_y = [] if own and move in ("to_x", "to_y") else [state]
-        writes_e = [state] if move in ("expose_z", "absorb_z") else []
-        return reads, writes_y + writes_e + own
+        if self.is_update:
+            n_state = {"adam": 4, "no momentum": 3, "sgd": 2}[self.name.partition(" ")[2]]
+            return [state] * n_state + [BITS[self.arguments[1]], *own], [state] * n_state + own
+        writes_e = [state] if self.arguments[1] in ("expose_z", "absorb_z") else []
+        return [state] * 2 + own, [state] + writes_e + own
 
     @property
     def pack(self) -> int:
@@ -114,11 +114,21 @@ def cuobjdump() -> Path | None:
     return Path(on_path) if on_path else None
 
 
-def dump(*options: str) -> str:
-    """What cuobjdump says of the extension."""
+@cache
+def image(arch: str) -> Path:
+    """The machine code of an architecture, or PTX, as a file of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="sfplus-"))
+    atexit.register(shutil.rmtree, folder)
+    path = folder / f"{arch}.cubin"
+    path.write_bytes(lzma.decompress(_C.CUDA_IMAGES[arch]))
+    return path
+
+
+def dump(arch: str, *options: str) -> str:
+    """What cuobjdump says of the kernels for an architecture."""
     tool = cuobjdump()
     assert tool is not None
-    command = [str(tool), *options, str(_C.__file__)]
+    command = [str(tool), *options, str(image(arch))]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -127,19 +137,15 @@ def kernels(arch: str, *, with_sass: bool = False) -> dict[str, Kernel]:
     """Kernels for ``arch`` ("sm_90") by their labels."""
     sass: dict[str, str] = {}
     if with_sass:
-        pieces = re.split(r"Function : (\S+)", dump("-sass", "-arch", arch))
+        pieces = re.split(r"Function : (\S+)", dump(arch, "-sass"))
         sass = dict(zip(pieces[1::2], pieces[2::2], strict=True))
-    listing = dump("--dump-resource-usage", "-arch", arch)
+    listing = dump(arch, "--dump-resource-usage")
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
-    rows = re.findall(pattern, listing)
-    names = subprocess.run(
-        ["c++filt", *(row[0] for row in rows)], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
     made = {}
-    for full_name, (mangled, registers, stack, local) in zip(names, rows, strict=True):
-        name, arguments = _short(full_name)
+    for own_name, registers, stack, local in re.findall(pattern, listing):
+        name, arguments = _short(own_name)
         kernel = Kernel(
-            name, arguments, int(registers), int(stack), int(local), sass.get(mangled, "")
+            name, arguments, int(registers), int(stack), int(local), sass.get(own_name, "")
         )
         made[kernel.label] = kernel
     return made
@@ -147,23 +153,19 @@ def kernels(arch: str, *, with_sass: bool = False) -> dict[str, Kernel]:
 
 def architectures() -> set[str]:
     """Those with machine code in the extension."""
-    return set(re.findall(r"\.(sm_\d+)\.cubin", dump("-lelf")))
+    return {name for name in _C.CUDA_IMAGES if name.startswith("sm_")}
 
 
-def _short(full_name: str) -> tuple[str, tuple[str, ...]]:
-    """``void sfplus::cuda::update_kernel<(...)0, float, ...>(...)`` -> update adam, (fp32, ...)."""
-    match = re.search(r"::(\w+)_kernel(?:<(.*?)>)?\(", full_name)
-    assert match is not None, full_name
-    name = match[1]
-    parts = [part.split("::")[-1].split(")")[-1] for part in (match[2] or "").split(", ") if part]
-    types = [TYPES[part] for part in parts if part in TYPES]
-    if name == "reduce":  # <with_e, State, Grad>
-        return name if parts[0] in ("true", "1") else "reduce g only", tuple(types)
-    if name == "update":  # <direction, State, Param, Grad>
-        return f"update {DIRECTIONS[int(parts[0])]}", tuple(types[1:])
-    if name == "interpolate":  # <move, State, Param>
-        return name, (types[1], MOVES[int(parts[0])])
-    return name, ()
+def _short(own_name: str) -> tuple[str, tuple[str, ...]]:
+    """``update_adam_float32_bfloat16`` -> update adam, (fp32, bf16); see csrc/cuda/kernels.h."""
+    words = own_name.split("_")
+    types = tuple(TYPES[word] for word in words if word in TYPES)
+    if words[0] == "interpolate":
+        return "interpolate", (types[0], "_".join(words[1:-1]))
+    name = " ".join(word for word in words if word not in TYPES)
+    return {"reduce grads": "reduce g only", "finalize tensors": "finalize_tensors"}.get(
+        name, name
+    ), types
 
 
 def main() -> None:

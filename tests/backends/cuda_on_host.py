@@ -1,7 +1,9 @@
-"""The kernels of csrc/cuda on the CPU: compiled by the C++ compiler against ``host_cuda/cuda_runtime.h``.
+"""The kernels of csrc/cuda on the CPU, launched by the code that launches them on a GPU.
 
-The source is the one that nvcc compiles. What this shows is its logic: which thread takes which element,
-tails, tables, barriers, skipped steps. What it cannot show is what the GPU's compiler and memory do.
+The C++ compiler compiles the kernels' source, which is the one that NVRTC compiles, against
+``host_cuda/device.h``, and csrc/cuda/driver.cpp finds a driver library of ours. What this shows is logic:
+which thread takes which element, tails, tables, barriers, skipped steps; contexts, launches and errors. What
+it cannot show is what the GPU's compiler and memory do.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sysconfig
@@ -31,57 +34,69 @@ FLAGS = [
     "-O1",
     "-fPIC",
     "-fvisibility=hidden",
-    "-ffp-contract=off",
     "-Wall",
     "-Wextra",
+    "-DSFPLUS_ISA=device",
 ]
 # the kernels' own pragmas; setjmp between fibers, which fortified builds take for an error; a pass in which
 # GCC 12 crashes
-FLAGS += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-fno-tree-sra", "-DSFPLUS_ISA=device"]
+FLAGS += ["-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-fno-tree-sra"]
+UNCONTRACTED = ["-ffp-contract=off"]
+CONTRACTED = ["-ffp-contract=fast", "-mfma", "-fexpensive-optimizations"]
+"""A product and a sum in one instruction, rounded once: a GPU's arithmetic. GCC's -O1 alone makes none."""
+
+
+def contracts() -> bool:
+    """Whether this machine has such an instruction."""
+    cpus = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and cpus.exists() and " fma " in cpus.read_text()
 
 
 @cache
-def module() -> Any:
+def module(contracted: bool = False) -> Any:
     """Built once for its sources; other processes of the tests find it."""
+    flags = [*FLAGS, *(CONTRACTED if contracted else UNCONTRACTED)]
     sources = [
-        *sorted((CSRC / "cuda").glob("*.cu")),
-        CSRC / "cuda" / "bindings.cpp",
+        *(CSRC / "cuda" / f"{name}.cpp" for name in ("bindings", "driver", "passes")),
         *sorted(STAND_IN.glob("*.cpp")),
     ]
     digest = hashlib.sha256(
-        " ".join([*FLAGS, pybind11.__version__, sysconfig.get_platform()]).encode()
+        " ".join([*flags, pybind11.__version__, sysconfig.get_platform()]).encode()
     )
     digest.update(str(sysconfig.get_config_var("EXT_SUFFIX")).encode())
     for path in sorted([*CSRC.rglob("*.*"), *STAND_IN.iterdir()]):
         digest.update(path.read_bytes())
     library = ROOT / "build" / "host_cuda" / digest.hexdigest()[:16] / "host_cuda.so"
     if not library.exists():
-        _build(sources, library)
+        _build(sources, flags, library)
     spec = importlib.util.spec_from_file_location("host_cuda", library)
     assert spec is not None
     assert spec.loader is not None
     native = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(native)
+    native.settings.driver_version = 12090
+    native.cuda_load(0, b"any")
     return native
 
 
-def _build(sources: list[Path], library: Path) -> None:
+def _build(sources: list[Path], flags: list[str], library: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
     include = [STAND_IN, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
     includes = [f"-I{path}" for path in include]
+    # the driver's functions are in the same file
+    own = [f'-DSFPLUS_LIBCUDA="{library}"']
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
 
         def compile_one(source: Path) -> str:
             made = str(Path(scratch) / f"{source.parent.name}-{source.stem}.o")
-            command = [compiler, *FLAGS, *includes, "-x", "c++", "-c", str(source), "-o", made]
-            _run(command)
+            _run([compiler, *flags, *own, *includes, "-c", str(source), "-o", made])
             return made
 
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(compile_one, sources))
         linked = Path(scratch) / "host_cuda.so"
-        _run([compiler, "-shared", *objects, "-o", str(linked)])
+        _run([compiler, "-shared", *objects, "-ldl", "-o", str(linked)])
         linked.replace(library)  # at once: another process may be looking
 
 
@@ -94,15 +109,27 @@ def _run(command: list[str]) -> None:
 class CudaOnHost(CudaBackend):
     """The ``cuda`` backend on CPU tensors."""
 
+    def __init__(self, contracted: bool = False) -> None:
+        super().__init__(module(contracted))
+
+
+class CudaOnHostContracted(CudaOnHost):
+    """The same with products and sums fused."""
+
     def __init__(self) -> None:
-        super().__init__(module())
+        super().__init__(contracted=True)
 
 
-RECORD = BackendRecord(
-    "cuda_on_host",
-    "the CUDA kernels, compiled for the host",
-    "cuda_on_host",
-    "CudaOnHost",
-    lambda _: None,
-    frozenset(),
-)
+def _record(class_name: str) -> BackendRecord:
+    return BackendRecord(
+        "cuda_on_host",
+        "the CUDA kernels, compiled for the host",
+        "cuda_on_host",
+        class_name,
+        lambda _: None,
+        frozenset(),
+    )
+
+
+RECORD = _record("CudaOnHost")
+CONTRACTED_RECORD = _record("CudaOnHostContracted")

@@ -1,10 +1,11 @@
-"""What nvcc made of the CUDA kernels: registers, spills, the width of memory accesses, rounding.
+"""What the compiler made of the CUDA kernels: registers, spills, the width of memory accesses, rounding.
 
-Read from the built extension. ``make test`` builds it for the default architectures where nvcc can be had.
+Read from the built extension. ``make test`` builds it for the default architectures.
 """
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -13,18 +14,17 @@ from collections import Counter
 
 import cuda_binary
 import pytest
-from cuda_binary import BITS, Kernel, architectures, kernels
+from cuda_binary import Kernel, architectures, kernels
 
 import sfplus_kernels._C as _C
 
 pytestmark = [
     pytest.mark.skipif(bool(_C.CUDA_MISSING), reason=f"no CUDA kernels: {_C.CUDA_MISSING}"),
     pytest.mark.skipif(
-        cuda_binary.cuobjdump() is None or shutil.which("c++filt") is None,
-        reason="needs cuobjdump, which Triton brings, and c++filt, which comes with g++",
+        cuda_binary.cuobjdump() is None, reason="needs cuobjdump, which Triton brings"
     ),
 ]
-DEFAULT = ["sm_80", "sm_90", "sm_100", "sm_120"]
+DEFAULT = ["sm_70", "sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]
 LOOKED_INTO = "sm_90"
 
 
@@ -32,7 +32,8 @@ LOOKED_INTO = "sm_90"
 def arch(request: pytest.FixtureRequest) -> str:
     if request.param not in architectures():
         chosen = [os.environ.get(v) for v in ("CMAKE_CUDA_ARCHITECTURES", "TORCH_CUDA_ARCH_LIST")]
-        assert any(chosen), f"{request.param} is among the defaults"
+        older = request.param == "sm_70" and "13." in _C.CUDA_COMPILER  # which does not know it
+        assert older or any(chosen), f"{request.param} is among the defaults"
         pytest.skip(f"the extension was built for {sorted(architectures())}")
     return str(request.param)
 
@@ -45,30 +46,41 @@ def disassembled() -> dict[str, Kernel]:
 
 
 def test_every_kernel_is_there(arch: str) -> None:
-    expected = {"finalize", "finalize_tensors"}
-    for grad in BITS:
-        for state in ("fp64", "fp32"):
-            expected |= {f"reduce {state} {grad}", f"reduce g only {state} {grad}"}
-        for direction in cuda_binary.DIRECTIONS:
-            expected |= {f"update {direction} {param} {grad}" for param in BITS}
-    expected |= {f"interpolate {param} {move}" for param in BITS for move in cuda_binary.MOVES}
-    assert set(kernels(arch)) == expected
+    listing = cuda_binary.dump(arch, "--dump-resource-usage")
+    assert set(re.findall(r"Function (\w+):", listing)) == set(_C.CUDA_KERNELS)
+    assert len(_C.CUDA_KERNELS) == 134
+
+
+def test_the_ptx_for_later_gpus_has_every_kernel_too() -> None:
+    ptx = [name for name in _C.CUDA_IMAGES if name.startswith("compute_")]
+    if not ptx:
+        pytest.skip("the extension was built without PTX")
+    text = lzma.decompress(_C.CUDA_IMAGES[ptx[0]])
+    assert text.endswith(b"\0")  # the driver takes a string
+    assert set(re.findall(r"\.entry (\w+)", text.decode())) == set(_C.CUDA_KERNELS)
 
 
 def test_nothing_spills(arch: str) -> None:
-    spilling = {k.label: k for k in kernels(arch).values() if k.stack or k.local}
-    assert not spilling
+    """But a few bytes, before sm_90, in what the one block does that finishes a step."""
+    for kernel in kernels(arch).values():
+        finishes = kernel.name == "finalize" or kernel.name.startswith("step")
+        assert kernel.stack <= (16 if finishes and int(arch[3:]) < 90 else 0), kernel
+        assert kernel.local == 0, kernel
 
 
 def test_registers_leave_room_for_enough_loads_in_flight(arch: str) -> None:
     """By Little's law an H200 needs about 32 kB per multiprocessor; 48 kB is what tuned kernels keep."""
     for kernel in kernels(arch).values():
         if not kernel.is_memory_pass:
-            assert kernel.registers <= 80, kernel.label  # a block of 256 threads fits thrice
+            assert kernel.registers <= 96, kernel.label  # of one block there is room for all
             continue
         copy = kernel.name == "interpolate" and len(kernel.element_bits[0]) == 1
         # fp64 is for tests and small models; conversions to fp16 take many registers
         least = 40_000 if copy or "fp16" in kernel.arguments else 48_000
+        # registers of reduce are also for what its last block does
+        least = 40_000 if kernel.name == "reduce" and "bf16" in kernel.arguments else least
+        # a whole step keeps registers for what its first block does
+        least = 32_000 if kernel.name.startswith("step") else least
         least = 20_000 if "fp64" in kernel.arguments else least
         assert kernel.bytes_in_flight >= least, (kernel.label, kernel.registers)
 
@@ -91,8 +103,8 @@ def test_whole_packs_are_accessed_in_vectors(disassembled: dict[str, Kernel]) ->
         # tensors are told from tables by their hint: read once, or read only
         hint = "CONSTANT" if kernel.name.startswith("reduce") else "EF"
         assert kernel.accesses("LDG", hint) == expected_accesses(kernel, loads), kernel.label
-        sums = Counter({64: 3}) if kernel.name.startswith("reduce") else Counter()
-        assert kernel.accesses("STG") == expected_accesses(kernel, stores) + sums, kernel.label
+        if kernel.name.startswith(("update", "interpolate")):  # others write coefficients too
+            assert kernel.accesses("STG") == expected_accesses(kernel, stores), kernel.label
 
 
 def test_the_usual_update_is_nine_vectors(disassembled: dict[str, Kernel]) -> None:
@@ -104,12 +116,21 @@ def test_the_usual_update_is_nine_vectors(disassembled: dict[str, Kernel]) -> No
     assert kernel.accesses("STG", "EF") == {128: 3, 32: 3}
 
 
-def test_no_atomics_and_no_local_memory(disassembled: dict[str, Kernel]) -> None:
-    """Sums are formed in an order; register arrays have known indices."""
+def opcodes(kernel: Kernel) -> Counter[str]:
+    return Counter(re.findall(r"\*/\s+(?:@!?\w+ )?(\w+)", kernel.sass))
+
+
+def test_no_atomics_but_tickets_and_no_local_memory(disassembled: dict[str, Kernel]) -> None:
+    """Sums are formed in an order; register arrays have known indices. Which block finishes a step is found
+    by one counter in reduce, and by one more, of those that have seen it done, in a whole step."""
     for kernel in disassembled.values():
-        opcodes = set(re.findall(r"\*/\s+(?:@!?\w+ )?(\w+)", kernel.sass))
-        assert "EXIT" in opcodes
-        assert not opcodes & {"ATOM", "ATOMG", "ATOMS", "RED", "LDL", "STL"}, kernel.label
+        found = opcodes(kernel)
+        assert found["EXIT"]
+        tickets = (
+            1 if kernel.name.startswith("reduce") else 2 if kernel.name.startswith("step") else 0
+        )
+        assert found["ATOMG"] + found["ATOM"] == tickets, kernel.label
+        assert not set(found) & {"ATOMS", "RED", "LDL", "STL"}, kernel.label
 
 
 def test_threads_of_a_memory_pass_do_not_wait_for_one_another(
@@ -121,16 +142,51 @@ def test_threads_of_a_memory_pass_do_not_wait_for_one_another(
             assert not re.findall(r"\b(?:LDS|STS)\b", kernel.sass), kernel.label
 
 
+def test_a_kernel_that_begins_early_waits_for_the_one_before(
+    disassembled: dict[str, Kernel],
+) -> None:
+    """Those that are launched with the right to: see csrc/cuda/order.cuh."""
+    for kernel in disassembled.values():
+        waits = "ACQBULK" in kernel.sass
+        assert waits == (kernel.is_update or kernel.name.startswith("finalize")), kernel.label
+
+
+@pytest.mark.parametrize(
+    ("label", "registers"),
+    [
+        ("reduce fp32 fp32", 72),
+        ("reduce g only fp32 bf16", 72),
+        ("update adam fp32 fp32", 72),
+        ("update adam bf16 bf16", 80),
+        ("update no momentum fp32 fp32", 72),
+        ("update sgd fp32 fp32", 72),
+        ("step no momentum fp32 fp32", 80),
+        ("step adam bf16 bf16", 96),
+        ("interpolate fp32 to_x", 64),
+    ],
+)
+def test_registers_of_the_usual_kernels(arch: str, label: str, registers: int) -> None:
+    """In figures: what the launch bounds leave, so that 28, 24 or 20 warps of a multiprocessor have work."""
+    kernel = kernels(arch)[label]
+    assert kernel.registers <= registers
+    assert kernel.resident_warps >= 65536 // (registers * 32) // 4 * 4
+
+
 def test_update_of_fp32_computes_in_fp32(disassembled: dict[str, Kernel]) -> None:
     """Many GPUs have few fp64 units: there is one conversion per coefficient, or gradient."""
     for kernel in disassembled.values():
+        # in a whole step one block forms the coefficients too
         if kernel.name.startswith("update") and "fp64" not in kernel.arguments:
             assert not re.findall(r"\bD(?:ADD|MUL|FMA)\b", kernel.sass), kernel.label
 
 
 def test_roots_and_quotients_are_correctly_rounded() -> None:
     """In the PTX, for GPUs to come: machine code has subroutines for them."""
-    ptx = cuda_binary.dump("-ptx")
+    ptx = "".join(
+        lzma.decompress(code).decode()
+        for name, code in _C.CUDA_IMAGES.items()
+        if name.startswith("compute_")
+    )
     operations = set(re.findall(r"\b(?:r?sqrt|div|rcp)\.[\w.]*f(?:32|64)\b", ptx))
     if not operations:
         pytest.skip("the extension was built without PTX")
@@ -140,8 +196,8 @@ def test_roots_and_quotients_are_correctly_rounded() -> None:
     assert not re.findall(r"\.ftz\.f32\b", ptx)
 
 
-def test_the_runtime_is_inside_and_hidden() -> None:
-    """torch brings a CUDA runtime of its own: neither must find the other's functions."""
+def test_no_cuda_library_is_needed_or_shown() -> None:
+    """The driver's is looked for when it is used; torch's runtime must find nothing of ours."""
     if shutil.which("nm") is None or shutil.which("readelf") is None:
         pytest.skip("needs nm and readelf")
 
@@ -152,4 +208,4 @@ def test_the_runtime_is_inside_and_hidden() -> None:
         return done.stdout
 
     assert not re.findall(r"NEEDED.*(?:cuda|torch|c10)", said("readelf", "-d"))
-    assert not re.findall(r" cuda\w+$", said("nm", "-D"), re.MULTILINE)
+    assert not re.findall(r" cu[A-Z]\w+$| cuda\w+$", said("nm", "-D"), re.MULTILINE)

@@ -24,6 +24,7 @@ from sfplus_kernels.backends.cuda import (
 from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS
 
 sys.path.insert(0, str(ROOT / "build_backend"))
+import cubins
 import cuda_toolkit
 
 
@@ -35,17 +36,82 @@ def make_nvcc(folder: Path) -> Path:
     return nvcc
 
 
-def test_nvcc_is_taken_from_cuda_home_then_path_then_pypi(tmp_path: Path) -> None:
+def test_the_compiler_is_that_of_cuda_home_then_of_pypi_then_of_path(tmp_path: Path) -> None:
     home = make_nvcc(tmp_path / "home" / "bin")
     on_path = make_nvcc(tmp_path / "path")
-    from_pypi = make_nvcc(tmp_path / "site" / "nvidia" / "cu13" / "bin")
     site, path = str(tmp_path / "site"), str(tmp_path / "path")
+    nvrtc = tmp_path / "site" / "nvidia" / "cuda_nvrtc" / "lib" / "libnvrtc.so.12"
+    nvrtc.parent.mkdir(parents=True)
+    nvrtc.touch()
     environment = {"CUDA_HOME": str(tmp_path / "home"), "PATH": path}
-    assert cuda_toolkit.find_nvcc(environment, [site]) == home
-    assert cuda_toolkit.find_nvcc({"CUDA_PATH": environment["CUDA_HOME"], "PATH": ""}) == home
-    assert cuda_toolkit.find_nvcc({"PATH": path}, [site]) == on_path
-    assert cuda_toolkit.find_nvcc({"PATH": ""}, ["", site]) == from_pypi
-    assert cuda_toolkit.find_nvcc({"PATH": ""}, []) is None
+    assert cuda_toolkit.find_compiler(environment, [site]) == home
+    assert cuda_toolkit.find_compiler({"CUDA_PATH": environment["CUDA_HOME"], "PATH": ""}) == home
+    assert cuda_toolkit.find_compiler({"PATH": path}, ["", site]) == nvrtc
+    assert cuda_toolkit.find_compiler({"PATH": path}) == on_path
+    assert cuda_toolkit.find_compiler({"PATH": ""}, []) is None
+    assert cubins.is_nvrtc(nvrtc)
+    assert not cubins.is_nvrtc(on_path)
+
+
+ALL = {50, 70, 75, 80, 86, 87, 90, 100, 120}
+
+
+def test_architectures() -> None:
+    choose = cuda_toolkit.architectures
+    usual = ["sm_70", "sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_90"]
+    assert choose({}, ALL, "x86_64") == usual
+    assert "sm_87" in choose({}, ALL, "aarch64")
+    # those that the compiler has: CUDA 13 knows no 7.0, CUDA 12.0 nothing after 9.0
+    assert choose({}, ALL - {50, 70}, "x86_64") == usual[1:]
+    assert choose({}, {70, 75, 80, 86, 90}, "x86_64")[-2:] == ["sm_90", "compute_90"]
+    assert choose({"CMAKE_CUDA_ARCHITECTURES": "80-real;90"}, ALL) == [
+        "sm_80",
+        "sm_90",
+        "compute_90",
+    ]
+    assert choose({"CMAKE_CUDA_ARCHITECTURES": "90-virtual"}, ALL) == ["compute_90"]
+    assert choose({"TORCH_CUDA_ARCH_LIST": "8.0 9.0+PTX"}, ALL) == ["sm_80", "sm_90", "compute_90"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"TORCH_CUDA_ARCH_LIST": "Hopper"}, "has 'Hopper'; expected such as 9.0"),
+        ({"CMAKE_CUDA_ARCHITECTURES": "native"}, "has 'native'; expected such as 90"),
+        ({"TORCH_CUDA_ARCH_LIST": "3.5"}, r"no code for \[35\]; it has \[50"),
+    ],
+)
+def test_architectures_that_cannot_be(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        cuda_toolkit.architectures(environment, ALL)
+
+
+@pytest.mark.parametrize(("release", "works"), [("11.8", False), ("12.0", True), ("13.0", True)])
+def test_a_toolkit_from_12_0_on_does(tmp_path: Path, release: str, works: bool) -> None:
+    nvcc = make_nvcc(tmp_path / "bin")
+    nvcc.write_text(
+        f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V'; echo sm_80 sm_90\n"
+    )
+    if works:
+        assert cubins.plan(nvcc) == [f"nvcc {release}", "sm_80", "sm_90", "compute_90"]
+    else:
+        with pytest.raises(ValueError, match=r"is of CUDA 11\.8, and 12\.0 or later is needed"):
+            cubins.plan(nvcc)
+
+
+def test_a_compiler_that_does_not_work(tmp_path: Path) -> None:
+    nvcc = make_nvcc(tmp_path / "bin")
+    nvcc.write_text("#!/bin/sh\necho no licence >&2; exit 3\n")
+    with pytest.raises(RuntimeError, match="no licence"):
+        cubins.plan(nvcc)
+
+
+def test_images_are_held_by_the_extension(tmp_path: Path) -> None:
+    """In C++ that the assembler fills: the source names each file and its architecture."""
+    source = cubins.embedding("NVRTC 12.9", {"sm_90": tmp_path / "sm_90.xz"})
+    assert f'.incbin \\"{tmp_path}/sm_90.xz\\"' in source
+    assert '{"sm_90", sfplus_sm_90_begin, sfplus_sm_90_end}' in source
+    assert 'kCompiler[] = "NVRTC 12.9"' in source
 
 
 def test_a_cuda_home_without_nvcc_is_mentioned(
@@ -53,7 +119,7 @@ def test_a_cuda_home_without_nvcc_is_mentioned(
 ) -> None:
     on_path = make_nvcc(tmp_path / "path")
     environment = {"CUDA_HOME": str(tmp_path), "PATH": str(tmp_path / "path")}
-    assert cuda_toolkit.find_nvcc(environment) == on_path
+    assert cuda_toolkit.find_compiler(environment) == on_path
     assert f"CUDA_HOME is {tmp_path}, where there is no bin/nvcc" in capsys.readouterr().err
 
 
@@ -99,25 +165,32 @@ class Backend:
 @pytest.mark.parametrize(
     ("wanted", "nvcc", "index", "expected"),
     [
-        ("off", False, True, []),
-        ("auto", True, True, []),
-        ("auto", False, True, cuda_toolkit.REQUIREMENTS),
-        ("auto", False, False, []),
-        ("require", False, False, cuda_toolkit.REQUIREMENTS),  # the installer says what is missing
+        ("off", "", True, []),
+        ("auto", "CUDA_HOME", True, []),  # somebody's choice
+        ("auto", "", True, cuda_toolkit.REQUIREMENTS),
+        ("auto", "PATH", True, cuda_toolkit.REQUIREMENTS),  # whose code runs on more drivers
+        ("auto", "PATH", False, []),
+        ("auto", "", False, []),
+        ("require", "PATH", False, []),
+        ("require", "", False, cuda_toolkit.REQUIREMENTS),  # the installer says what is missing
     ],
 )
 def test_the_compiler_is_asked_of_the_index_only_where_needed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     wanted: str,
-    nvcc: bool,
+    nvcc: str,
     index: bool,
     expected: list[str],
 ) -> None:
     backend = Backend(monkeypatch).module
     monkeypatch.setenv("SFPLUS_CUDA", wanted)
     monkeypatch.setattr(cuda_toolkit, "supported", lambda: True)
-    monkeypatch.setattr(cuda_toolkit, "find_nvcc", lambda env: Path("nvcc") if nvcc else None)
+    found = Path("nvcc")
+    monkeypatch.setattr(
+        cuda_toolkit, "find_toolkit", lambda env: found if nvcc == "CUDA_HOME" else None
+    )
+    monkeypatch.setattr(cuda_toolkit, "find_compiler", lambda env: found if nvcc else None)
     monkeypatch.setattr(backend, "can_be_had", lambda requirements: index)
     assert backend.get_requires_for_build_wheel() == ["ninja", *expected]
     assert backend.get_requires_for_build_editable() == ["ninja", *expected]
@@ -144,7 +217,7 @@ def test_the_backend_is_the_one_in_the_tree() -> None:
         ({"SFPLUS_CUDA": "maybe"}, "SFPLUS_CUDA is 'maybe'; expected auto, require or off"),
         ({"SFPLUS_CUDA": "off"}, "MISSING=SFPLUS_CUDA=off"),
         ({"SFPLUS_CUDA": "auto"}, "Building WITHOUT CUDA KERNELS"),
-        ({"SFPLUS_CUDA": "require"}, "cannot be built: there was no nvcc"),
+        ({"SFPLUS_CUDA": "require"}, "cannot be built: there was no NVRTC"),
     ],
 )
 def test_cmake_says_what_it_does_without_nvcc(
@@ -194,5 +267,5 @@ def test_there_is_a_chunk_for_every_warp_where_that_is_possible(n_elements: int)
 
 def test_the_kernels_are_launched_as_planned() -> None:
     """The figure that the chunk size is chosen by is the kernels' own."""
-    source = (ROOT / "csrc" / "cuda" / "walk.cuh").read_text()
+    source = (ROOT / "csrc" / "cuda" / "threads.h").read_text()
     assert f"constexpr int kWarps = {WARPS_PER_BLOCK};" in source

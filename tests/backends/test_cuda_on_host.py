@@ -50,10 +50,9 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(test_parity, "steps_for", lambda _, steps: min(steps, STEPS))
     monkeypatch.setitem(test_family.STEPS, BACKEND, STEPS)
     settings = cuda_on_host.module().settings
-    settings.reverse = settings.fail_next = False
-    settings.device = 0
+    settings.reverse, settings.fail_next, settings.device, settings.calls = False, 0, 0, []
     yield settings
-    settings.reverse = settings.fail_next = False
+    settings.reverse, settings.fail_next = False, 0
 
 
 # -- the same tests as the other backends --------------------------------------------------------------
@@ -151,6 +150,38 @@ def test_moves_are_those_of_the_cpu_backend(dtype: torch.dtype, move: Move, offs
         backend.interpolate(backend.plan([entry], CPU), random_run(), move)
         results.append([entry.param, entry.displacement, entry.y])
     assert_same_bits(*results)
+
+
+@pytest.mark.skipif(
+    not cuda_on_host.contracts(), reason="needs a processor with fused multiply-adds"
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_moves_are_the_same_where_products_and_sums_are_fused(dtype: torch.dtype) -> None:
+    """As a GPU's compiler does: eval() is to be what averaged_state_dict() makes of y and e, to the bit."""
+    results = []
+    for contracted in (False, True):
+        torch.manual_seed(0)
+        entry = make_entry(torch.randn(1000, dtype=torch.float64).to(dtype))
+        backend = CudaOnHost(contracted)
+        for move in Move:
+            backend.interpolate(backend.plan([entry], CPU), random_run(), move)
+        results.append([entry.param, entry.displacement, entry.y])
+    assert_same_bits(*results)
+
+
+@pytest.mark.skipif(
+    not cuda_on_host.contracts(), reason="needs a processor with fused multiply-adds"
+)
+@pytest.mark.parametrize("case", ["defaults", "everything"])
+def test_a_step_with_fused_products_agrees_with_the_reference(
+    monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setitem(registry._RECORDS, BACKEND, cuda_on_host.CONTRACTED_RECORD)
+    registry._load.cache_clear()
+    try:
+        test_parity.test_float64_agrees_with_the_reference(BACKEND, case, 0.4)
+    finally:
+        registry._load.cache_clear()
 
 
 # -- memory ----------------------------------------------------------------------------------------------
@@ -325,47 +356,6 @@ def test_a_skipped_update_accesses_no_tensor(on_host: Any) -> None:
     state = random_run()
     state.globals[Global.SKIP] = 1
     assert not accesses_of(on_host, lambda: backend.update(plan, state))
-
-
-# -- launches --------------------------------------------------------------------------------------------
-
-
-def test_a_failed_launch_names_the_kernel_and_gives_cudas_text(on_host: Any) -> None:
-    backend = CudaOnHost()
-    plan = backend.plan([make_entry(torch.randn(3), grad_dtype=torch.float32)], CPU)
-    backend.set_gradients(plan, [torch.randn(3)])
-    text = r"'{}' on device 0 failed: invalid configuration argument \(cudaErrorInvalidConf"
-    for name, action in {
-        "reduce": lambda: backend.reduce(plan, with_e=True),
-        "finalize": lambda: backend.finalize(plan, random_run(), None),
-        r"update \(adam\)": lambda: backend.update(plan, random_run()),
-        "interpolate": lambda: backend.interpolate(plan, random_run(), Move.TO_X),
-    }.items():
-        on_host.fail_next = True
-        with pytest.raises(RuntimeError, match=text.format(name)):
-            action()
-
-
-def test_the_current_device_is_put_back(on_host: Any) -> None:
-    """Parameters on device 0, as all are on the host, while another device is current."""
-    on_host.device = 5
-    params = make_params([(3,)])
-    run(AdamCScheduleFreePlus(params, backend=BACKEND), params, 2)
-    assert on_host.device == 5
-    on_host.fail_next = True
-    with pytest.raises(RuntimeError, match="failed"):
-        run(AdamCScheduleFreePlus(params, backend=BACKEND), params, 1)
-    assert on_host.device == 5
-
-
-def test_one_launch_per_dtype_pair(on_host: Any) -> None:
-    """However many tensors there are: reduce and update twice each, finalize once in two parts."""
-    params = [*make_params([(9,)] * 50, torch.float32), *make_params([(5,)] * 9, torch.bfloat16)]
-    optimizer = AdamCScheduleFreePlus(params, backend=BACKEND)
-    run(optimizer, params, 1)
-    on_host.launches = 0
-    run(optimizer, params, 1)
-    assert on_host.launches == 2 * 2 + 2
 
 
 def test_nothing_but_empty_tensors() -> None:

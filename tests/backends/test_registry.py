@@ -1,9 +1,11 @@
 """Which backend is chosen, and what is said when one cannot be had."""
 
+import lzma
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,16 +75,29 @@ def test_triton_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 class Extension:
     """A compiled extension with CUDA kernels, on a machine whose driver serves CUDA up to ``driver``."""
 
-    def __init__(self, missing: str = "", driver: int = 0, problem: str = "") -> None:
-        self.CUDA_MISSING, self._driver, self._problem = missing, driver, problem
-        self.asked: list[int] = []
+    CUDA_COMPILER = "NVRTC 12.9"
+    CUDA_IMAGES: dict[str, bytes] = {"sm_90": lzma.compress(b"code")}  # noqa: RUF012
 
-    def cuda_versions(self) -> tuple[int, int]:
-        return 13000, self._driver
+    def __init__(
+        self, missing: str = "", driver: int = 0, capability: tuple[int, int] = (9, 0)
+    ) -> None:
+        self.CUDA_MISSING, self._driver, self._capability = missing, driver, capability
+        self.loaded: list[int] = []
 
-    def cuda_device_problem(self, device: int) -> str:
-        self.asked.append(device)
-        return self._problem
+    def cuda_driver_version(self) -> int:
+        return self._driver
+
+    def cuda_capability(self, device: int) -> tuple[int, int]:
+        return self._capability
+
+    def cuda_load(self, device: int, image: bytes) -> None:
+        assert image == b"code"
+        self.loaded.append(device)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, extension: Any) -> None:
+    native = SimpleNamespace(_C=extension)
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: native)
 
 
 @pytest.mark.parametrize(
@@ -94,43 +109,36 @@ class Extension:
             r"^not built \(SFPLUS_CUDA=off\).*SFPLUS_CUDA=require",
         ),
         (Extension(), "cuda", "^no NVIDIA driver$"),
-        (
-            Extension(driver=12040),
-            "cuda",
-            r"^driver too old for CUDA 13\.0: has 12\.4, needs 13\.0",
-        ),
-        (Extension(driver=13010), "cpu", "^it works on cuda tensors, not on cpu$"),
-        (Extension(driver=13000), "cuda", "^torch finds no CUDA device$"),
+        (Extension(driver=11080), "cuda", r"^driver too old: it serves CUDA 11\.8.*need 12\.0"),
+        (Extension(driver=12000), "cpu", "^it works on cuda tensors, not on cpu$"),
+        (Extension(driver=12000), "cuda", "^torch finds no CUDA device$"),
     ],
 )
 def test_cuda_says_what_it_lacks(
     monkeypatch: pytest.MonkeyPatch, extension: Extension, device_type: str, said: str
 ) -> None:
-    monkeypatch.setattr(
-        registry.importlib, "import_module", lambda name: SimpleNamespace(_C=extension)
-    )
+    install(monkeypatch, extension)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reason = registry._RECORDS["cuda"].unavailable_reason(torch.device(device_type))
     assert reason is not None
     assert re.search(said, reason)
 
 
-def test_cuda_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for whose architecture there is no code."""
-    extension = Extension(driver=14000, problem="no kernel image is available")
-    monkeypatch.setattr(
-        registry.importlib, "import_module", lambda name: SimpleNamespace(_C=extension)
-    )
+def test_cuda_loads_its_kernels_for_the_device_that_is_asked_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extension = Extension(driver=12000)
+    install(monkeypatch, extension)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     reason_on = registry._RECORDS["cuda"].unavailable_reason
-    assert reason_on(torch.device("cuda")) == "no kernel image is available"
-    extension._problem = ""
     assert reason_on(torch.device("cuda")) is None
-    assert (
-        reason_on(torch.device("cuda:1")) is None
-    )  # not the current one: that would take memory there
-    assert extension.asked == [2, 2, 1]
+    assert reason_on(torch.device("cuda:1")) is None  # not the current one: that takes memory there
+    assert extension.loaded == [2, 1]
+    install(monkeypatch, Extension(driver=12000, capability=(6, 1)))
+    assert "compute capability 6.1" in str(reason_on(torch.device("cuda")))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "for NVIDIA GPUs" in str(reason_on(torch.device("cuda")))
     assert registry._RECORDS["cuda"].automatic_on == {"cuda"}
     assert backends.names().index("cuda") < backends.names().index("triton")
 
@@ -158,25 +166,56 @@ def test_a_gpu_whose_driver_is_too_old_gets_the_next_backend(
     import sfplus_kernels._C as native
 
     monkeypatch.setattr(native, "CUDA_MISSING", "")
-    monkeypatch.setattr(native, "cuda_versions", lambda: (13000, 12040), raising=False)
+    monkeypatch.setattr(native, "CUDA_COMPILER", "NVRTC 12.9", raising=False)
+    monkeypatch.setattr(native, "cuda_driver_version", lambda: 11080, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(registry.importlib.metadata, "version", lambda name: triton)
     assert backends.select(None, torch.device("cuda:0"))[0] == expected
-    with pytest.raises(RuntimeError, match="'cuda' is unavailable.*has 12.4, needs 13.0"):
+    with pytest.raises(RuntimeError, match="'cuda' is unavailable.*serves CUDA 11.8.*need 12.0"):
         backends.select("cuda", torch.device("cuda:0"))
 
 
 def test_the_extension_itself_knows_its_driver() -> None:
-    import sfplus_kernels._C as _C
+    from sfplus_kernels.backends.native import _C
 
     if _C.CUDA_MISSING:
-        assert not hasattr(_C, "cuda_versions")
+        assert not hasattr(_C, "cuda_driver_version")
         assert "not built" in backends.report()["cuda"]
     else:
-        runtime, driver = _C.cuda_versions()
-        assert runtime >= 13000
+        driver = _C.cuda_driver_version()
         assert driver >= 0
         assert (backends.report()["cuda"] == "no NVIDIA driver") == (driver == 0)
+        if driver == 0:
+            with pytest.raises(RuntimeError, match="^no NVIDIA driver$"):
+                _C.cuda_capability(0)
+
+
+@pytest.mark.parametrize(
+    ("found", "headers", "said"),
+    [
+        ("gcc", True, None),
+        ("", True, "needs a C compiler, and gcc or clang is not to be found"),
+        ("gcc", False, "needs Python's headers"),
+    ],
+)
+def test_triton_is_not_chosen_where_it_cannot_build_its_launcher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: str, headers: bool, said: str | None
+) -> None:
+    """It would raise at the first step, when the state has been made."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(registry.shutil, "which", lambda name: name if name == found else None)
+    monkeypatch.setattr(registry.sysconfig, "get_path", lambda name: str(tmp_path))
+    if headers:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(registry.importlib.metadata, "version", lambda name: "3.9.0")
+    hide(monkeypatch, "cuda")
+    reason = registry._RECORDS["triton"].unavailable_reason(torch.device("cuda:0"))
+    assert reason is None if said is None else said in str(reason)
+    chosen = backends.select(None, torch.device("cuda:0"))[0]
+    assert chosen == ("triton" if said is None else "eager")
+    monkeypatch.setenv("CC", "icx")
+    assert "CC=icx" in str(registry.compiler_problem())
 
 
 def test_report_names_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +243,8 @@ def test_command_line_report() -> None:
 
 def test_the_named_backend_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
-    serving = [name for name in backends.names() if name != "cuda"]
+    # on a machine with a GPU Triton's kernels are for that
+    serving = [n for n in backends.names() if registry._RECORDS[n].unavailable_reason(CPU) is None]
     for name in serving:
         implementation = backends.select(name, CPU)[1]
 

@@ -67,7 +67,7 @@ def test_hyperparameters(arguments: dict[str, Any], error: type[Exception], mess
     ],
 )
 def test_hyperparameters_spoiled_later(backend: str, change: dict[str, Any], message: str) -> None:
-    params = make_params([(3,), (4,)])
+    params = make_params([(3,), (4,)], device=device_of(backend))
     optimizer = AdamCScheduleFreePlus(
         [{"params": params[:1]}, {"params": params[1:]}], backend=backend, **EVERYTHING
     )
@@ -122,7 +122,7 @@ def test_two_parameters_in_one_memory() -> None:
 
 @pytest.fixture
 def ready(backend: str) -> tuple[AdamCScheduleFreePlus, list[nn.Parameter]]:
-    params = make_params([(4, 3), (2,)], torch.float32)
+    params = make_params([(4, 3), (2,)], torch.float32, device_of(backend))
     optimizer = AdamCScheduleFreePlus(params, backend=backend, **EVERYTHING)
     run(optimizer, params, 2)
     return optimizer, params
@@ -134,12 +134,12 @@ def sparse(p: nn.Parameter) -> None:
 
 def complex_(p: nn.Parameter) -> None:
     allow_gradients_of_any_dtype(p)
-    p.grad = torch.zeros(p.shape, dtype=torch.complex64)
+    p.grad = torch.zeros_like(p, dtype=torch.complex64)
 
 
 def integer(p: nn.Parameter) -> None:
     allow_gradients_of_any_dtype(p)
-    p.grad = torch.zeros(p.shape, dtype=torch.int32)
+    p.grad = torch.zeros_like(p, dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def integer(p: nn.Parameter) -> None:
 def test_gradients(
     backend: str, spoil: Callable[[nn.Parameter], None], message: str, first_step: bool
 ) -> None:
-    params = make_params([(2,), (4, 3)], torch.float32)
+    params = make_params([(2,), (4, 3)], torch.float32, device_of(backend))
     optimizer = AdamCScheduleFreePlus(params, backend=backend, **EVERYTHING)
     optimizer.train()
     if not first_step:
         run(optimizer, params, 2)
     before = snapshot(optimizer, params)
-    params[0].grad = torch.ones(2)
+    params[0].grad = torch.ones_like(params[0])
     spoil(params[1])
     with pytest.raises(TypeError, match=f"gradient of parameter 1.*{message}"):
         optimizer.step(loss=1.0)
@@ -260,14 +260,15 @@ def test_state_dicts_that_do_not_fit(ready: Any) -> None:
 
 
 def test_parameter_that_changed_its_dtype(backend: str) -> None:
-    model = nn.Linear(3, 2)
+    device = device_of(backend)
+    model = nn.Linear(3, 2).to(device)
     optimizer = AdamCScheduleFreePlus(model.parameters(), backend=backend)
     optimizer.train()
-    model(torch.ones(3)).sum().backward()
+    model(torch.ones(3, device=device)).sum().backward()
     optimizer.step(loss=1.0)
     optimizer.zero_grad()
     model.to(torch.bfloat16)
-    model(torch.ones(3, dtype=torch.bfloat16)).sum().backward()
+    model(torch.ones(3, dtype=torch.bfloat16, device=device)).sum().backward()
     with pytest.raises(RuntimeError, match="make a new optimizer"):
         optimizer.step(loss=1.0)
 

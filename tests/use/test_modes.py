@@ -264,7 +264,8 @@ def test_state_bytes(backend: str) -> None:
 def test_a_step_allocates_nothing_that_grows_with_the_model() -> None:
     """eager does, so the measurement sees what it is to see."""
     allocated = {}
-    for name in ("cpu", "triton", "eager"):
+    on_cpu = [n for n in ("cpu", "triton", "eager") if device_of(n).type == "cpu"]
+    for name in on_cpu:
         params = make_params([(500, 100), (3,)], torch.float32)
         optimizer = AdamCScheduleFreePlus(params, backend=name)
         run(optimizer, params, 2)
@@ -274,8 +275,7 @@ def test_a_step_allocates_nothing_that_grows_with_the_model() -> None:
             optimizer.step(loss=1.0)
         allocated[name] = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
     assert allocated["eager"] > 4 * 50_000
-    assert allocated["cpu"] < 1000
-    assert allocated["triton"] < 1000
+    assert all(allocated[name] < 1000 for name in on_cpu if name != "eager")
 
 
 def test_parameters_replaced_and_moved_in_memory(backend: str) -> None:

@@ -53,9 +53,10 @@ class Columns:
         for enum in enums:
             columns = {column.name: int(column) for column in enum}
             setattr(self, enum.__name__, SimpleNamespace(**columns, WIDTH=len(enum)))
+        self._text = f"Columns({vars(self)})"  # once: some releases ask for it at every launch
 
     def __repr__(self) -> str:
-        return f"Columns({vars(self)})"
+        return self._text
 
 
 COLUMNS = Columns(
@@ -76,6 +77,8 @@ COLUMNS = Columns(
 
 # a * b + c is rounded once. Said explicitly: Triton 3.9 warns where it is not, 3.10 stops doing it
 ARITHMETIC = {"enable_fp_fusion": True}
+# but what eval() makes of y and e is what plain torch operations make of them, to the bit
+OF_A_MOVE = {"enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,16 @@ class TritonBackend:
     ) -> None:
         bring_gradients(plan, gradients, moved=moved)
 
+    def steps_at_once(self, plan: AddressTable) -> bool:
+        return False
+
+    def step(
+        self, plan: AddressTable, run: RunState, *, sums: bool, with_e: bool, loss: Tensor | None
+    ) -> None:
+        raise NotImplementedError("steps_at_once says that there is none")
+
     def reduce(self, plan: AddressTable, *, with_e: bool) -> Tensor:
-        with _launching(plan.rows.device):
+        with _launching(plan):
             for launch in plan.launches:
                 _grid(reduce_kernel, launch.n_partials)(
                     plan.rows,
@@ -166,7 +177,7 @@ class TritonBackend:
         return plan.partials
 
     def finalize(self, plan: AddressTable, run: RunState, partials: Tensor | None) -> None:
-        with _launching(plan.rows.device):
+        with _launching(plan):
             _grid(finalize_kernel, 1)(
                 plan.partials if partials is None else partials,
                 run.globals,
@@ -197,7 +208,7 @@ class TritonBackend:
 
     def update(self, plan: AddressTable, run: RunState) -> None:
         load_param_stages(plan)
-        with _launching(plan.rows.device):
+        with _launching(plan):
             for launch in plan.launches:
                 _grid(update_kernel, launch.n_chunks)(
                     plan.rows,
@@ -219,7 +230,7 @@ class TritonBackend:
 
     def interpolate(self, plan: AddressTable, run: RunState, move: layout.Move) -> None:
         load_param_stages(plan)
-        with _launching(plan.rows.device):
+        with _launching(plan):
             for launch in plan.launches:
                 _grid(interpolate_kernel, launch.n_chunks)(
                     plan.rows,
@@ -234,7 +245,7 @@ class TritonBackend:
                     MOVE=int(move),
                     PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
                     STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
-                    **_config("interpolate", launch).arguments(),
+                    **{**_config("interpolate", launch).arguments(), **OF_A_MOVE},
                 )
         store_param_stages(plan)
 
@@ -254,13 +265,15 @@ def _grid(kernel: Any, n_programs: int) -> Callable[..., None]:
 
 
 @contextmanager
-def _launching(device: torch.device) -> Iterator[None]:
+def _launching(plan: AddressTable) -> Iterator[None]:
     """Triton launches on the current device and its current stream, whatever the arguments are."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            yield
-    else:
+    device = plan.rows.device
+    if device.type == "cpu":
         import numpy  # the interpreter's arithmetic, which warns where a GPU does not
 
         with numpy.errstate(all="ignore"):
             yield
+        return
+    with torch.xpu.device(device) if device.type == "xpu" else torch.cuda.device(device):
+        plan.use.note()
+        yield

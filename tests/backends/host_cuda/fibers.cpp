@@ -6,14 +6,15 @@
 #include <ucontext.h>
 
 #include <memory>
-#include <mutex>
+#include <stdexcept>
 #include <vector>
 
-#include "cuda_runtime.h"
+#include "device.h"
+
 
 namespace host_cuda {
 
-Index thread_index, block_index;
+Index thread_index, block_index, grid_size;
 
 namespace {
 
@@ -128,6 +129,7 @@ Settings& settings() {
 
 std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void()>& thread) {
   if (n_threads > kMaxThreads || n_threads % kWarp != 0) return "so many threads do not make a block";
+  grid_size.x = n_blocks;
   for (unsigned i = 0; i < n_blocks; ++i) {
     block_index.x = i;
     block = Block{&thread, n_threads, 0, {}, {}, false, ""};
@@ -143,7 +145,7 @@ std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void(
 
 bool block_barrier(bool vote) { return wait(block.all, block.n_threads, vote); }
 
-void warp_barrier() { wait(block.warps[thread_index.x / kWarp], kWarp, false); }
+bool warp_barrier(bool vote) { return wait(block.warps[thread_index.x / kWarp], kWarp, vote); }
 
 double& shuffle_slot(unsigned thread) { return slots[thread]; }
 
@@ -154,43 +156,4 @@ void access(bool is_store, std::size_t bytes, const void* address) {
   }
 }
 
-cudaError_t launch(unsigned n_blocks, unsigned n_threads, const std::function<void()>& thread) {
-  static std::mutex one_at_a_time;
-  const std::lock_guard<std::mutex> guard(one_at_a_time);
-  ++settings().launches;
-  settings().problem.clear();
-  if (std::exchange(settings().fail_next, false)) return cudaErrorInvalidConfiguration;
-  settings().problem = run(n_blocks, n_threads, thread);
-  return settings().problem.empty() ? cudaSuccess : cudaErrorLaunchFailure;
-}
-
 }  // namespace host_cuda
-
-using host_cuda::settings;
-
-const char* cudaGetErrorString(cudaError_t error) {
-  if (error == cudaErrorInvalidConfiguration) return "invalid configuration argument";
-  return error == cudaSuccess ? "no error" : settings().problem.c_str();
-}
-
-const char* cudaGetErrorName(cudaError_t error) {
-  if (error == cudaErrorInvalidConfiguration) return "cudaErrorInvalidConfiguration";
-  return error == cudaSuccess ? "cudaSuccess" : "cudaErrorLaunchFailure";
-}
-
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-
-cudaError_t cudaGetDevice(int* device) {
-  *device = settings().device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int device) {
-  settings().device = device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = settings().driver_version;
-  return cudaSuccess;
-}

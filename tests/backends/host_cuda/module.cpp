@@ -1,4 +1,4 @@
-// The CUDA passes of csrc/cuda as a Python module whose device is the host.
+// The CUDA passes of csrc/cuda as a Python module whose driver and device are the host.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,7 +17,9 @@ PYBIND11_MODULE(host_cuda, m) {
       .def_readwrite("fail_next", &Settings::fail_next)
       .def_readwrite("device", &Settings::device)
       .def_readwrite("driver_version", &Settings::driver_version)
+      .def_readwrite("capability", &Settings::capability)
       .def_readwrite("accesses", &Settings::accesses)
+      .def_readwrite("calls", &Settings::calls)
       .def_readwrite("launches", &Settings::launches);
   m.attr("settings") = py::cast(&host_cuda::settings(), py::return_value_policy::reference);
 }

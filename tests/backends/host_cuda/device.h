@@ -1,17 +1,13 @@
-// Stands in for CUDA's header of this name when the tests compile csrc/cuda with a C++ compiler: what the
-// kernels use of CUDA, on the host. A launch runs its blocks one after the other; the threads of a block are
-// fibers that take turns at barriers (fibers.cpp). Vector accesses check their alignment, as a GPU would.
+// What the kernels use of CUDA's language, on the host: read first when the tests compile csrc/cuda with a C++
+// compiler. A launch runs its blocks one after the other; the threads of a block are fibers that take turns at
+// barriers (fibers.cpp). Vector accesses check their alignment, as a GPU would.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <stdexcept>
 #include <string>
-#include <tuple>
-#include <type_traits>
-#include <utility>
 
 #define __global__
 #define __device__
@@ -19,7 +15,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static  // one block runs at a time
-#define CUDART_VERSION 13000
+#define __grid_constant__
+#define SFPLUS_STAND_IN
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -27,23 +24,19 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-struct dim3 {
-  unsigned x;
-  explicit dim3(unsigned x) : x(x) {}
-};
 
 namespace host_cuda {
 
 struct Index {
   unsigned x;
 };
-extern Index thread_index, block_index;
+extern Index thread_index, block_index, grid_size;
 
 // Runs a kernel; returns what is wrong with it, such as a barrier that some threads do not reach.
 std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void()>& thread);
 // Waits for the other threads of the block, or of the warp. Returns whether one of them said true.
 bool block_barrier(bool vote);
-void warp_barrier();
+bool warp_barrier(bool vote);
 double& shuffle_slot(unsigned thread);
 // Counts an access of so many bytes; throws where the address is not a multiple of them.
 void access(bool is_store, std::size_t bytes, const void* address);
@@ -66,6 +59,7 @@ void store(T* to, T value) {
 
 #define threadIdx (host_cuda::thread_index)
 #define blockIdx (host_cuda::block_index)
+#define gridDim (host_cuda::grid_size)
 
 template <class T>
 T __ldcs(const T* from) {
@@ -74,6 +68,10 @@ T __ldcs(const T* from) {
 template <class T>
 T __ldg(const T* from) {
   return host_cuda::load(from);
+}
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
 }
 template <class T>
 void __stcs(T* to, T value) {
@@ -86,45 +84,30 @@ void __stcg(T* to, T value) {
 
 inline void __syncthreads() { host_cuda::block_barrier(false); }
 inline int __syncthreads_or(int vote) { return host_cuda::block_barrier(vote != 0) ? 1 : 0; }
+inline void __syncwarp() { host_cuda::warp_barrier(false); }
+inline int __any_sync(unsigned, int vote) { return host_cuda::warp_barrier(vote != 0) ? 1 : 0; }
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* counter, unsigned last) {
+  const unsigned old = *counter;
+  *counter = old >= last ? 0 : old + 1;
+  return old;
+}
+// products that no addition is fused with, whatever the compiler's options say
+inline float __fmul_rn(float a, float b) {
+  float product = a * b;
+  asm volatile("" : "+m"(product));
+  return product;
+}
+inline double __dmul_rn(double a, double b) {
+  double product = a * b;
+  asm volatile("" : "+m"(product));
+  return product;
+}
 inline double __shfl_down_sync(unsigned, double value, unsigned distance) {
   const unsigned self = threadIdx.x, other = self + distance;
   host_cuda::shuffle_slot(self) = value;
-  host_cuda::warp_barrier();
+  host_cuda::warp_barrier(false);
   const double result = other / 32 == self / 32 ? host_cuda::shuffle_slot(other) : value;
-  host_cuda::warp_barrier();
+  host_cuda::warp_barrier(false);
   return result;
-}
-
-// -- the runtime ------------------------------------------------------------------------------------
-
-enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
-using cudaStream_t = struct Stream*;
-struct cudaFuncAttributes {};
-
-const char* cudaGetErrorString(cudaError_t error);
-const char* cudaGetErrorName(cudaError_t error);
-cudaError_t cudaGetLastError();
-cudaError_t cudaGetDevice(int* device);
-cudaError_t cudaSetDevice(int device);
-cudaError_t cudaDriverGetVersion(int* version);
-template <class T>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, T*) {
-  return cudaGetLastError();
-}
-
-namespace host_cuda {
-cudaError_t launch(unsigned n_blocks, unsigned n_threads, const std::function<void()>& thread);
-
-template <class... Parameters, std::size_t... i>
-void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<i...>) {
-  kernel(*static_cast<std::decay_t<Parameters>*>(arguments[i])...);
-}
-}  // namespace host_cuda
-
-template <class... Parameters>
-cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 n_blocks, dim3 n_threads, void** arguments,
-                             std::size_t, cudaStream_t) {
-  return host_cuda::launch(n_blocks.x, n_threads.x, [=] {
-    host_cuda::call(kernel, arguments, std::index_sequence_for<Parameters...>{});
-  });
 }

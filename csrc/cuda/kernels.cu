@@ -1,0 +1,75 @@
+// Every kernel under a name that is the same in all machine code: see kernels.h. One source, so that one file holds
+// all of them for an architecture; nvcc and NVRTC compile it alike.
+#include "finalize.cuh"
+#include "interpolate.cuh"
+#include "reduce.cuh"
+#include "update.cuh"
+
+namespace sfplus {
+namespace cuda {
+
+using float64 = double;
+using float32 = float;
+
+// dtype of the state beside a parameter
+template <class Param>
+struct StateBeside {
+  using Type = float;
+};
+template <>
+struct StateBeside<double> {
+  using Type = double;
+};
+
+#define SFPLUS_FOR_DTYPES(X, ...) \
+  X(__VA_ARGS__, float64) X(__VA_ARGS__, float32) X(__VA_ARGS__, bfloat16) X(__VA_ARGS__, float16)
+
+#define SFPLUS_REDUCE(name, with_e, State, Grad)                                                 \
+  extern "C" __global__ void __launch_bounds__(kThreads, 7) name##_##State##_##Grad(             \
+      const Table table, double* partials, const std::int64_t n_partials, const double weight,   \
+      const __grid_constant__ Finish finish) {                                                                     \
+    reduce_pass<with_e, State, Grad>(table, partials, n_partials, weight, finish);               \
+  }
+SFPLUS_FOR_DTYPES(SFPLUS_REDUCE, reduce, true, float64)
+SFPLUS_FOR_DTYPES(SFPLUS_REDUCE, reduce, true, float32)
+SFPLUS_FOR_DTYPES(SFPLUS_REDUCE, reduce_grads, false, float64)
+SFPLUS_FOR_DTYPES(SFPLUS_REDUCE, reduce_grads, false, float32)
+
+#define SFPLUS_UPDATE(pass, whole, name, direction, Param, Grad)                                 \
+  extern "C" __global__ void                                                                     \
+  __launch_bounds__(kThreads, kUpdateBlocks<whole, StateBeside<Param>::Type, Param, Grad>)       \
+      pass##_##name##_##Param##_##Grad(const Table table, const __grid_constant__ Finish finish) { \
+    update_pass<whole, direction, StateBeside<Param>::Type, Param, Grad>(table, finish);         \
+  }
+#define SFPLUS_UPDATES(pass, whole, name, direction)                      \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, float64)  \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, float32)  \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, bfloat16) \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, float16)
+#define SFPLUS_DIRECTIONS(pass, whole)                        \
+  SFPLUS_UPDATES(pass, whole, adam, Direction::ADAM)           \
+  SFPLUS_UPDATES(pass, whole, no_momentum, Direction::ADAM_NO_MOMENTUM) \
+  SFPLUS_UPDATES(pass, whole, sgd, Direction::SGD)
+SFPLUS_DIRECTIONS(update, false)
+SFPLUS_DIRECTIONS(step, true)
+
+#define SFPLUS_INTERPOLATE(name, move, Param)                                                    \
+  extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
+      interpolate_##name##_##Param(const Table table, const Run run) {                           \
+    interpolate_pass<move, StateBeside<Param>::Type, Param>(table, run);                         \
+  }
+SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, to_x, Move::TO_X)
+SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, to_y, Move::TO_Y)
+SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, shift, Move::SHIFT)
+SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, expose_z, Move::EXPOSE_Z)
+SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, absorb_z, Move::ABSORB_Z)
+
+extern "C" __global__ void __launch_bounds__(kThreads) finalize(const __grid_constant__ Finish finish) {
+  finalize_pass(finish);
+}
+extern "C" __global__ void __launch_bounds__(kThreads) finalize_tensors(const __grid_constant__ Finish finish) {
+  finalize_tensors_pass(finish);
+}
+
+}  // namespace cuda
+}  // namespace sfplus

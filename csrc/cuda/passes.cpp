@@ -1,0 +1,69 @@
+#include "passes.h"
+
+#include "kernels.h"
+#include "threads.h"
+
+namespace sfplus {
+namespace cuda {
+namespace {
+
+// Tensors that one block counts the steps of, in turns, in less time than another kernel takes to begin.
+constexpr std::int64_t kManyTensors = 4096;
+
+std::int64_t blocks_for(std::int64_t n, int n_per_block) { return (n + n_per_block - 1) / n_per_block; }
+
+// In front of finalize_tensors, where that is needed.
+Finish groups_of(const Finish& finish) {
+  Finish groups = finish;
+  if (finish.n_rows > kManyTensors) groups.n_rows = 0;
+  return groups;
+}
+
+void finish_many_tensors(Finish finish, const Queue& queue) {
+  if (finish.n_rows <= kManyTensors) return;
+  void* arguments[] = {&finish};
+  launch(kFinalizeTensors, queue, blocks_for(finish.n_rows, kThreads), arguments, true);
+}
+
+}  // namespace
+
+void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, double* partials,
+            std::int64_t n_partials, double weight, const Finish& finish, const Queue& queue) {
+  Table own = table;
+  Finish groups = groups_of(finish);
+  void* arguments[] = {&own, &partials, &n_partials, &weight, &groups};
+  const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
+  launch(kReduce + ((with_e ? 2 : 0) + state_dtype) * DType::WIDTH + grad_dtype, queue, n_partials, arguments,
+         false);
+  if (finish.tickets != nullptr) finish_many_tensors(finish, queue);
+}
+
+void finalize(const Finish& finish, const Queue& queue) {
+  Finish groups = groups_of(finish);
+  void* arguments[] = {&groups};
+  launch(kFinalize, queue, 1, arguments, false);
+  finish_many_tensors(finish, queue);
+}
+
+void update(const Table& table, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
+            const Finish& finish, const Queue& queue) {
+  Table own = table;
+  Finish given = finish;
+  const bool whole = finish.tickets != nullptr && finish.n_rows <= kManyTensors;
+  if (finish.tickets != nullptr && !whole) finalize(finish, queue);
+  const int direction = has_exp_avg ? 0 : has_exp_avg_sq ? 1 : 2;
+  void* arguments[] = {&own, &given};
+  launch((whole ? kStep : kUpdate) + (direction * DType::WIDTH + param_dtype) * DType::WIDTH + grad_dtype, queue,
+         blocks_for(table.n_chunks, kWarps), arguments, !whole);
+}
+
+void interpolate(const Table& table, int param_dtype, const Run& run, int move, const Queue& queue) {
+  Table own = table;
+  Run given = run;
+  void* arguments[] = {&own, &given};
+  launch(kInterpolate + move * DType::WIDTH + param_dtype, queue, blocks_for(table.n_chunks, kWarps), arguments,
+         false);
+}
+
+}  // namespace cuda
+}  // namespace sfplus
