@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
 SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
-.PHONY: help train test test-integrations lint bench readme-figures docs docs-serve wheel wheel-test clean
+.PHONY: help train test test-integrations lint bench readme-figures docs docs-serve gpu wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,10 +20,11 @@ test: .venv/.installed lint $(if $(shell command -v npm),docs/node_modules/.inst
 test-integrations: .venv/.installed ## set up three more environments and test with other people's trainers; ARGS="trainers" for the first
 	$(PYTHON) tools/test_integrations.py $(ARGS)
 
-lint: .venv/.installed ## ruff and mypy alone
+lint: .venv/.installed ## ruff, mypy, and the shape of the workflows
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 bench: .venv/.installed ## time one step of everything; leaves a report; ARGS="--quick" is a rehearsal
 	$(PY) -m bench $(ARGS)
@@ -37,6 +38,9 @@ docs: .venv/.installed docs/node_modules/.installed ## build the site into build
 
 docs-serve: docs ## build the site and serve it on this machine; PORT=8000
 	$(PY) -m http.server --bind 127.0.0.1 --directory build/docs $(or $(PORT),8000)
+
+gpu: ## what wants a GPU, with the Python of PYTHON and no network, in 8 minutes; leaves gpu-results/DATE; ARGS="--parts report,tests"
+	$(PYTHON) tools/gpu_run.py $(ARGS)
 
 wheel: .venv/bin/python ## build a source distribution and from it a wheel, into dist; SFPLUS_CUDA=require|off as in the README
 	rm -rf dist

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,10 @@ def main(
     workloads: Annotated[
         str, typer.Option(help="Names, separated by commas; leaves the scaling curves out.")
     ] = "",
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Begin no part of the run after so many. What was measured is kept."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the results. (default: bench/results/DATE-DEVICE)"),
@@ -73,12 +78,19 @@ def main(
     console.print(
         f"{table.device_line(provenance)}, commit {provenance['commit']}", highlight=False
     )
-    found = run(Bench(where, racers, quick), races, scaling=not workloads, console=console)
-    about["seconds"] = round(time.perf_counter() - start, 1)
-    about["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for row in found:
-        row.provenance = provenance
-    path = rows.write(folder, found, about)
+    path = folder
+
+    def save(found: list[Row]) -> None:
+        nonlocal path
+        about["seconds"] = round(time.perf_counter() - start, 1)
+        about["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        for row in found:
+            row.provenance = provenance
+        path = rows.write(folder, found, about)
+
+    until = None if seconds is None else time.monotonic() + seconds
+    bench = Bench(where, racers, quick)
+    run(bench, races, scaling=not workloads, console=console, save=save, until=until)
 
     saved = rows.read(path)
     for workload in saved.workloads("step")[:1]:
@@ -88,8 +100,21 @@ def main(
     console.print(f"{about['seconds']:.0f} s. Report: {written}", soft_wrap=True, highlight=False)
 
 
-def run(bench: Bench, races: list, *, scaling: bool, console: Console) -> list[Row]:
-    """All parts of the run, under a progress bar."""
+def run(
+    bench: Bench,
+    races: list,
+    *,
+    scaling: bool,
+    console: Console,
+    save: Callable[[list[Row]], None],
+    until: float | None = None,
+) -> list[Row]:
+    """All parts of the run, under a progress bar.
+
+    Args:
+        save: called with all rows so far after each part, so that a run that is stopped leaves them.
+        until: no part begins after this time by ``time.monotonic()``, but the first two.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -112,9 +137,13 @@ def run(bench: Bench, races: list, *, scaling: bool, console: Console) -> list[R
                 progress.update(task, rounds=done, refresh=True)
 
         bench.tick = tick
-        for title, part in todo:
+        for index, (title, part) in enumerate(todo):
+            if until is not None and time.monotonic() > until and index > 1:
+                console.print(f"no time for {len(todo) - index} of {len(todo)} parts")
+                break
             progress.update(task, description=f"{title:28}", refresh=True)
             found += part()
+            save(found)
             progress.update(task, advance=1, rounds=done, refresh=True)
     return found
 

@@ -3,14 +3,15 @@
     python tools/test_wheel.py dist/*.whl
     python tools/test_wheel.py --torch 2.6.0 --tests dist/*.whl
 
-Also checks the wheel itself: its size, what is in it, and which libraries its extension needs; and what is in
-the source distribution beside it, if there is one.
+Also checks the wheel itself: its size, what is in it, which libraries its extension needs, and how old a
+Linux may be; and what is in the source distribution beside it, if there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-LARGEST = 10e6
+LARGEST = 4e6
 """Bytes."""
 
 ALLOWED = (
@@ -84,12 +85,24 @@ def main() -> None:
         program = shutil.copy(ROOT / "tools" / "train_tiny.py", folder)
         run([python, program], folder)
         run([python, "-m", "sfplus_kernels"], folder)
+        if platform.system() == "Linux":
+            run([*pip, "-c", str(constraints), "auditwheel"], folder)
+            print(platform_tag(python, wheel))
         if arguments.tests:
             run([*pip, "-c", str(constraints), *FOR_TESTS], folder)
             shutil.copytree(ROOT / "tests", folder / "tests")
             shutil.copy(ROOT / "pyproject.toml", folder)
             files = [f"tests/{name}" for name in TESTS]
             run([python, "-m", "pytest", "-q", "-n", "2", "-k", "not triton", *files], folder)
+
+
+def platform_tag(python: str, wheel: Path) -> str:
+    """The oldest Linux that the wheel runs on, in the words of auditwheel, which repairs such wheels."""
+    command = [python, "-m", "auditwheel", "show", str(wheel)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    tag = re.search(r'"(manylinux_\d+_\d+_\w+)"', said)
+    assert tag is not None, f"not a wheel for any Linux but this one:\n{said}"
+    return f"platform tag {tag[1]}"
 
 
 def constraints_for(torch: str | None) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.contestants.contestant import OTHERS, TIERS, Contestant, Step
+from bench.contestants.moving import with_moving_gradients
 from bench.measure.budgets import CPU_MEMORY, SECONDS
 from bench.measure.ceilings import READ, ceilings, main_ceiling, make_arena
 from bench.measure.check import Checked, check, describe
@@ -95,6 +96,8 @@ class Bench:
         if self.device.type == "cuda":
             workload = Workload("host", "1,000 tensors of 64", lambda: [(64,)] * 1000, "all")
         field_ = [c for c in self.contestants if not c.slow_to_make and not c.absent]
+        fused = [c for c in field_ if c.tier == "fused"]
+        field_ += [with_moving_gradients(c) for c in fused]
         return self._race("host", workload, workload.shapes(), field_, "host", host=True)
 
     def measure_scaling(self, section: str, title: str, shapes: Shapes) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -36,7 +37,12 @@ def collect(device: torch.device, peers: tuple[str, ...] = ()) -> dict[str, Any]
 
 
 def commit() -> str | None:
-    """The commit that is checked out, with "+" behind it if tracked files differ from it."""
+    """The commit that is checked out, with "+" behind it if tracked files differ from it.
+
+    ``SFPLUS_COMMIT`` says it where the files came without git's.
+    """
+    if said := os.environ.get("SFPLUS_COMMIT"):
+        return said
     head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     if head is None:
         return None

@@ -102,11 +102,18 @@ def as_dict(row: Row) -> dict[str, Any]:
 
 
 def write(folder: Path, rows: list[Row], run: dict[str, Any]) -> Path:
-    """``results.json`` and ``results.csv`` in ``folder``; ``run`` is about the whole run."""
+    """``results.json`` and ``results.csv`` in ``folder``; ``run`` is about the whole run.
+
+    Whoever stops the run leaves the files of the last call, or of the one before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dicts = [as_dict(row) for row in rows]
     path = folder / RESULTS
-    path.write_text(json.dumps({"format": FORMAT, "run": run, "rows": dicts}, indent=1) + "\n")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(
+        json.dumps({"format": FORMAT, "run": run, "rows": dicts}, indent=1) + "\n"
+    )
+    unfinished.replace(path)
     with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dicts[0]), lineterminator="\n")
         writer.writeheader()

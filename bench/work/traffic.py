@@ -89,6 +89,10 @@ class Recorder:
         self.plan_of: dict[str, Any] = {}  # the last plan of each operation
         self.call_of: dict[str, partial[Any]] = {}  # and how to do the last one again
 
+    def steps_at_once(self, plan: Any) -> bool:
+        """No: the passes are to be met one by one."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         target = getattr(self.backend, name)
         if name not in self.OPERATIONS:

@@ -78,7 +78,7 @@ class Kernel:
             n_state = {"adam": 4, "no momentum": 3, "sgd": 2}[self.name.partition(" ")[2]]
             return [state] * n_state + [BITS[self.arguments[1]], *own], [state] * n_state + own
         writes_e = [state] if self.arguments[1] in ("expose_z", "absorb_z") else []
-        return [state] * 2 + own, [state] + writes_e + own
+        return [state] * 2 + own, [state, *writes_e, *own]
 
     @property
     def pack(self) -> int:
