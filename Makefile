@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
 SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
-.PHONY: help train test test-integrations lint bench readme-figures docs docs-serve gpu wheel wheel-test clean
+.PHONY: help train test test-slow asan test-integrations lint bench readme-figures docs docs-serve gpu wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -15,7 +15,13 @@ train: .venv/.installed ## train a small language model; ARGS="--help" lists the
 	$(PY) examples/train_lm.py $(ARGS)
 
 test: .venv/.installed lint $(if $(shell command -v npm),docs/node_modules/.installed) ## lint, types, and all tests; ARGS go to pytest
-	$(PY) -m pytest -p no:benchmark -n 2 --cov --cov-report=term -q $(ARGS)
+	$(PY) -m pytest -p no:benchmark -n 2 -m "not slow" --cov --cov-report=term -q $(ARGS)
+
+test-slow: .venv/.installed ## the tests that take minutes: a thousand sequences of hands laid on the state
+	$(PY) -m pytest -p no:benchmark -m slow -q $(ARGS)
+
+asan: .venv/.installed ## build the extension with AddressSanitizer and test what touches memory; ARGS go to pytest
+	tools/asan.sh $(PY) $(ARGS)
 
 test-integrations: .venv/.installed ## set up three more environments and test with other people's trainers; ARGS="trainers" for the first
 	$(PYTHON) tools/test_integrations.py $(ARGS)

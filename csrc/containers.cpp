@@ -92,7 +92,9 @@ struct Witness::Look {
 };
 
 Witness::Witness(py::object exchange, py::tuple plain, py::tuple names)
-    : exchange_(std::move(exchange)), plain_(std::move(plain)), names_(std::move(names)) {
+    : exchange_(std::move(exchange)), plain_types_(std::move(plain)), name_strings_(std::move(names)) {
+  for (const py::handle& type : plain_types_) plain_.push_back(type.ptr());
+  for (const py::handle& name : name_strings_) names_.push_back(name.ptr());
   if (exchange_.is_none()) return;
   void* table = PyCapsule_GetPointer(exchange_.ptr(), "dlpack_exchange_api");
   if (table == nullptr) throw py::error_already_set();
@@ -165,8 +167,8 @@ bool Witness::see_states(Look& look, PyObject* state) {
   // in the order of the dict: to look a tensor up costs a call of its __hash__
   while (PyDict_Next(state, &at, &param, &own)) {
     if (!look.same(param) || !PyDict_Check(own) || !see_tensor(look, param, false)) return false;
-    for (const py::handle& name : names_) {
-      PyObject* value = PyDict_GetItemWithError(own, name.ptr());
+    for (PyObject* name : names_) {
+      PyObject* value = PyDict_GetItemWithError(own, name);
       if (!look.same(value == nullptr ? 0 : 1)) return false;
       if (value != nullptr && !see_tensor(look, value, false)) return false;
     }
@@ -175,8 +177,8 @@ bool Witness::see_states(Look& look, PyObject* state) {
 }
 
 bool Witness::is_plain(PyObject* tensor) const {
-  for (const py::handle& type : plain_) {
-    if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type.ptr()) return true;
+  for (const PyObject* type : plain_) {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type) return true;
   }
   return false;
 }

@@ -41,7 +41,8 @@ class Witness {
 
   pybind11::object exchange_;  // keeps `describe_` alive
   int (*describe_)(void*, void*) = nullptr;
-  pybind11::tuple plain_, names_;
+  pybind11::tuple plain_types_, name_strings_;  // keep the two below alive
+  std::vector<PyObject*> plain_, names_;
   std::vector<std::intptr_t> noted_, places_;  // what must stay; where the gradients were
   bool valid_ = false;
 };

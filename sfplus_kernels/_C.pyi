@@ -69,6 +69,27 @@ def negate(x: int, numel: int, n_threads: int, n_arrays: int = 1) -> None:
     They are gone through as ``n_arrays`` arrays side by side, which ``numel`` is a multiple of.
     """
 
+class Witness:
+    """What was seen of an optimizer's groups and state; see ``engine/validity.py`` for the two methods.
+
+    Args:
+        exchange: ``torch.Tensor.__dlpack_c_exchange_api__``, or None where torch has none: then tensors are
+            asked by their methods, which takes seven times as long.
+        plain: the types of tensors that are what they look like; of others ``_local_tensor`` is looked at.
+        names: the keys of ``state[p]`` that kernels touch.
+    """
+
+    def __init__(
+        self, exchange: object, plain: tuple[type, ...], names: tuple[str, ...]
+    ) -> None: ...
+    def note(self, groups: object, state: object, gradients: object) -> bool:
+        """Remember what is there; False if it cannot be compared."""
+
+    def look(
+        self, groups: object, state: object, gradients: object
+    ) -> tuple[list, list, bool] | None:
+        """(parameters, gradients, moved), or None if anything is not as it was noted."""
+
 CUDA_MISSING: str
 """Why this build has no CUDA kernels, such as ``SFPLUS_CUDA=off``; empty if it has them."""
 

@@ -180,18 +180,10 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
     A step that is recorded into a CUDA graph gets a table of its own: its replays read the addresses of
     the capture, whatever steps are run between them.
     """
-    addresses: list[int] = []
     table.staged_rows.clear()
-    for row, index in enumerate(table.order):
-        grad = gradients[index]
-        if grad.numel() > 0 and not same_layout(table.state_strides[row], grad):
-            if row not in table.grad_stages:
-                state = table.keep_alive[index].displacement
-                table.grad_stages[row] = torch.empty_like(state, dtype=grad.dtype)
-            table.staged_rows.append(row)
-            grad = table.grad_stages[row]
-        addresses.append(grad.data_ptr())
-    host, device = torch.tensor(addresses, dtype=torch.int64), table.own_gradients.device
+    ordered = [gradients[index] for index in table.order]
+    host = torch.tensor(_addresses(table, ordered), dtype=torch.int64)
+    device = table.own_gradients.device
     if capturing(device):
         recorded = torch.empty_like(table.own_gradients)  # in the graph's own memory
         recorded.copy_(table.host_gradients.give(host), non_blocking=True)
@@ -202,6 +194,23 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
         host = host.pin_memory()
         table.host_gradients.refill()
     table.gradients = table.own_gradients.copy_(host, non_blocking=True)
+
+
+def _addresses(table: AddressTable, gradients: Sequence[Tensor]) -> list[int]:
+    """Where the gradients are, in the order of the rows; those of another layout get a stage."""
+    same = list(map(Tensor.stride, gradients)) == table.state_strides
+    if same and not any(map(Tensor.is_neg, gradients)):  # a loop would take several times as long
+        return list(map(Tensor.data_ptr, gradients))
+    addresses = []
+    for row, grad in enumerate(gradients):
+        if grad.numel() > 0 and not same_layout(table.state_strides[row], grad):
+            if row not in table.grad_stages:
+                state = table.keep_alive[table.order[row]].displacement
+                table.grad_stages[row] = torch.empty_like(state, dtype=grad.dtype)
+            table.staged_rows.append(row)
+            grad = table.grad_stages[row]
+        addresses.append(grad.data_ptr())
+    return addresses
 
 
 def weigh_partials(table: AddressTable) -> None:
