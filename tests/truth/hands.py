@@ -263,5 +263,5 @@ def groups_are_copied(optimizer: Any, params: list[Tensor]) -> None:
 @hand
 def hyperparameters_change(optimizer: Any, params: list[Tensor]) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = 0.5 * group["lr"]
+        group["lr"] = 1.25 * group["lr"]  # lowered, it would be warned of
         group["weight_decay"] = 0.125
