@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from sfplus_kernels.contract.formats import state_dtype
 
 
 class Found(NamedTuple):
@@ -57,11 +58,17 @@ def checked(found: Found) -> Found:
         CannotTellError: they do not.
     """
     for name, state in found.state.items():
-        e = state["displacement"]
-        if not e.dtype.is_floating_point:
+        if name not in found.weights or name not in found.groups:
             raise CannotTellError(
-                f"the displacement of {name} is stored as {e.dtype}; load the checkpoint into the model and "
-                "the optimizer, call eval(), and save the model"
+                f"the optimizer has state of {name!r}, which is not among the weights or in no group"
+            )
+        e = state.get("displacement")
+        has_beta = "y_beta" in state or "y_beta" in found.groups[name]
+        if e is None or not has_beta or e.dtype != state_dtype(found.weights[name].dtype):
+            raise CannotTellError(
+                f"the state of {name} is kept in another format ({', '.join(sorted(state))}; displacement in "
+                f"{None if e is None else e.dtype}); load the checkpoint into the model and the optimizer, "
+                "call eval(), and save the model"
             )
         if e.shape != found.weights[name].shape:
             raise CannotTellError(
@@ -98,7 +105,8 @@ def distance(found: Found) -> float:
 
 def _b(found: Found, name: str) -> Tensor:
     state, group = found.state[name], found.groups[name]
-    return torch.as_tensor(state.get("y_beta", group.get("y_beta", math.nan)), dtype=torch.float64)
+    b = state["y_beta"] if "y_beta" in state else group["y_beta"]
+    return torch.as_tensor(b, dtype=torch.float64)
 
 
 def _x(found: Found, name: str) -> Tensor:

@@ -237,6 +237,23 @@ def test_refusals(tmp_path: Path, write: Any) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_another_format_of_state_is_refused(tmp_path: Path) -> None:
+    """Whatever it is: x is formed of a displacement in the state's dtype and of its beta, or not at all."""
+    model = make()
+    optimizer = MAKERS["plus"](model)
+    train(model, optimizer)
+    for change in (
+        lambda state: state.update(displacement=state["displacement"].half()),
+        lambda state: state.pop("displacement"),
+    ):
+        saved = optimizer.state_dict()
+        saved["state"] = {index: dict(state) for index, state in saved["state"].items()}
+        change(saved["state"][2])
+        torch.save({"model": model.state_dict(), "optimizer": saved}, tmp_path / "it.pt")
+        with pytest.raises(ValueError, match="kept in another format.*call eval"):
+            check(tmp_path / "it.pt")
+
+
 def test_refused_folders(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(ValueError, match="neither optimizer.pt nor optimizer.bin"):
