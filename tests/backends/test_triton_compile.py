@@ -252,12 +252,15 @@ def test_update_of_fp32_computes_in_fp32(kernels: Kernels) -> None:
             assert not operations, name
 
 
-def test_products_and_sums_are_fused(kernels: Kernels) -> None:
-    """Whatever Triton's default is: it changes from version to version, and says so in a warning."""
+def test_products_and_sums_are_fused_but_for_moves(kernels: Kernels) -> None:
+    """Whatever Triton's default is: it changes from version to version, and says so in a warning.
+
+    A move rounds as plain torch does, so that ``eval()`` and ``averaged_state_dict()`` give the same bits.
+    """
     for name, kernel in kernels.items():
         assert kernel.warnings == [], name
     fused = {name for name, kernel in kernels.items() if "fma.rn.f" in kernel.ptx}
-    assert set(kernels) == fused
+    assert fused == set(kernels) - set(named(kernels, "interpolate"))
 
 
 def test_registers_do_not_spill(kernels: Kernels) -> None:
