@@ -35,13 +35,18 @@ class ScheduleFreeOptimizer(FusedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in the base class, with a few elements of a parameter, by which ``load`` knows the mode."""
         result = super().state_dict()
-        params = self._parameters_with_state() if self.has_modes else []
-        place = witness(params)
+        # of a parameter that was cut since its last step nothing can be said
+        whole = [
+            p
+            for p in (self._parameters_with_state() if self.has_modes else [])
+            if self.state[p]["displacement"].shape == p.shape
+        ]
+        place = witness(whole)
         if place is not None:
-            found = self.iterates(params[place])
-            x, y = (value.to(params[place].dtype) for value in found[:2])
+            found = self.iterates(whole[place])
+            x, y = (value.to(whole[place].dtype) for value in found[:2])
             held, otherwise = (y, x) if result["param_groups"][0]["train_mode"] else (x, y)
-            place = next(i for i, p in enumerate(self._parameters()) if p is params[place])
+            place = next(i for i, p in enumerate(self._parameters()) if p is whole[place])
             result["param_groups"][0]["probe"] = probe(place, held, otherwise)
         return result
 

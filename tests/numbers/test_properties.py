@@ -46,7 +46,7 @@ def cases(draw: st.DrawFn) -> dict:
         "arguments": {
             "lr": draw(st.floats(0.01, 0.5)),
             "betas": draw(st.sampled_from([(0.9, 0.95), (0.0, 0.5), (0.5, 0.0)])),
-            "sf_beta1": draw(st.floats(0, 0.99)),
+            "sf_beta1": draw(st.just(0.0) | st.floats(0.001, 0.99)),
             "weight_decay": draw(st.floats(0, 2)),
             "r": draw(st.sampled_from([0, 1, 2.5])),
             "polyak_beta": draw(st.sampled_from([0.0, 0.9])),
