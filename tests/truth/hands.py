@@ -72,10 +72,9 @@ def steps_are_other_tensors(optimizer: Any, params: list[Tensor]) -> None:
 
 @hand
 def one_step_is_shared_by_all(optimizer: Any, params: list[Tensor]) -> None:
-    steps = [optimizer.state[p]["step"] for p in params if optimizer.state.get(p)]
-    for p in params:
-        if optimizer.state.get(p):
-            optimizer.state[p]["step"] = steps[0].detach().clone()
+    begun = [p for p in params if "step" in optimizer.state.get(p, {})]
+    for p in begun[1:]:
+        optimizer.state[p]["step"] = optimizer.state[begun[0]]["step"].detach().clone()
 
 
 @hand

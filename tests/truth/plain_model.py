@@ -44,22 +44,22 @@ class PlainModel:
         self.train_mode = train
         for group in self.param_groups:
             for p in group["params"]:
-                if self.state.get(p):
+                if self._begun(p):
                     share = (1 - group["y_beta"]) * self.state[p]["displacement"]
                     p.copy_(p + share if train else p - share)
 
     @torch.no_grad()
     def step(self, loss: float) -> None:
-        for group in self.param_groups:  # those that were put there by hand
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+        self._complete_groups()
         active = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
         if self.polyak and not active:
             return
         for _, p in active:
-            if not self.state.get(p):
+            if not self._begun(p):
                 zeros = {n: torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq", "displacement")}
-                self.state[p] = {**zeros, "step": torch.zeros((), dtype=torch.float64)}
+                self.state[p].update(zeros, step=torch.zeros((), dtype=torch.float64))
+            if self.state[p]["exp_avg"] is self.state[p]["exp_avg_sq"]:  # both are what it was
+                self.state[p]["exp_avg"] = self.state[p]["exp_avg"].clone()
         k = self.param_groups[0]["k"]
         factor = (
             self._polyak(active, loss, self._beta(self.param_groups[0], k)) if self.polyak else 1.0
@@ -75,7 +75,7 @@ class PlainModel:
             for p in group["params"]:
                 if p.grad is not None:
                     self._one(p, group, gamma, omega, c, b, beta)
-                elif self.state.get(p):
+                elif self._begun(p):
                     p.add_((b - beta) * self.state[p]["displacement"])
             group["k"] += 1
             group["y_beta"] = beta
@@ -110,6 +110,7 @@ class PlainModel:
 
     def saved(self) -> Any:
         """What a checkpoint keeps."""
+        self._complete_groups()
         return copy.deepcopy(
             (self.param_groups, [dict(self.state.get(p, {})) for p in self._params()])
         )
@@ -120,6 +121,16 @@ class PlainModel:
         for own, group in zip(self.param_groups, groups, strict=True):
             own.update({key: value for key, value in group.items() if key != "params"})
         self.state = defaultdict(dict, {p: s for p, s in zip(params, states, strict=True) if s})
+
+    def _begun(self, p: Tensor) -> bool:
+        """Others may keep something of theirs there before the first step."""
+        return "displacement" in self.state.get(p, {})
+
+    def _complete_groups(self) -> None:
+        """Groups that were put there by hand have what they do not name from the defaults."""
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
