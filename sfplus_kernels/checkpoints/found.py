@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.formats import state_dtype
+from sfplus_kernels.state.containers import has_own
 
 
 class Found(NamedTuple):
@@ -57,7 +58,8 @@ def checked(found: Found) -> Found:
     Raises:
         CannotTellError: they do not.
     """
-    for name, state in found.state.items():
+    begun = {name: state for name, state in found.state.items() if has_own(state)}
+    for name, state in begun.items():
         if name not in found.weights or name not in found.groups:
             raise CannotTellError(
                 f"the optimizer has state of {name!r}, which is not among the weights or in no group"
@@ -75,7 +77,7 @@ def checked(found: Found) -> Found:
                 f"{name} has the shape {tuple(found.weights[name].shape)}, its state {tuple(e.shape)}: the "
                 "names are in another order, or the weights were changed since"
             )
-    return found
+    return found._replace(state=begun)
 
 
 def in_train_mode(found: Found) -> bool:

@@ -93,7 +93,8 @@ def _guessed(
     # several groups may have them in another order than the model
     if len(groups) > 1:
         weights = {}
-    shapes = [tuple(state[i]["displacement"].shape) if state.get(i) else None for i in order]
+    displacements = [state.get(i, {}).get("displacement") for i in order]
+    shapes = [None if e is None else tuple(e.shape) for e in displacements]
     likely = [name for name in weights if not name.endswith(BUFFERS)]
     ways = fits(shapes, [tuple(weights[name].shape) for name in likely])
     if ways is None:

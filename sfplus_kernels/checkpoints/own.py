@@ -13,7 +13,8 @@ from sfplus_kernels.checkpoints.unsettled import Y_BETA
 from sfplus_kernels.contract.algorithm import Algorithm
 from sfplus_kernels.contract.formats import BUFFERS, STEP, needs_master, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
-from sfplus_kernels.state.containers import TensorState
+from sfplus_kernels.state.containers import TensorState, has_own
+from sfplus_kernels.state.tensors import of_others
 
 
 def checked_state(
@@ -72,7 +73,7 @@ def checked_state(
 def _check_recoverable(
     algorithm: Algorithm, groups: list[dict[str, Any]], states: Mapping[Tensor, Any]
 ) -> None:
-    only_z = any("x" not in state for state in states.values())
+    only_z = any("z" in state and "x" not in state for state in states.values())
     for group in groups:
         if only_z and group["train_mode"] and algorithm.beta_of_y(group) == 0:
             raise ValueError(
@@ -93,6 +94,8 @@ def _check_class(expected: str, saved_groups: list[dict[str, Any]]) -> None:
 def _copied(
     param: Tensor, buffers: Iterable[str], state: Mapping[str, Any], index: object
 ) -> TensorState:
+    if not has_own(state):  # the parameter has not begun, and others keep something of theirs there
+        return of_others(param, state, ())
     dtype = state_dtype(param.dtype)
     # in an order that is the same in all processes: DTensors are distributed together, one by one
     names = (*buffers, *(["master_param"] if needs_master(param.dtype) else []))
@@ -122,10 +125,7 @@ def _copied(
                 f"{name} of parameter {index} has shape {tuple(value.shape)}; expected a scalar"
             )
         copied[name] = value.detach().to(param.device, torch.float64, copy=True)
-    for name, value in state.items():  # what others put there, as torch takes it
-        if name not in copied:
-            copied[name] = value.to(param.device) if isinstance(value, Tensor) else value
-    return copied
+    return {**copied, **of_others(param, state, copied)}
 
 
 def _beta_of_group(states: Sequence[TensorState]) -> float:

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.algorithm import Algorithm
-from sfplus_kernels.contract.formats import state_dtype
+from sfplus_kernels.contract.formats import BUFFERS, STEP, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
-from sfplus_kernels.state.containers import TensorState
+from sfplus_kernels.state.containers import TensorState, has_own
 from sfplus_kernels.state.iterates import iterates
+from sfplus_kernels.state.tensors import of_others
 
 RUN_KEYS = ("k", "lr_max", "weight_sum")
+
+ITERATES = ("x", "y", "z")
+"""What its references keep of a parameter; its other classes have z alone."""
+
+OWN_KEYS = frozenset({*ITERATES, *BUFFERS, STEP})
+"""In the state of a parameter those that are not what others put there."""
 
 
 def is_upstream(groups: Sequence[Mapping[str, Any]]) -> bool:
@@ -77,17 +84,23 @@ def unsettled_state(
 ) -> TensorState:
     """The state of one parameter, still with z (and x and y) in place of the displacement.
 
+    What others put there comes along; with nothing else in it, the parameter has not begun.
+
     Raises:
         ValueError: other keys or shapes.
     """
-    iterates = {"x", "y", "z"} if "x" in saved else {"z"}
-    if set(saved) != iterates | set(moments):
+    others = of_others(param, saved, OWN_KEYS)
+    if len(others) == len(saved):
+        return others
+    iterates = set(ITERATES) if "x" in saved else {"z"}
+    if OWN_KEYS.intersection(saved) != iterates | set(moments):
         raise ValueError(
-            f"the state of parameter {index} has the keys {sorted(saved)}; expected "
+            f"the state of parameter {index} has the keys {sorted(map(str, saved))}; expected "
             f"{sorted({'z', *moments})}, as the schedulefree package saves them, or x and y too"
         )
     state = {}
-    for name, value in sorted(saved.items()):  # the same order in all processes
+    for name in sorted(iterates | set(moments)):  # the same order in all processes
+        value = saved[name]
         if value.shape != param.shape:
             raise ValueError(
                 f"{name} of parameter {index} has shape {tuple(value.shape)}; expected "
@@ -96,7 +109,7 @@ def unsettled_state(
         part = torch.empty_like(local(param).detach(), dtype=state_dtype(param.dtype))
         state[name] = as_part_of(part.copy_(placed_as(value, param)), param)
     state["step"] = torch.tensor(float(k), dtype=torch.float64, device=param.device)
-    return state
+    return {**state, **others}
 
 
 def upstream_state_dict(
@@ -116,6 +129,8 @@ def upstream_state_dict(
     betas = {n: group["y_beta"] for group in saved["param_groups"] for n in group["params"]}
     states = {}
     for number, own in saved["state"].items():
+        if not has_own(own):
+            continue
         param = params[number]
         x, y, z = map(
             local, iterates(param, own, betas[number], saved["param_groups"][0]["train_mode"])

@@ -20,7 +20,8 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     state = {index: dict(values) for index, values in base["state"].items()}
     for index, values in own["state"].items():
         values = dict(values)
-        values[STEP] = values.pop("step")
+        if "step" in values:
+            values[STEP] = values.pop("step")
         state.setdefault(index, {}).update(values)
     groups = [
         {**group, "averaging": {k: v for k, v in other.items() if k != "params"}}

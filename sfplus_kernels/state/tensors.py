@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,6 +147,15 @@ def _check_fits(slot: int, param: Tensor, state: TensorState) -> None:
         )
     for name, buffer in buffers.items():
         check_memory(buffer, f"state[{name!r}] of parameter {slot}")
+
+
+def of_others(param: Tensor, state: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """What others put into the state of a parameter, beside the ``known`` keys; tensors on its device."""
+    return {
+        name: value.to(param.device) if isinstance(value, Tensor) else value
+        for name, value in state.items()
+        if name not in known
+    }
 
 
 def has_number(value: object) -> bool:

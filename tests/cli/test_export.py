@@ -56,6 +56,19 @@ def assert_x(file: Any, model: nn.Module, optimizer: Any) -> None:
         assert torch.equal(value, x.get(name, model.state_dict()[name])), name
 
 
+def test_keys_of_others_alone_are_no_beginning(tmp_path: Path) -> None:
+    """Of a frozen layer there is nothing but an offloader's; its weights are x as they are."""
+    model = make()
+    model[3].requires_grad_(False)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1)
+    for p in model[3].parameters():
+        optimizer.state[p]["of an offloader"] = torch.ones(2)
+    train(model, optimizer)
+    save(model, optimizer, tmp_path / "c.pt")
+    export(tmp_path / "c.pt", tmp_path / "x.pt")
+    assert_x(torch.load(tmp_path / "x.pt"), model, optimizer)
+
+
 def save(model: nn.Module, optimizer: Any, path: Path) -> None:
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
 

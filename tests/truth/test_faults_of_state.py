@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy
 import pytest
+import schedulefree
 import torch
 from support import BACKENDS, assert_same_bits, device_of, make_params
 from support.family import FAMILY
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from truth import test_hands
 from truth.test_hands import CLASSES, make, steps
 
 import sfplus_kernels as ours
@@ -347,6 +349,56 @@ def test_keys_of_others_are_carried_along(name: str) -> None:
     assert torch.equal(other.state[others[1]]["of an offloader"], torch.arange(3.0))
     assert other.state[others[2]]["note"] == "mine"
     steps(other, others, 3, 4)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_keys_of_others_alone_are_no_beginning(name: str) -> None:
+    """Before the first step, when there is nothing of ours beside them."""
+
+    def make(name: str, backend: str, dtype: torch.dtype) -> Any:
+        if name != "wrapper":
+            return test_hands.make(name, backend, dtype)
+        params = make_params([(3,), (4, 3)], dtype)  # torch's AdamW cannot load this, its SGD can
+        base = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+        return ours.ScheduleFreeWrapper(base, backend=backend), params
+
+    ends = []
+    for notes in (False, True):
+        optimizer, params = make(name, "cpu", torch.float64)
+        if notes:
+            optimizer.state[params[1]]["of an offloader"] = torch.arange(3.0)
+        other, others = make(name, "cpu", torch.float64)
+        other.load_state_dict(optimizer.state_dict())
+        if notes:
+            assert list(other.state[others[1]]) == ["of an offloader"]
+        other.train()
+        steps(other, others, 0, 3)
+        assert ("of an offloader" in other.state[others[1]]) == notes
+        ends.append([p.detach() for p in others])
+    assert_same_bits(*ends)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_keys_of_others_in_states_of_upstream(begun: bool) -> None:
+    upstream_params, params = make_params([(3,), (4,)]), make_params([(3,), (4,)])
+    theirs = schedulefree.AdamWScheduleFree(upstream_params, foreach=False)
+    optimizer = ours.AdamWScheduleFree(params)
+    for one, its in ((theirs, upstream_params), (optimizer, params)):
+        one.train()
+        if begun:
+            for p in its:
+                p.grad = torch.ones_like(p)
+            one.step()
+        one.state[its[0]]["of an offloader"] = torch.arange(3.0)
+    loaded = ours.AdamWScheduleFree(make_params([(3,), (4,)]))
+    loaded.load_state_dict(theirs.state_dict())
+    loaded.eval()
+    state = loaded.state[loaded.param_groups[0]["params"][0]]
+    assert torch.equal(state["of an offloader"], torch.arange(3.0))
+    assert ("displacement" in state) == begun
+    # and for upstream, which has no use for them
+    saved = optimizer.to_upstream_state_dict()["state"]
+    assert [set(state) for state in saved.values()] == ([{"z", "exp_avg_sq"}] * 2 if begun else [])
 
 
 def test_hooks_of_a_wrapper_run() -> None:
