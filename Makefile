@@ -17,7 +17,7 @@ train: .venv/.installed ## train a small language model; ARGS="--help" lists the
 test: .venv/.installed lint $(if $(shell command -v npm),docs/node_modules/.installed) ## lint, types, and all tests; ARGS go to pytest
 	$(PY) -m pytest -p no:benchmark -n 2 -m "not slow" --cov --cov-report=term -q $(ARGS)
 
-test-slow: .venv/.installed ## the tests that take minutes: a thousand sequences of hands laid on the state
+test-slow: .venv/.installed ## the tests that take minutes: random sequences of hands, more on Triton's interpreter; ARGS go to pytest
 	$(PY) -m pytest -p no:benchmark -m slow -q $(ARGS)
 
 asan: .venv/.installed ## build the extension with AddressSanitizer and test what touches memory; ARGS go to pytest

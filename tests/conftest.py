@@ -55,9 +55,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduler(config, log)
 
 
+ONCE_IN_THE_INTERPRETER = ("checkpoints", "compiling", "input", "truth", "use")
+"""Folders of tests of what is above the backends. Triton's interpreter takes seconds for what the others do in a
+moment: there each test function runs with the first of its parameters, with the others in ``make test-slow``."""
+
+
+def backend_of(item: pytest.Item) -> str | None:
+    parameters = getattr(item, "callspec", None)
+    return parameters.params.get("backend") if parameters else None
+
+
+def leave_to_the_slow_ones(items: list[pytest.Item]) -> None:
+    seen = set()
+    for item in items:
+        if backend_of(item) == "triton" and item.path.parent.name in ONCE_IN_THE_INTERPRETER:
+            function = item.nodeid.partition("[")[0]
+            if function in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(function)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
+    leave_to_the_slow_ones(items)
     for item in items:
         # Tracing doubles the time of Triton's interpreter: a few modules are enough to see the kernels.
         name = item.nodeid.partition("::")[0]
