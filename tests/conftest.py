@@ -56,8 +56,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 ONCE_IN_THE_INTERPRETER = ("checkpoints", "compiling", "input", "truth", "use")
-"""Folders of tests of what is above the backends. Triton's interpreter takes seconds for what the others do in a
-moment: there each test function runs with the first of its parameters, with the others in ``make test-slow``."""
+"""Folders of tests of what is above the backends. Triton's interpreter takes seconds for what the others
+do in a moment: there each test function runs with the first of its parameters, and with all of them in
+``make test-slow``."""
 
 
 def backend_of(item: pytest.Item) -> str | None:
