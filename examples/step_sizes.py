@@ -24,15 +24,23 @@ from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
 RESULTS = Path(__file__).with_name("step_size_results.jsonl")
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ScheduleFree+'s lr
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # the others'
+CAPS = (0.003, 0.01, 0.03, 0.1)  # ScheduleFree+'s max_lr at lr=1
+
+GRID = [
+    *(("schedule-free-plus", lr, None) for lr in FACTORS),
+    *(("schedule-free-plus", 1.0, cap) for cap in CAPS),
+    *((kind, lr, None) for kind in ("adamw-schedulefree", "adamw") for lr in RATES),
+]
+"""Optimizer, lr, max_lr."""
 
 
-def train(case: Case, kind: str, lr: float) -> dict[str, Any]:
+def train(case: Case, kind: str, lr: float, cap: float | None = None) -> dict[str, Any]:
     """One run, with its curve of gamma."""
     warmup = case.steps // 10
     optimizer: torch.optim.Optimizer
     if kind == "schedule-free-plus":
         optimizer = AdamCScheduleFreePlus(
-            case.parameters(), lr=lr, warmup_steps=warmup, c_warmup=2 * warmup
+            case.parameters(), lr=lr, max_lr=cap, warmup_steps=warmup, c_warmup=2 * warmup
         )
         optimizer.train()
     elif kind == "adamw-schedulefree":
@@ -40,13 +48,15 @@ def train(case: Case, kind: str, lr: float) -> dict[str, Any]:
         optimizer.train()
     else:
         optimizer = torch.optim.AdamW(case.parameters(), lr=lr)
-    gammas, losses = [], []
+    gammas, losses, capped = [], [], 0.0
     for k in range(case.steps):
         loss = case.loss(k)
         loss.backward()
         if kind == "schedule-free-plus":
             optimizer.step(loss=loss.detach())
-            gammas.append(optimizer.metrics()["scheduled_lr"][0])
+            figures = optimizer.metrics()
+            gammas.append(figures["scheduled_lr"][0])
+            capped += figures["capped"][0] / case.steps
         elif kind == "adamw":
             factor = min((k + 1) / warmup, (case.steps - k) / (case.steps - warmup))
             optimizer.param_groups[0]["lr"] = lr * factor
@@ -57,7 +67,8 @@ def train(case: Case, kind: str, lr: float) -> dict[str, Any]:
         losses.append(float(loss.detach()))
     with torch.no_grad(), optimizer.averaged() if kind != "adamw" else nullcontext():
         final = float(case.evaluate())
-    return {"lr": lr, "loss": final, "first_loss": losses[0], "gammas": gammas}
+    found = {"lr": lr, "loss": final, "first_loss": losses[0], "gammas": gammas}
+    return found if cap is None else {"max_lr": cap, "capped": capped, **found}
 
 
 def summary(result: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -89,15 +100,14 @@ def main(
     torch.set_num_threads(1)
     for name in case or CASES:
         for seed in range(seeds):
-            for kind in ("schedule-free-plus", "adamw-schedulefree", "adamw"):
-                for lr in FACTORS if kind == "schedule-free-plus" else RATES:
-                    problem = CASES[name](seed)
-                    line = {"case": name, "optimizer": kind, "seed": seed, "steps": problem.steps}
-                    line["parameters"] = sum(p.numel() for p in problem.parameters())
-                    line |= summary(train(problem, kind, lr), problem.steps)
-                    with results.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
-                    typer.echo(json.dumps(line))
+            for kind, lr, cap in GRID:
+                problem = CASES[name](seed)
+                line = {"case": name, "optimizer": kind, "seed": seed, "steps": problem.steps}
+                line["parameters"] = sum(p.numel() for p in problem.parameters())
+                line |= summary(train(problem, kind, lr, cap), problem.steps)
+                with results.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                typer.echo(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,9 @@ SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* settings, 
     if (!step.adaptive) factor = 1 - hyper[Hyper::SILENT_SGD_PHASE];
   }
   step.gamma = (polyak && lr < eps ? eps : lr) * warmup * polyak_lr * factor;
+  // written so that a NaN stays one
+  const double cap = hyper[Hyper::MAX_LR] * warmup;
+  if (cap > 0 && step.gamma > cap) step.gamma = cap;
   step.lr_max = step.gamma > group[Group::LR_MAX] ? step.gamma : group[Group::LR_MAX];
   step.weight_sum = group[Group::WEIGHT_SUM];
   step.c = 1;

@@ -71,6 +71,7 @@ class EagerBackend:
     def finalize(self, plan: EagerPlan, run: RunState, partials: Tensor | None) -> None:
         (
             lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent, ascends,
+            max_lr,
         ) = _columns(run.hyper, Hyper)  # fmt: skip
         rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm = (
             run.settings.unbind()
@@ -104,6 +105,8 @@ class EagerBackend:
         warmup = torch.where(warmup_steps > 0, ((k + 1) / warmup_steps).clamp(max=1), 1)
         factor, adaptive = _factor_of_rule(rule, beta2, k + 1, silent)
         gamma = torch.where(polyak, torch.maximum(lr, eps), lr) * warmup * polyak_lr * factor
+        cap = max_lr * warmup
+        gamma = torch.where((cap > 0) & (gamma > cap), cap, gamma)  # a NaN stays one
         lr_max = torch.maximum(run.groups[:, Group.LR_MAX], gamma)
         weight = torch.where(k < c_warmup, 0, (k + 1) ** r * lr_max**power)
         weight_sum = run.groups[:, Group.WEIGHT_SUM] + weight

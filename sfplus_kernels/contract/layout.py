@@ -30,7 +30,7 @@ class HostRow(IntEnum):
 class Rule(IntEnum):
     """Where gamma, the step size, comes from: the values of ``Setting.RULE``."""
 
-    # ScheduleFree+: max(lr, eps) under warmup, times a Polyak step; omega = gamma^2 weight_decay
+    # ScheduleFree+: min(max(lr, eps) times a Polyak step, max_lr) under warmup; omega = gamma^2 weight_decay
     POLYAK = 0
     # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma weight_decay, here and below
     GIVEN_LR = 1
@@ -68,6 +68,7 @@ class Hyper(HostRow):
     WEIGHT_LR_POWER = 9
     SILENT_SGD_PHASE = 10  # 1 if gamma is 0 while RAdam is not rectified
     ASCENDS = 11  # 1 if this group goes the other way than GRAD_SIGN says
+    MAX_LR = 12  # what a Polyak step's lr polyak_lr is cut down to; 0 is no cap
 
 
 class Setting(HostRow):

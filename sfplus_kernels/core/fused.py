@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -226,6 +226,10 @@ class FusedOptimizer(StatefulOptimizer):
             self._runaway = Runaway()
         self._runaway.look(self, figures)
 
+    def _more_of_groups(self, rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+        """Figures that follow from those of the groups, ``rows`` as of ``run.of_group``."""
+        return {}
+
     def figures(self) -> tuple[Global, ...]:
         """What ``metrics()`` shows beside the figures of the groups."""
         return tuple(self.global_keys.values())
@@ -261,6 +265,7 @@ class FusedOptimizer(StatefulOptimizer):
         groups = [run.of_group(figures, i) for i in range(len(self.param_groups))]
         for key in run.GROUP_KEYS:
             values[key] = [group[key] for group in groups]
+        values |= self._more_of_groups(groups)
         values["k"] = groups[0]["k"]
         values["no_gradients"] = float(self._no_gradients)
         return values

@@ -57,6 +57,24 @@ def check_max_grad_norm(value: object) -> float:
     return 0.0 if value is None else check_number("max_grad_norm", value, 0, open_low=True)
 
 
+def check_max_lr(value: object) -> float:
+    """The cap on a Polyak step, above 0; 0 stands for None or infinity, no cap."""
+    if value is None or (isinstance(value, float) and value == math.inf):
+        return 0.0
+    try:
+        return check_number("max_lr", value, 0, open_low=True)
+    except ValueError as error:
+        raise ValueError(f"{error}, or None for no cap") from None
+
+
+def largest_gamma(group: Mapping[str, Any], k: float) -> float:
+    """What ``max_lr`` lets through at the step that made a group's count ``k``, as finalize forms it."""
+    cap, warmup_steps = check_max_lr(group["max_lr"]), float(group["warmup_steps"])
+    if cap == 0:
+        return math.inf
+    return cap * (k / warmup_steps if k < warmup_steps else 1.0)
+
+
 def check_betas(betas: object, *, first_may_be_one: bool = False) -> tuple[float, float]:
     """``betas``, any sequence of two numbers, in [0, 1), or the first in [0, 1]."""
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from sfplus_kernels.compiling.tracing import ends_with_its_passes
 from sfplus_kernels.contract.layout import Global
 from sfplus_kernels.core.fused import FusedOptimizer
-from sfplus_kernels.core.hyperparameters import check_clip_coef, check_closure
+from sfplus_kernels.core.hyperparameters import check_clip_coef, check_closure, largest_gamma
 from sfplus_kernels.core.losses import LossReports
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.state.checks import check_loss
@@ -41,6 +41,15 @@ class PolyakOptimizer(FusedOptimizer):
         super()._look_at(figures)
         assert self._runaway is not None
         self._runaway.look_at_gamma(self, figures, self.param_groups)
+
+    def _more_of_groups(self, rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+        """``capped``: 1 where gamma is what ``max_lr`` lets through, else 0."""
+        return {
+            "capped": [
+                float(row["scheduled_lr"] >= largest_gamma(group, row["k"]))
+                for row, group in zip(rows, self.param_groups, strict=True)
+            ]
+        }
 
     @ends_with_its_passes
     @torch.no_grad()

@@ -34,7 +34,7 @@ class Runaway:
     """What one optimizer remembers of the steps that it looked at, to tell a run that runs away."""
 
     def __init__(self) -> None:
-        self._early: list[float] = []  # Polyak step sizes, before lr and warmup
+        self._early: list[tuple[float, float]] = []  # Polyak step sizes, and the gammas of them
         self._last_moved = 0.0  # the last k at which a gamma was above 0
         self._norms: list[tuple[float, float]] = []  # L2 and L1 at looks that saw one L2 norm
 
@@ -59,14 +59,8 @@ class Runaway:
         gamma, polyak_lr = max(row["lr_max"] for row in rows), figures[Global.POLYAK_LR]
         if gamma > LARGEST_GAMMA:
             warn_once(owner, "gamma", gamma=gamma, k=k)
-        needed, enough = EARLY_LOOKS
-        if len(self._early) >= needed and polyak_lr > JUMP * statistics.median(self._early):
-            early = statistics.median(self._early)
-            warn_once(owner, "gamma-jump", now=polyak_lr, early=early, k=k)
-        elif (
-            len(self._early) < enough and k > groups[0]["warmup_steps"] and 0 < polyak_lr < math.inf
-        ):
-            self._early.append(polyak_lr)
+        warm = k > groups[0]["warmup_steps"] and 0 < polyak_lr < math.inf
+        self._look_for_jump(owner, polyak_lr, max(row["scheduled_lr"] for row in rows), k, warm)
         for row, group in zip(rows, groups, strict=True):
             share = row["lr_max"] ** 2 * group["weight_decay"]
             if share > 1:
@@ -75,6 +69,19 @@ class Runaway:
             self._last_moved = k
         elif k - self._last_moved >= STUCK_STEPS:
             warn_once(owner, "gamma-zero", steps=k - int(self._last_moved))
+
+    def _look_for_jump(
+        self, owner: object, polyak_lr: float, gamma: float, k: int, warm: bool
+    ) -> None:
+        """Warn if both have grown since the early steps: gamma does not where max_lr held it then and now."""
+        needed, enough = EARLY_LOOKS
+        if len(self._early) >= needed:
+            early, early_gamma = map(statistics.median, zip(*self._early, strict=True))
+            if polyak_lr > JUMP * early and gamma > JUMP * early_gamma:
+                warn_once(owner, "gamma-jump", now=polyak_lr, early=early, k=k)
+                return
+        if len(self._early) < enough and warm:
+            self._early.append((polyak_lr, gamma))
 
     def _look_at_norms(self, owner: object, l2: float, l1: float) -> None:
         """Warn if gradients are clipped before the step.

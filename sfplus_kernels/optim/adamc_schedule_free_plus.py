@@ -13,6 +13,7 @@ from sfplus_kernels.core.hyperparameters import (
     check_betas,
     check_lr,
     check_max_grad_norm,
+    check_max_lr,
     check_number,
     check_sf_beta1,
     check_steps,
@@ -25,9 +26,9 @@ from sfplus_kernels.core.shared_step import SharedStep
 class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
     r"""ScheduleFree+ (arXiv 2605.19095; upstream class ``AdamCScheduleFreePlusPaper``).
 
-    Trains without a learning-rate schedule: the step size ``gamma = lr * polyak_lr`` comes from the loss
-    and the gradients (a Polyak step), and the average x of the iterates is what is evaluated and saved.
-    The equations are in docs/algorithm.md.
+    Trains without a learning-rate schedule: the step size ``gamma = min(lr * polyak_lr, max_lr)`` comes
+    from the loss and the gradients (a Polyak step), and the average x of the iterates is what is
+    evaluated and saved. The equations are in docs/algorithm.md.
 
     Call ``train()`` before training, ``step(loss=loss)`` after ``backward()``, ``eval()`` before
     evaluating or saving. A step with a NaN or an Inf in the loss or in any gradient changes nothing but
@@ -53,6 +54,8 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
         sf_beta1_max: beta at the end of the annealing, in [0, 1] (below 1 when annealed).
         weight_lr_power: power of the largest gamma so far in the averaging weights.
         warmup_steps: gamma is multiplied by min(1, (k + 1) / warmup_steps); 0 is off.
+        max_lr: cap on ``lr * polyak_lr``, before the warmup, so that gamma is never above it. The peak
+            learning rate that AdamW would have keeps a run from running away. None is no cap.
         f_star: the loss that cannot be beaten; the Polyak step aims at it.
         maximize: ascend, towards an ``f_star`` above the objective.
         max_grad_norm: clip to this L2 norm over all gradients, as ``torch.nn.utils.clip_grad_norm_``
@@ -98,6 +101,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
         weight_lr_power: float = 2,
         *,
         warmup_steps: int = 0,
+        max_lr: float | None = None,
         f_star: float = 0.0,
         maximize: bool = False,
         max_grad_norm: float | None = None,
@@ -120,6 +124,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
             "sf_beta1_max": sf_beta1_max,
             "weight_lr_power": weight_lr_power,
             "warmup_steps": warmup_steps,
+            "max_lr": max_lr,
             "f_star": f_star,
             "maximize": maximize,
             "max_grad_norm": max_grad_norm,
@@ -148,6 +153,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
             c_warmup=check_steps("c_warmup", group["c_warmup"]),
             warmup_steps=check_steps("warmup_steps", group["warmup_steps"]),
             weight_lr_power=check_number("weight_lr_power", group["weight_lr_power"]),
+            max_lr=check_max_lr(group["max_lr"]),
         )
 
     def settings_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:

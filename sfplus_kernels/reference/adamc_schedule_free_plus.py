@@ -33,6 +33,7 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
         weight_lr_power: float = 2,
         *,
         warmup_steps: int = 0,
+        max_lr: float | None = None,
         f_star: float = 0.0,
         maximize: bool = False,
     ) -> None:
@@ -45,6 +46,7 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
             "c_warmup": c_warmup,
             "weight_lr_power": weight_lr_power,
             "warmup_steps": warmup_steps,
+            "max_lr": max_lr,
         }
         run_state = {"k": 0, "lr_max": None, "weight_sum": 0.0, "ckp1": 0.0, "scheduled_lr": 0.0}
         super().__init__(params, per_group | run_state)
@@ -134,7 +136,10 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
         """gamma and c_k of this step; advances lr_max and weight_sum."""
         k, eps, warmup_steps = group["k"], group["eps"], group["warmup_steps"]
         warmup = min(1, (k + 1) / warmup_steps) if warmup_steps > 0 else 1
-        gamma = max(float(group["lr"]), eps) * warmup * self.polyak_lr
+        gamma = max(float(group["lr"]), eps) * self.polyak_lr
+        if group["max_lr"] is not None:
+            gamma = min(gamma, group["max_lr"])
+        gamma *= warmup
         previous = eps if group["lr_max"] is None else group["lr_max"]
         lr_max = group["lr_max"] = max(previous, gamma)
         if k < group["c_warmup"]:

@@ -160,12 +160,15 @@ def test_run_state_is_in_the_groups_from_construction() -> None:
     } <= fresh
 
 
-def test_older_state_without_a_key_loads() -> None:
+@pytest.mark.parametrize(("key", "value"), [("f_star", 0.0), ("max_lr", None)])
+def test_older_state_without_a_key_loads(key: str, value: Any) -> None:
     optimizer = AdamCScheduleFreePlus(make_params([(3,)]))
     saved = optimizer.state_dict()
-    del saved["param_groups"][0]["f_star"]
+    del saved["param_groups"][0][key]
     optimizer.load_state_dict(saved)
-    assert optimizer.param_groups[0]["f_star"] == 0.0
+    assert optimizer.param_groups[0][key] == value
+    run(optimizer, optimizer.param_groups[0]["params"], 2)
+    assert optimizer.metrics()["k"] == 2
 
 
 def test_torch_distributed_checkpoint_round_trip() -> None:

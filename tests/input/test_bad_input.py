@@ -45,6 +45,12 @@ HYPERPARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"polyak_beta": -0.1}, ValueError, "polyak_beta is -0.1"),
     ({"c_warmup": -1}, ValueError, "c_warmup is -1"),
     ({"warmup_steps": -1}, ValueError, "warmup_steps is -1"),
+    ({"max_lr": 0.0}, ValueError, r"max_lr is 0.0; expected a number in \(0, inf\), or None"),
+    ({"max_lr": -1}, ValueError, "max_lr is -1"),
+    ({"max_lr": float("nan")}, ValueError, "max_lr is nan"),
+    ({"max_lr": float("-inf")}, ValueError, "max_lr is -inf"),
+    ({"max_lr": "small"}, TypeError, "max_lr is a str"),
+    ({"max_lr": torch.ones(2)}, TypeError, "max_lr is a Tensor"),
     ({"r": float("nan")}, ValueError, "r is nan"),
     ({"weight_lr_power": float("inf")}, ValueError, "weight_lr_power is inf"),
     ({"f_star": float("nan")}, ValueError, "f_star is nan"),
@@ -63,6 +69,7 @@ def test_hyperparameters(arguments: dict[str, Any], error: type[Exception], mess
     [
         ({"lr": -1.0}, "lr is -1.0"),
         ({"betas": (0.9, 2.0)}, "betas"),
+        ({"max_lr": -0.1}, "max_lr is -0.1"),
         ({"f_star": 1.0}, "group 1 has f_star=1.0, group 0 has 0.0"),
     ],
 )

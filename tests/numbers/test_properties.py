@@ -54,6 +54,7 @@ def cases(draw: st.DrawFn) -> dict:
             "warmup_steps": draw(st.integers(0, 3)),
             "sf_beta1_anneal_steps": draw(st.integers(0, 4)),
             "maximize": draw(st.booleans()),
+            "max_lr": draw(st.sampled_from([None, 1e-3, 1e-2])),
         },
     }
 

@@ -227,7 +227,7 @@ def test_metrics_and_state_have_the_documented_names(backend: str) -> None:
     optimizer = AdamCScheduleFreePlus(two_groups(params), backend=backend, **EVERYTHING)
     run(optimizer, params, 3)
     figures = optimizer.metrics()
-    per_group = {"scheduled_lr", "ckp1", "lr_max", "weight_sum"}
+    per_group = {"scheduled_lr", "ckp1", "lr_max", "weight_sum", "capped"}
     assert set(figures) == per_group | {
         "k",
         "function_value",

@@ -134,8 +134,29 @@ def test_a_frozen_backbone(backend: str) -> None:
     model = make_model(backend)
     model[0].requires_grad_(False)
     optimizer = AdamCScheduleFreePlus(model[2].parameters(), backend=backend)
-    with pytest.warns(SFPlusWarning, match=r"\[gamma\].*frozen backbone: divide it by 10"):
+    with pytest.warns(SFPlusWarning, match=r"\[gamma\].*frozen backbone\): set max_lr"):
         train(model, optimizer, 6 * LOOK_EVERY)
+
+
+def test_the_remedy_is_one(backend: str) -> None:
+    """With the cap that the warning asks for the same run hears nothing, and learns."""
+    model = make_model(backend)
+    model[0].requires_grad_(False)
+    optimizer = AdamCScheduleFreePlus(model[2].parameters(), max_lr=0.03, backend=backend)
+    train(model, optimizer, 8 * LOOK_EVERY)  # a warning would be an error
+    figures = optimizer.metrics()
+    assert figures["capped"] == [1.0]
+    assert figures["function_value"] < 1.1  # that of equal odds is log(3)
+
+
+def test_a_gamma_that_jumps_up_to_its_cap(backend: str) -> None:
+    model = make_model(backend)
+    optimizer = AdamCScheduleFreePlus(model.parameters(), lr=1e-4, max_lr=0.01, backend=backend)
+    train(model, optimizer, 4 * LOOK_EVERY)
+    assert optimizer.metrics()["capped"] == [0.0]
+    with pytest.warns(SFPlusWarning, match=r"\[gamma-jump\]"):
+        train(model, optimizer, 2 * LOOK_EVERY, summed)
+    assert optimizer.metrics()["scheduled_lr"] == [0.01]
 
 
 def test_a_gamma_that_jumps(backend: str) -> None:
@@ -143,7 +164,9 @@ def test_a_gamma_that_jumps(backend: str) -> None:
     model = make_model(backend)
     optimizer = AdamCScheduleFreePlus(model.parameters(), lr=1e-4, backend=backend)
     train(model, optimizer, 4 * LOOK_EVERY)
-    with pytest.warns(SFPlusWarning, match=r"\[gamma-jump\].*in the early steps") as caught:
+    with pytest.warns(
+        SFPlusWarning, match=r"\[gamma-jump\].*in the early steps.*set max_lr"
+    ) as caught:
         train(model, optimizer, 2 * LOOK_EVERY, summed)
     assert len(caught) == 1
 

@@ -56,17 +56,20 @@ def _group_step(hyper, groups, rule, polyak_lr, mask, COLUMNS: tl.constexpr):
     weight_lr_power = tl.load(hyper + COLUMNS.Hyper.WEIGHT_LR_POWER, mask, 0.0)
     beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
     silent = tl.load(hyper + COLUMNS.Hyper.SILENT_SGD_PHASE, mask, 0.0)
+    max_lr = tl.load(hyper + COLUMNS.Hyper.MAX_LR, mask, 0.0)
     polyak = rule == COLUMNS.Rule.POLYAK
     k = tl.load(groups + COLUMNS.Group.K, mask, 0.0)
     lr_max = tl.load(groups + COLUMNS.Group.LR_MAX, mask, 0.0)
     weight_sum = tl.load(groups + COLUMNS.Group.WEIGHT_SUM, mask, 0.0)
 
-    # gamma = max(lr, eps) warmup polyak, or lr warmup; comparisons, not maximum, so that NaN stays
+    # gamma = warmup min(max(lr, eps) polyak, max_lr), or lr warmup; by comparisons: a NaN stays one
     warming = (warmup_steps > 0) & (k + 1 < warmup_steps)
     warmup = tl.where(warming, (k + 1) / tl.where(warming, warmup_steps, 1.0), 1.0)
     floor = tl.where(polyak, eps, 0.0)
     factor, adaptive = _factor_of_rule(beta2, k + 1, silent, rule, COLUMNS)
     gamma = tl.where(lr < floor, floor, lr) * warmup * polyak_lr * factor
+    cap = max_lr * warmup
+    gamma = tl.where((cap > 0) & (gamma > cap), cap, gamma)
     lr_max = tl.where(gamma > lr_max, gamma, lr_max)
     # c_k = w / weight_sum, w = (k+1)^r lr_max^p; 1 during c_warmup
     weight = _power(k + 1, r) * _power(lr_max, weight_lr_power)
