@@ -24,7 +24,6 @@ extensions = [
     "figures",  # _ext/figures.py
 ]
 exclude_patterns = ["_build", "node_modules"]
-suppress_warnings = ["toc.not_included"]  # a page may be linked to and not be in the menu
 nitpicky = False  # signatures name torch's types, whose documentation is elsewhere
 
 myst_heading_anchors = 4
