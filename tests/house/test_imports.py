@@ -35,6 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "optim": {"contract", "state", "core"},
     "integrations": {"compiling", "core", "optim"},
     "forecast": set(),
+    "schedules": set(),
     "cli": {"_version", "backends", "checkpoints", "forecast"},
     "__main__": {"cli"},
     "__init__": {"_version", "backends", "optim", "integrations"},
