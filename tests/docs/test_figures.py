@@ -48,6 +48,30 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+ANSWER = """async id => {
+    const [control, times] = [document.getElementById(id), []];
+    for (let k = 0; k < 9; k++) {
+        control.value = +control.min + (control.max - control.min) * (0.3 + 0.06 * k);
+        const start = performance.now();
+        control.dispatchEvent(new Event("input", { bubbles: true }));
+        await new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
+        times.push(performance.now() - start);
+        await new Promise(done => setTimeout(done, 150));
+    }
+    return times;
+}"""
+
+
+@pytest.mark.slow  # needs a quiet machine
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_slider_answers_within_100_ms(visit: Any, name: str) -> None:
+    page = visit(name).page
+    sliders = page.locator(f"{FIGURES[name]} input[type=range]").all()
+    assert sliders
+    times = {(i := s.get_attribute("id")): np.median(page.evaluate(ANSWER, i)) for s in sliders}
+    assert max(times.values()) < 100, times
+
+
 def test_interpolation_answers(visit: Any) -> None:
     """To the keyboard; and with beta 0 the sequences are SGD's."""
     page = visit("interpolation").page

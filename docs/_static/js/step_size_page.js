@@ -6,7 +6,7 @@ import { unpackDigits } from "./network.js";
 import { METHODS, PLUS, problems, race } from "./races.js";
 
 const { Plot } = globalThis;
-const SLICE = 40; // milliseconds of training between two looks at the controls
+const SLICE = 12; // milliseconds of training between two looks at the controls
 const PAUSE = 120; // milliseconds of training between two pictures
 const LOOKS = {
   [PLUS]: { color: "var(--figure-blue)", width: 3 },
@@ -21,7 +21,7 @@ const root = document.getElementById("step-size");
 root.replaceChildren();
 const digits = await (await fetch(new URL("../data/digits.json", import.meta.url))).json();
 const known = problems(unpackDigits(digits));
-let [running, trained] = [null, ""];
+let [running, trained, drawings] = [null, "", 0];
 
 /** The last point of a curve at or before the step at which one stops. */
 function atStop(method) {
@@ -66,7 +66,15 @@ function draw() {
       }),
     ),
   );
-  redraw.forEach((again) => again());
+  drawings += 1;
+  redrawFrom(0, drawings);
+}
+
+/** One picture a turn, so that the hand is never far behind; a newer drawing takes over. */
+function redrawFrom(number, drawing) {
+  if (drawing !== drawings || number === redraw.length) return;
+  redraw[number]();
+  setTimeout(() => redrawFrom(number + 1, drawing), 0);
 }
 
 function picture(width, { label, value, domain, caption }) {
