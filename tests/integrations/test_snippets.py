@@ -13,7 +13,7 @@ from support import ROOT
 from torch import nn
 
 import sfplus_kernels
-from sfplus_kernels import AdamCScheduleFreePlus
+from sfplus_kernels import AdamCScheduleFreePlus, follow
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
 
@@ -81,6 +81,7 @@ def test_skorch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fastai(tmp_path: Path) -> None:
     needs("fastai")
+    from fastai.callback.tracker import SaveModelCallback
     from fastai.callback.training import GradientAccumulation
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
@@ -95,7 +96,11 @@ def test_fastai(tmp_path: Path) -> None:
         model,
         loss_func=nn.CrossEntropyLoss(),
         opt_func=names["opt_func"],
-        cbs=[names["ScheduleFree"](), GradientAccumulation(32)],
+        cbs=[
+            names["ScheduleFree"](),
+            GradientAccumulation(32),
+            SaveModelCallback(fname="best", monitor="valid_loss"),
+        ],
         path=tmp_path,
     )
     learner.create_opt()
@@ -109,8 +114,9 @@ def test_fastai(tmp_path: Path) -> None:
     assert watch.losses[0] == pytest.approx(float(first), rel=1e-5)
     assert same(held(model), iterate(model, inner))
     learner.save("end")
-    file = torch.load(tmp_path / "models" / "end.pth", weights_only=False)
-    assert same(file.get("model", file), iterate(model, inner))
+    for name in ("best", "end"):
+        file = torch.load(tmp_path / "models" / f"{name}.pth", weights_only=False)
+        assert same(file.get("model", file), iterate(model, inner))
 
 
 def test_keras(tmp_path: Path) -> None:
@@ -155,6 +161,75 @@ def test_torchtune() -> None:
     exec(snippet("torchtune"), names)
     assert names["optimizer"].metrics()["function_value"] == pytest.approx(float(loss) / 16)
     assert same(names["saved"], iterate(names["model"], names["optimizer"]))
+
+
+def test_torchtunes_configuration() -> None:
+    needs("torchtune")
+    from omegaconf import OmegaConf
+    from torchtune.config import instantiate
+
+    settings = {"_component_": "sfplus_kernels.AdamCScheduleFreePlus", "lr": 1.0}
+    optimizer = instantiate(OmegaConf.create(settings), net().parameters())
+    assert type(optimizer) is AdamCScheduleFreePlus
+
+
+def test_composer(tmp_path: Path) -> None:
+    """Microbatches of four, whose loss Composer's closure hands on; evaluation and checkpoints at x."""
+    needs("composer")
+    from composer import Trainer
+    from composer.models import ComposerModel
+
+    class Model(ComposerModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+            self.at_x: list[bool] = []
+
+        def forward(self, batch: Any) -> Any:
+            return self.net(batch[0])
+
+        def loss(self, outputs: Any, batch: Any) -> Any:
+            return nn.functional.cross_entropy(outputs, batch[1])
+
+        def eval_forward(self, batch: Any, outputs: Any = None) -> Any:
+            self.at_x.append(same(held(self), iterate(self, optimizer)))
+            return self.forward(batch)  # as Composer's own models do: no hook sees it
+
+        def get_metrics(self, is_train: bool = False) -> dict[str, Any]:
+            return {}
+
+    model, data = Model(), Regression()
+    optimizer = AdamCScheduleFreePlus(model.parameters(), lr=0.1)
+    names: dict[str, Any] = {}
+    exec(snippet("Composer"), names)
+    follow(model, optimizer)
+    watch = Watch(optimizer)
+    loader = torch.utils.data.DataLoader(data, batch_size=16)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loader,
+        eval_dataloader=torch.utils.data.DataLoader(data, batch_size=16),
+        eval_interval="2ba",
+        max_duration="4ba",
+        optimizers=optimizer,
+        device="cpu",
+        device_train_microbatch_size=4,
+        callbacks=[names["ScheduleFree"]()],
+        save_folder=str(tmp_path),
+        save_interval="3ba",
+        progress_bar=False,
+    )
+    trainer.fit()
+    trainer.close()
+    with torch.no_grad():
+        first = nn.functional.cross_entropy(net()(data.x[:16]), data.y[:16])
+    assert len(watch.losses) == 4
+    assert watch.losses[0] == pytest.approx(float(first), rel=1e-5)
+    assert len(model.at_x) >= 8
+    assert all(model.at_x)
+    files = [path for path in tmp_path.glob("*ba4*") if path.is_file()]
+    saved = torch.load(files[0], weights_only=False)["state"]["model"]
+    assert same(saved, iterate(model, optimizer))
 
 
 def test_fabric() -> None:
