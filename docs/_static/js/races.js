@@ -47,7 +47,7 @@ export function problems(digits) {
   };
 }
 
-/** One step after the other of one method; yields nothing, fills `curve` with {k, gamma, loss, accuracy}. */
+/** One step after the other of one method; yields nothing, adds {k, gamma, loss, accuracy} to `curve`. */
 function* train(problem, method, settings, curve) {
   const { steps, batch, peak, direction, lr, lossScale, gradientScale } = settings;
   const warmup = Math.ceil(WARMUP_SHARE * steps);
@@ -59,7 +59,6 @@ function* train(problem, method, settings, curve) {
     : new GivenStepSize(problem.start, { direction: direction.toLowerCase() });
   const draw = batches(3, problem.n, batch);
   const every = Math.max(1, Math.round(steps / N_CURVE));
-  curve.push({ k: 0, ...problem.evaluate(optimizer.result) });
   for (let k = 0; k < steps; k++) {
     const { loss, gradient } = problem.lossAndGradient(optimizer.at, draw());
     const scaled = gradient.map((g) => g * lossScale * gradientScale);
@@ -77,12 +76,14 @@ function* train(problem, method, settings, curve) {
  * the points so far by the names of METHODS.
  */
 export function race(problem, settings) {
-  const curves = Object.fromEntries(METHODS.map((method) => [method, []]));
-  let racers = METHODS.map((method) => train(problem, method, settings, curves[method]));
+  problem.outset ??= problem.evaluate(problem.start); // where all begin, in every race
+  const curves = Object.fromEntries(METHODS.map((method) => [method, [{ k: 0, ...problem.outset }]]));
+  const racers = METHODS.map((method) => train(problem, method, settings, curves[method]));
   const run = (milliseconds) => {
     const end = performance.now() + milliseconds;
     while (racers.length > 0 && performance.now() < end) {
-      racers = racers.filter((racer) => !racer.next().done);
+      const racer = racers.shift();
+      if (!racer.next().done) racers.push(racer);
     }
     return racers.length > 0;
   };
