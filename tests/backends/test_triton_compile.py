@@ -50,6 +50,7 @@ class Kernel:
     ptx: str = field(repr=False)
     registers: int
     stack: int
+    local_beside_vectors: bool
     shared: int
     num_warps: int
     block_size: int
@@ -130,7 +131,12 @@ def kernels(compiled: dict[int, Kernels], arch: int) -> Kernels:
 
 def named(kernels: Kernels, *passes: str) -> list[str]:
     """Names of the kernels of some passes: ``update bf16 fp32``, ``update fp32 fp32 sgd``."""
-    return [name for name in kernels if name.split()[0] in passes]
+    return [n for n in kernels if n.split()[0] in passes and n not in finishing(kernels)]
+
+
+def finishing(kernels: Kernels) -> list[str]:
+    """Those of a memory pass in which one program forms the coefficients too."""
+    return [name for name in kernels if name.endswith("finishing")]
 
 
 def state_bits(param: str) -> int:
@@ -139,7 +145,7 @@ def state_bits(param: str) -> int:
 
 def tensor_bits(name: str) -> tuple[list[int], list[int]]:
     """Bits of an element of each tensor that the kernel reads, and of each that it writes."""
-    kernel, param, other, *direction = name.split()
+    kernel, param, other, *direction = name.removesuffix(" finishing").split()
     state = state_bits(param)
     own = [BITS[param]] if param in HALVES else []  # a parameter that is not y itself
     if kernel == "reduce":
@@ -169,10 +175,15 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
     for param in BITS:
         state = "fp64" if param == "fp64" else "fp32"
         for grad in BITS if arch == EVERY_PAIR else [param]:
-            expected |= {f"reduce {state} {grad}", f"update {param} {grad}"}
+            expected |= {f"reduce {state} {grad} finishing", f"update {param} {grad}"}
             if arch == EVERY_PAIR:
                 expected.add(f"reduce {state} {grad} gradients_only")
-        expected |= {f"update {param} {param} no_momentum", f"update {param} {param} sgd"}
+                expected.add(f"reduce {state} {grad} gradients_only finishing")
+        directions = ["", " no_momentum", " sgd"]
+        expected |= {f"reduce {state} {param}"}
+        expected |= {f"update {param} {param}{direction}" for direction in directions}
+        whole = directions if arch == EVERY_PAIR else [" no_momentum"]
+        expected |= {f"update {param} {param}{direction} finishing" for direction in whole}
         moves = Move if arch == EVERY_PAIR else (Move.TO_X, Move.TO_Y)
         expected |= {f"interpolate {param} {move.name.lower()}" for move in moves}
     assert set(kernels) == expected
@@ -189,6 +200,15 @@ def test_whole_blocks_are_accessed_in_vectors(kernels: Kernels) -> None:
         assert kernel.unmasked("ld") == whole_block_accesses(kernel, name, loads), name
         assert kernel.unmasked("st") == whole_block_accesses(kernel, name, stores), name
         assert kernel.scalars("st") == 0, name
+
+
+def test_a_pass_that_finishes_the_step_accesses_as_wide(kernels: Kernels) -> None:
+    """Beside it there are the coefficients, one by one, and the loss."""
+    for name in finishing(kernels):
+        kernel, (loads, stores) = kernels[name], tensor_bits(name)
+        for op, bits in (("ld", loads), ("st", stores)):
+            expected = whole_block_accesses(kernel, name, bits)[128]
+            assert kernel.unmasked(op)[128] == expected, name
 
 
 def test_the_usual_update_is_nine_vectors_per_turn(kernels: Kernels) -> None:
@@ -270,6 +290,32 @@ def test_registers_do_not_spill(kernels: Kernels) -> None:
     assert kernels["finalize"].stack <= 32
 
 
+def test_what_finishes_the_step_takes_nothing_from_the_memory_pass(kernels: Kernels) -> None:
+    """80 registers leave room for 24 warps. What that does not hold is kept in local memory, in the one
+    program that finishes the step: not where tensors are accessed."""
+    for name in finishing(kernels):
+        kernel = kernels[name]
+        loads, _ = tensor_bits(name)
+        assert kernel.registers <= 80, name
+        assert kernel.stack <= 128, name
+        assert not kernel.local_beside_vectors, name
+        in_flight = kernel.resident_warps * 32 * kernel.elements_per_thread * sum(loads) // 8
+        # SGD has few tensors, and a look at gradients alone one
+        least = 16_000 if "gradients_only" in name else 32_000
+        assert in_flight >= least, (name, in_flight)
+
+
+def test_tickets_are_the_only_atomics(kernels: Kernels) -> None:
+    """One in reduce: its last program has all the sums. Four in a whole step: who is first, its mark, those
+    that wait for the mark, and who has seen it last."""
+    order = {"relaxed": 0, "acquire": 1, "release": 2, "acq_rel": 3}
+    for name, kernel in kernels.items():
+        found = sorted(order[a] for a in re.findall(r"\batom\.global(?:\.gpu)?\.(\w+)", kernel.ptx))
+        expected = [3] if name.startswith("reduce") else [0, 0, 1, 2]
+        assert found == (expected if name in finishing(kernels) else []), name
+        assert not re.findall(r"^\s*(?:@\S+\s+)?red\.", kernel.ptx, re.MULTILINE), name
+
+
 def test_occupancy(kernels: Kernels) -> None:
     """Registers leave room for the warps, and for the reads under way, that a GPU needs.
 
@@ -315,14 +361,16 @@ def test_dtypes_make_different_kernels(compiled: dict[int, Kernels], arch: int) 
 
 def test_nothing_that_changes_is_compiled_in(kernels: Kernels) -> None:
     """Else steps would be compiled anew: hyperparameters, step counts and sizes are arguments."""
+    finish = {"COLUMNS", "MAX_COEFFICIENT", "SUM_BLOCK", "LANES"}
     shape = {"COLUMNS", "VECTOR", "CHUNK_SIZE", "BLOCK_SIZE"}
     allowed = {
-        "reduce": shape | {"WITH_E", "STATE_DTYPE", "GRAD_DTYPE"},
+        "reduce": shape | finish | {"WITH_E", "STATE_DTYPE", "GRAD_DTYPE"},
         "update": shape
+        | finish
         | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "HAS_EXP_AVG", "HAS_EXP_AVG_SQ"},
         "interpolate": shape | {"PARAM_DTYPE", "STATE_DTYPE", "MOVE"},
-        "finalize": {"COLUMNS", "MAX_COEFFICIENT", "GROUP_BLOCK", "BLOCK_SIZE"},
-        "finalize_tensors": {"COLUMNS", "BLOCK_SIZE"},
+        "finalize": finish,
+        "finalize_tensors": {"COLUMNS", "LANES"},
     }
     for name, kernel in kernels.items():
         assert set(kernel.constants) == allowed[name.split()[0]], name

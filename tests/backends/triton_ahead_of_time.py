@@ -30,7 +30,15 @@ from sfplus_kernels.contract.formats import FLOAT_DTYPES, needs_master, state_dt
 from sfplus_kernels.contract.layout import Move
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-TYPES = {torch.float64: "*fp64", torch.int64: "*i64", int: "i32"}
+TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    int: "i32",
+}
 
 
 def main(arch: int, every_pair: bool) -> None:
@@ -80,11 +88,18 @@ def record_launches(
     run = RunState.zeros(len(numels), len(numels), torch.device("cpu"))
     plan = table.build_table(entries, torch.device("cpu"), triton_backend.chunk_size(False))
     backend = triton_backend.TritonBackend()
-    backend.reduce(plan, with_e=True)
+    loss = torch.zeros((), dtype=grad_dtype)
+    backend.step(plan, run, sums=True, with_e=True, loss=loss)
+    if grad_dtype == param_dtype and (n_moments == 1 or rare_passes):
+        backend.step(plan, run, sums=False, with_e=False, loss=None)
+    if grad_dtype == param_dtype:
+        backend.reduce(plan, with_e=True)
     if rare_passes:
+        backend.step(plan, run, sums=True, with_e=False, loss=None)
         backend.reduce(plan, with_e=False)
+    triton_backend.MANY_TENSORS = 0
     backend.finalize(plan, run, plan.partials)
-    backend.update(plan, run)
+    triton_backend.MANY_TENSORS = 1024
     for move in Move if rare_passes else (Move.TO_X, Move.TO_Y):
         backend.interpolate(plan, run, move)
     return launches
@@ -95,26 +110,36 @@ class RecordedLaunch:
 
     def __init__(self, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.kernel = kernel
-        self.constants = {k: v for k, v in kwargs.items() if k in kernel.arg_names}
         self.options = {k: v for k, v in kwargs.items() if k not in kernel.arg_names}
+        given = dict(zip(kernel.arg_names, args, strict=False))
+        given |= {k: v for k, v in kwargs.items() if k in kernel.arg_names}
+        # what is None is compiled in too: it is not there
+        self.constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
+        self.absent = {name: None for name, value in given.items() if value is None}
         # as Triton specializes them: addresses that are multiples of 16 are known to be, and
         # integers too, and ones, unless the kernel declares that it does not want that
         self.signature: dict[str, str] = {}
         self.attributes: dict[tuple[int], list[tuple[str, int]]] = {}
         self.specialized_integers: list[str] = []
-        for position, (param, arg) in enumerate(zip(kernel.params, args, strict=False)):
-            if isinstance(arg, torch.Tensor):
+        for position, param in enumerate(kernel.params):
+            arg = given[param.name]
+            if param.is_constexpr or arg is None:
+                self.signature[param.name] = "constexpr"
+            elif isinstance(arg, torch.Tensor):
                 self.signature[param.name] = TYPES[arg.dtype]
-                if arg.data_ptr() % 16 == 0:
+                if arg.data_ptr() % 16 == 0 and not param.do_not_specialize_on_alignment:
                     self.attributes[(position,)] = [("tt.divisibility", 16)]
             else:
                 self.signature[param.name] = TYPES[type(arg)]
                 if not param.do_not_specialize:
                     self.specialized_integers.append(param.name)
-        self.signature |= dict.fromkeys(self.constants, "constexpr")
 
     def __repr__(self) -> str:
         return f"{self.name} {self.signature} {self.attributes} {self.constants} {self.options}"
+
+    @property
+    def is_memory_pass(self) -> bool:
+        return "BLOCK_SIZE" in self.constants
 
     @property
     def name(self) -> str:
@@ -132,11 +157,15 @@ class RecordedLaunch:
             words.append("gradients_only")
         if not self.constants.get("HAS_EXP_AVG", True):
             words.append("no_momentum" if self.constants["HAS_EXP_AVG_SQ"] else "sgd")
+        if words[0] in ("reduce", "update") and "tickets_ptr" not in self.absent:
+            words.append("finishing")
         return " ".join(words)
 
     def compile(self, arch: int) -> dict[str, Any]:
         """Its PTX and what it needs of a multiprocessor."""
-        source = ASTSource(self.kernel, self.signature, self.constants, self.attributes)
+        source = ASTSource(
+            self.kernel, self.signature, {**self.constants, **self.absent}, self.attributes
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             binary = triton.compile(
@@ -146,24 +175,39 @@ class RecordedLaunch:
         return {
             "ptx": binary.asm["ptx"],
             "registers": usage["REG"],
+            "local_beside_vectors": self.is_memory_pass
+            and usage["STACK"] > 0
+            and local_beside_vectors(binary.asm["cubin"]),
             "stack": usage["STACK"] + usage["LOCAL"],
             "shared": binary.metadata.shared,
             "num_warps": binary.metadata.num_warps,
-            "block_size": self.constants["BLOCK_SIZE"],
+            "block_size": self.constants.get("BLOCK_SIZE", 0),
             "constants": sorted(self.constants),
             "specialized_integers": self.specialized_integers,
             "warnings": [str(warning.message) for warning in caught],
         }
 
 
+def local_beside_vectors(cubin: bytes) -> bool:
+    """Whether local memory is accessed between the first and the last access of 16 bytes."""
+    sass = said_of(cubin, "-sass")
+    vectors = [access.start() for access in re.finditer(r"\b(?:LDG|STG)\.\S*128\b", sass)]
+    local = [access.start() for access in re.finditer(r"\b(?:LDL|STL)\b", sass)]
+    return bool(vectors) and any(vectors[0] < place < vectors[-1] for place in local)
+
+
 def resource_usage(cubin: bytes) -> dict[str, int]:
     """Registers per thread, and bytes of stack and local memory, which is where spills go."""
+    listing = said_of(cubin, "--dump-resource-usage")
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", listing)}
+
+
+def said_of(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", listing)}
+        command = [str(CUOBJDUMP), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

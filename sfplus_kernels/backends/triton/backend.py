@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,109 +18,46 @@ from sfplus_kernels.backends.table import (
     build_table,
     load_param_stages,
     store_param_stages,
-    weigh_partials,
 )
-from sfplus_kernels.backends.triton.finalize import finalize_kernel, finalize_tensors_kernel
+from sfplus_kernels.backends.triton.finish import finalize_kernel, finalize_tensors_kernel
 from sfplus_kernels.backends.triton.interpolate import interpolate_kernel
+from sfplus_kernels.backends.triton.launches import (
+    COLUMNS,
+    FINALIZE,
+    FINALIZE_TENSORS,
+    FINISH,
+    MANY_PROGRAMS,
+    MANY_TENSORS,
+    OF_A_MOVE,
+    REGISTERS,
+    TRITON_DTYPES,
+    LaunchConfig,
+    chunk_size,
+    launch_config,
+)
 from sfplus_kernels.backends.triton.reduce import reduce_kernel
 from sfplus_kernels.backends.triton.update import update_kernel
 from sfplus_kernels.contract import layout
-from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.contract.backend import Entry, RunState
 from sfplus_kernels.contract.formats import state_dtype
 
 INTERPRETED = not isinstance(update_kernel, triton.JITFunction)
 """Whether the kernels run in the interpreter: decided by TRITON_INTERPRET when they are imported."""
 
-TRITON_DTYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
+NO_FINISH: dict[str, Any] = {
+    "loss_ptr": None,
+    "globals_ptr": None,
+    "groups_ptr": None,
+    "hyper_ptr": None,
+    "settings_ptr": None,
+    "tensors_ptr": None,
+    "group_coefs_ptr": None,
+    "tensor_coefs_ptr": None,
+    "tickets_ptr": None,
+    "n_groups": 0,
+    "n_rows": 0,
 }
-
-
-class Columns:
-    """The enums of ``layout`` as one compile-time constant of the kernels.
-
-    Its repr is part of Triton's cache key, so kernels compiled for another layout are not reused.
-    Global constants would enter the key too, but each of them costs host time at every launch.
-    """
-
-    def __init__(self, *enums: type[IntEnum]) -> None:
-        for enum in enums:
-            columns = {column.name: int(column) for column in enum}
-            setattr(self, enum.__name__, SimpleNamespace(**columns, WIDTH=len(enum)))
-        self._text = f"Columns({vars(self)})"  # once: some releases ask for it at every launch
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-COLUMNS = Columns(
-    layout.Rule,
-    layout.Move,
-    layout.Hyper,
-    layout.Setting,
-    layout.Global,
-    layout.Group,
-    layout.Scalar,
-    layout.GroupCoef,
-    layout.TensorCoef,
-    layout.Sum,
-    layout.Row,
-    layout.Chunk,
-)
-
-
-# a * b + c is rounded once. Said explicitly: Triton 3.9 warns where it is not, 3.10 stops doing it
-ARITHMETIC = {"enable_fp_fusion": True}
-# but what eval() makes of y and e is what plain torch operations make of them, to the bit
-OF_A_MOVE = {"enable_fp_fusion": False}
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """Shape of a launch: elements per program, per loop turn and per access, and warps."""
-
-    chunk_size: int
-    block_size: int
-    vector: int
-    num_warps: int
-
-    def arguments(self) -> dict[str, int]:
-        """As keyword arguments of a kernel."""
-        return {
-            "VECTOR": self.vector,
-            "CHUNK_SIZE": self.chunk_size,
-            "BLOCK_SIZE": self.block_size,
-            "num_warps": self.num_warps,
-            **ARITHMETIC,
-        }
-
-
-def chunk_size(interpreted: bool) -> int:
-    """Elements of one piece of the chunk table."""
-    return 16384 if interpreted else 8192
-
-
-def launch_config(pass_name: str, state: torch.dtype, interpreted: bool) -> LaunchConfig:
-    """How ``pass_name`` (reduce, update or interpolate) is launched for a state dtype.
-
-    A thread accesses 16 bytes of state at a time; beside it, gradients and parameters of another
-    width are accessed in the same number of elements, else Triton would exchange them between
-    threads through shared memory. Each pass makes two to five such loads before it needs one of
-    them: reduce and interpolate, which have fewer tensors, take two vectors of each.
-    """
-    vector = 16 // state.itemsize
-    if interpreted:  # a loop turn costs milliseconds whatever its size
-        return LaunchConfig(chunk_size(True), 4096, vector, 4)
-    vectors, num_warps = {"reduce": (2, 4), "update": (1, 8), "interpolate": (2, 4)}[pass_name]
-    return LaunchConfig(chunk_size(False), vector * vectors * 32 * num_warps, vector, num_warps)
-
-
-# finalize is one program whose time is the latency of its loads: many lanes, few turns
-FINALIZE = {"GROUP_BLOCK": 256, "BLOCK_SIZE": 1024, "num_warps": 8, **ARITHMETIC}
-FINALIZE_TENSORS = {"BLOCK_SIZE": 128, "num_warps": 4, **ARITHMETIC}
+"""For a kernel that does not finish the step."""
 
 
 class TritonBackend:
@@ -148,85 +82,108 @@ class TritonBackend:
         bring_gradients(plan, gradients, moved=moved)
 
     def steps_at_once(self, plan: AddressTable) -> bool:
-        return False
+        return bool(plan.launches)  # a kernel to finish the step in
 
     def step(
         self, plan: AddressTable, run: RunState, *, sums: bool, with_e: bool, loss: Tensor | None
     ) -> None:
-        raise NotImplementedError("steps_at_once says that there is none")
+        load_param_stages(plan)
+        finish = _finish(plan, run, loss)
+        few_programs = plan.launches[0].n_chunks <= MANY_PROGRAMS
+        with _launching(plan):
+            if sums:
+                self._reduce(plan, with_e, {**finish, "tickets_ptr": plan.tickets})
+                self._finalize_many_tensors(plan, run)
+                self._update(plan, run, NO_FINISH)
+            elif few_programs and plan.n_rows <= MANY_TENSORS:
+                self._update(plan, run, {**finish, "tickets_ptr": plan.tickets})
+            else:
+                self._finalize(plan, run, None, finish)
+                self._update(plan, run, NO_FINISH)
+        store_param_stages(plan)
 
     def reduce(self, plan: AddressTable, *, with_e: bool) -> Tensor:
         with _launching(plan):
-            for launch in plan.launches:
-                _grid(reduce_kernel, launch.n_partials)(
-                    plan.rows,
-                    plan.gradients,
-                    plan.chunks,
-                    plan.partials,
-                    launch.first_chunk,
-                    launch.n_chunks,
-                    launch.first_partial,
-                    launch.n_partials,
-                    COLUMNS=COLUMNS,
-                    WITH_E=with_e,
-                    STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
-                    GRAD_DTYPE=_grad_dtype(launch),
-                    **_config("reduce", launch).arguments(),
-                )
-        weigh_partials(plan)
+            self._reduce(plan, with_e, NO_FINISH)
         return plan.partials
 
     def finalize(self, plan: AddressTable, run: RunState, partials: Tensor | None) -> None:
         with _launching(plan):
-            _grid(finalize_kernel, 1)(
-                plan.partials if partials is None else partials,
-                run.globals,
-                run.groups,
-                run.hyper,
-                run.settings,
-                run.group_coefs,
-                0 if partials is None else len(partials),
-                len(run.groups),
-                COLUMNS=COLUMNS,
-                MAX_COEFFICIENT=MAX_COEFFICIENT,
-                **FINALIZE,
-            )
-            if plan.n_rows > 0:
-                n_programs = triton.cdiv(plan.n_rows, FINALIZE_TENSORS["BLOCK_SIZE"])
-                _grid(finalize_tensors_kernel, n_programs)(
-                    plan.rows,
-                    run.globals,
-                    run.groups,
-                    run.hyper,
-                    run.settings,
-                    run.tensors,
-                    run.tensor_coefs,
-                    plan.n_rows,
-                    COLUMNS=COLUMNS,
-                    **FINALIZE_TENSORS,
-                )
+            self._finalize(plan, run, partials, _finish(plan, run, None))
 
     def update(self, plan: AddressTable, run: RunState) -> None:
         load_param_stages(plan)
         with _launching(plan):
-            for launch in plan.launches:
-                _grid(update_kernel, launch.n_chunks)(
-                    plan.rows,
-                    plan.gradients,
-                    plan.chunks,
-                    run.globals,
-                    run.group_coefs,
-                    run.tensor_coefs,
-                    launch.first_chunk,
-                    COLUMNS=COLUMNS,
-                    PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
-                    STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
-                    GRAD_DTYPE=_grad_dtype(launch),
-                    HAS_EXP_AVG=launch.has_exp_avg,
-                    HAS_EXP_AVG_SQ=launch.has_exp_avg_sq,
-                    **_config("update", launch).arguments(),
-                )
+            self._update(plan, run, NO_FINISH)
         store_param_stages(plan)
+
+    def _reduce(self, plan: AddressTable, with_e: bool, finish: dict[str, Any]) -> None:
+        for launch in plan.launches:
+            last = launch is plan.launches[-1]
+            _grid(reduce_kernel, launch.n_partials)(
+                plan.rows,
+                plan.gradients,
+                plan.chunks,
+                plan.partials,
+                launch.first_chunk,
+                launch.n_chunks,
+                launch.first_partial,
+                launch.n_partials,
+                launch.shards,
+                **(finish if last else NO_FINISH),
+                **FINISH,
+                **_few_registers(plan, last and finish is not NO_FINISH),
+                WITH_E=with_e,
+                STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
+                GRAD_DTYPE=_grad_dtype(launch),
+                **_config("reduce", launch).arguments(),
+            )
+
+    def _finalize(
+        self, plan: AddressTable, run: RunState, partials: Tensor | None, finish: dict[str, Any]
+    ) -> None:
+        n_partials = 0 if partials is None else len(partials)
+        _grid(finalize_kernel, 1)(partials, plan.rows, n_partials, **finish, **FINALIZE)
+        self._finalize_many_tensors(plan, run)
+
+    def _finalize_many_tensors(self, plan: AddressTable, run: RunState) -> None:
+        if plan.n_rows <= MANY_TENSORS:
+            return
+        _grid(finalize_tensors_kernel, triton.cdiv(plan.n_rows, FINALIZE_TENSORS["LANES"]))(
+            plan.rows,
+            run.globals,
+            run.groups,
+            run.hyper,
+            run.settings,
+            run.tensors,
+            run.tensor_coefs,
+            plan.n_rows,
+            **FINALIZE_TENSORS,
+        )
+
+    def _update(self, plan: AddressTable, run: RunState, finish: dict[str, Any]) -> None:
+        for launch in plan.launches:
+            first = launch is plan.launches[0]
+            _grid(update_kernel, launch.n_chunks)(
+                plan.rows,
+                plan.gradients,
+                plan.chunks,
+                launch.first_chunk,
+                **{
+                    **(finish if first else NO_FINISH),
+                    "globals_ptr": run.globals,
+                    "group_coefs_ptr": run.group_coefs,
+                    "tensor_coefs_ptr": run.tensor_coefs,
+                },
+                **FINISH,
+                **_few_registers(plan, first and finish is not NO_FINISH),
+                PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
+                STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
+                GRAD_DTYPE=_grad_dtype(launch),
+                HAS_EXP_AVG=launch.has_exp_avg,
+                HAS_EXP_AVG_SQ=launch.has_exp_avg_sq,
+                **_config("update", launch).arguments(),
+            )
 
     def interpolate(self, plan: AddressTable, run: RunState, move: layout.Move) -> None:
         load_param_stages(plan)
@@ -248,6 +205,27 @@ class TritonBackend:
                     **{**_config("interpolate", launch).arguments(), **OF_A_MOVE},
                 )
         store_param_stages(plan)
+
+
+def _finish(plan: AddressTable, run: RunState, loss: Tensor | None) -> dict[str, Any]:
+    """What a kernel is told that finishes the step; one inside of another pass has tickets too."""
+    return {
+        "loss_ptr": loss,
+        "globals_ptr": run.globals,
+        "groups_ptr": run.groups,
+        "hyper_ptr": run.hyper,
+        "settings_ptr": run.settings,
+        "tensors_ptr": run.tensors,
+        "group_coefs_ptr": run.group_coefs,
+        "tensor_coefs_ptr": run.tensor_coefs,
+        "n_groups": len(run.groups),
+        "n_rows": plan.n_rows if plan.n_rows <= MANY_TENSORS else 0,
+    }
+
+
+def _few_registers(plan: AddressTable, finishes: bool) -> dict[str, int]:
+    nvidia = plan.rows.device.type != "xpu" and torch.version.hip is None and not INTERPRETED
+    return {"maxnreg": REGISTERS} if finishes and nvidia else {}
 
 
 def _config(pass_name: str, launch: Launch) -> LaunchConfig:

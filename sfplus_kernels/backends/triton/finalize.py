@@ -1,4 +1,7 @@
-"""The step's scalars: sums, loss and run state -> coefficients. All of it in fp64."""
+"""The step's scalars: sums, loss and run state -> coefficients. All of it in fp64.
+
+In which kernel that is done: see finish.py.
+"""
 
 import triton
 import triton.language as tl
@@ -81,9 +84,10 @@ def _group_step(hyper, groups, rule, polyak_lr, mask, COLUMNS: tl.constexpr):
     return k, gamma, lr_max, weight_sum, c, omega, adaptive
 
 
-@triton.jit(do_not_specialize=["n_partials", "n_groups"])
-def finalize_kernel(
+@triton.jit
+def finish_groups(
     partials_ptr,
+    loss_ptr,
     globals_ptr,
     groups_ptr,
     hyper_ptr,
@@ -93,34 +97,42 @@ def finalize_kernel(
     n_groups,
     COLUMNS: tl.constexpr,
     MAX_COEFFICIENT: tl.constexpr,
-    GROUP_BLOCK: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    SUM_BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """Global figures and everything per group, or the mark of a skipped step. One program.
+    """Global figures and everything per group, or the mark of a skipped step. Returns whether it is skipped.
 
     What a thread reads may be what another one writes: all that is read from the run state is read
     before the barrier that precedes its writing.
     """
-    # combine the partial sums, in a fixed order
-    lanes = tl.arange(0, BLOCK_SIZE)
-    l1 = tl.full((BLOCK_SIZE,), 0, tl.float64)
-    dot = tl.full((BLOCK_SIZE,), 0, tl.float64)
-    squares = tl.full((BLOCK_SIZE,), 0, tl.float64)
-    for first in range(0, n_partials, BLOCK_SIZE):
-        mask = first + lanes < n_partials
-        slots = partials_ptr + (first + lanes) * COLUMNS.Sum.WIDTH
-        l1 += tl.load(slots + COLUMNS.Sum.GRAD_L1, mask, 0.0)
-        dot += tl.load(slots + COLUMNS.Sum.GRAD_DOT_E, mask, 0.0)
-        squares += tl.load(slots + COLUMNS.Sum.GRAD_SQ, mask, 0.0)
-    sum_l1 = tl.sum(l1)
-    sum_dot = tl.sum(dot)
-    sum_squares = tl.sum(squares)
+    sum_l1 = tl.full((), 0, tl.float64)
+    sum_dot = tl.full((), 0, tl.float64)
+    sum_squares = tl.full((), 0, tl.float64)
+    if partials_ptr is not None:  # in a fixed order, past the multiprocessor's own cache
+        lanes = tl.arange(0, SUM_BLOCK)
+        l1 = tl.full((SUM_BLOCK,), 0, tl.float64)
+        dot = tl.full((SUM_BLOCK,), 0, tl.float64)
+        squares = tl.full((SUM_BLOCK,), 0, tl.float64)
+        for first in range(0, n_partials, SUM_BLOCK):
+            mask = first + lanes < n_partials
+            slots = partials_ptr + (first + lanes) * COLUMNS.Sum.WIDTH
+            l1 += tl.load(slots + COLUMNS.Sum.GRAD_L1, mask, 0.0, cache_modifier=".cg")
+            dot += tl.load(slots + COLUMNS.Sum.GRAD_DOT_E, mask, 0.0, cache_modifier=".cg")
+            squares += tl.load(slots + COLUMNS.Sum.GRAD_SQ, mask, 0.0, cache_modifier=".cg")
+        sum_l1 = tl.sum(l1)
+        sum_dot = tl.sum(dot)
+        sum_squares = tl.sum(squares)
 
     rule = tl.load(settings_ptr + COLUMNS.Setting.RULE)
     polyak_beta = tl.load(settings_ptr + COLUMNS.Setting.POLYAK_BETA)
     f_star = tl.load(settings_ptr + COLUMNS.Setting.F_STAR)
     sign = tl.load(settings_ptr + COLUMNS.Setting.GRAD_SIGN)
-    f = tl.load(globals_ptr + COLUMNS.Global.FUNCTION_VALUE)
+    if loss_ptr is None:
+        f = tl.load(globals_ptr + COLUMNS.Global.FUNCTION_VALUE)
+    else:  # of any dtype; by way of fp32, because the interpreter knows no other way from bf16
+        f = tl.load(loss_ptr)
+        f = f if f.dtype == tl.float64 else f.to(tl.float32).to(tl.float64)
+        tl.store(globals_ptr + COLUMNS.Global.FUNCTION_VALUE, f)
     ema = tl.load(globals_ptr + COLUMNS.Global.GRAD_L1_EMA)
     scale = tl.load(globals_ptr + COLUMNS.Global.GRAD_SCALE)
     clip_coef = tl.load(globals_ptr + COLUMNS.Global.CLIP_COEF)
@@ -150,14 +162,18 @@ def finalize_kernel(
     moving = denominator > 0
     polyak_lr = tl.where(moving, numerator / tl.where(moving, denominator, 1.0), 0.0)
     polyak_lr = tl.where(rule == COLUMNS.Rule.POLYAK, polyak_lr, 1.0)
+    # figures that nobody reads here
+    tl.store(globals_ptr + COLUMNS.Global.GRAD_L1, sum_l1)
+    tl.store(globals_ptr + COLUMNS.Global.GRAD_NORM, tl.sqrt(sum_squares))
+    tl.store(globals_ptr + COLUMNS.Global.IP_TERM, ip_term)
 
     # a step that is not finite, or whose coefficients would overflow, is skipped
     infinity = float("inf")
     fine = (tl.abs(f) < infinity) & (sum_l1 < infinity)
     fine = fine & (tl.abs(sum_dot) < infinity) & (sum_squares < infinity) & (found_inf == 0)
-    group_lanes = tl.arange(0, GROUP_BLOCK)
-    n_bad = tl.full((GROUP_BLOCK,), 0, tl.int32)
-    for first in range(0, n_groups, GROUP_BLOCK):
+    group_lanes = tl.arange(0, LANES)
+    n_bad = tl.full((LANES,), 0, tl.int32)
+    for first in range(0, n_groups, LANES):
         group = first + group_lanes
         mask = group < n_groups
         hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
@@ -170,9 +186,6 @@ def finalize_kernel(
     skip = (fine == 0) | (tl.sum(n_bad) > 0)
 
     tl.debug_barrier()
-    tl.store(globals_ptr + COLUMNS.Global.GRAD_L1, sum_l1)
-    tl.store(globals_ptr + COLUMNS.Global.GRAD_NORM, tl.sqrt(sum_squares))
-    tl.store(globals_ptr + COLUMNS.Global.IP_TERM, ip_term)
     if skip:
         tl.store(globals_ptr + COLUMNS.Global.SKIP, 1.0)
         tl.store(globals_ptr + COLUMNS.Global.SKIPPED_STEPS, skipped_steps + 1)
@@ -183,7 +196,7 @@ def finalize_kernel(
         tl.store(globals_ptr + COLUMNS.Global.GRAD_L1_EMA, ema)
         tl.store(globals_ptr + COLUMNS.Global.POLYAK_LR, polyak_lr)
         tl.store(globals_ptr + COLUMNS.Global.SF_BETA1, beta)
-        for first in range(0, n_groups, GROUP_BLOCK):
+        for first in range(0, n_groups, LANES):
             group = first + group_lanes
             mask = group < n_groups
             hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
@@ -217,12 +230,13 @@ def finalize_kernel(
             tl.store(coefs + COLUMNS.GroupCoef.OMEGA, omega, mask)
             tl.store(coefs + COLUMNS.GroupCoef.E_KEPT, 1 - c, mask)
             tl.store(coefs + COLUMNS.GroupCoef.DELTA_TO_Y, -(1 - group_beta * (1 - c)), mask)
+    return skip
 
 
-@triton.jit(do_not_specialize=["n_rows"])
-def finalize_tensors_kernel(
+@triton.jit
+def finish_tensors(
+    first,
     rows_ptr,
-    globals_ptr,
     groups_ptr,
     hyper_ptr,
     settings_ptr,
@@ -230,39 +244,39 @@ def finalize_tensors_kernel(
     tensor_coefs_ptr,
     n_rows,
     COLUMNS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """Everything per tensor, after ``finalize_kernel``: one lane for each row of the address table."""
-    if tl.load(globals_ptr + COLUMNS.Global.SKIP) == 0:
-        lanes = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-        mask = lanes < n_rows
-        rows = rows_ptr + lanes * COLUMNS.Row.WIDTH
-        group = tl.load(rows + COLUMNS.Row.GROUP, mask, 0)
-        slot = tl.load(rows + COLUMNS.Row.SLOT, mask, 0)
-        hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
-        groups = groups_ptr + group * COLUMNS.Group.WIDTH
-        tensors = tensors_ptr + slot * COLUMNS.Scalar.WIDTH
-        coefs = tensor_coefs_ptr + slot * COLUMNS.TensorCoef.WIDTH
-        beta = tl.load(groups + COLUMNS.Group.Y_BETA, mask, 0.0)
-        beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
-        beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
-        gamma = tl.load(groups + COLUMNS.Group.SCHEDULED_LR, mask, 0.0)
-        c = tl.load(groups + COLUMNS.Group.CKP1, mask, 0.0)
-        adaptive = tl.load(groups + COLUMNS.Group.ADAPTIVE, mask, 0.0)
-        paper = tl.load(settings_ptr + COLUMNS.Setting.RULE) == COLUMNS.Rule.PAPER
-        step = tl.load(tensors + COLUMNS.Scalar.STEP, mask, 0.0) + 1
-        b = tl.load(tensors + COLUMNS.Scalar.Y_BETA, mask, 0.0)
+    """Everything per tensor, after all that is per group: a lane for each row of the address table, from the
+    ``first`` on."""
+    lanes = first + tl.arange(0, LANES)
+    mask = lanes < n_rows
+    rows = rows_ptr + lanes * COLUMNS.Row.WIDTH
+    group = tl.load(rows + COLUMNS.Row.GROUP, mask, 0)
+    slot = tl.load(rows + COLUMNS.Row.SLOT, mask, 0)
+    hyper = hyper_ptr + group * COLUMNS.Hyper.WIDTH
+    groups = groups_ptr + group * COLUMNS.Group.WIDTH
+    tensors = tensors_ptr + slot * COLUMNS.Scalar.WIDTH
+    coefs = tensor_coefs_ptr + slot * COLUMNS.TensorCoef.WIDTH
+    beta = tl.load(groups + COLUMNS.Group.Y_BETA, mask, 0.0)
+    beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
+    beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
+    gamma = tl.load(groups + COLUMNS.Group.SCHEDULED_LR, mask, 0.0)
+    c = tl.load(groups + COLUMNS.Group.CKP1, mask, 0.0)
+    adaptive = tl.load(groups + COLUMNS.Group.ADAPTIVE, mask, 0.0)
+    paper = tl.load(settings_ptr + COLUMNS.Setting.RULE) == COLUMNS.Rule.PAPER
+    step = tl.load(tensors + COLUMNS.Scalar.STEP, mask, 0.0) + 1
+    b = tl.load(tensors + COLUMNS.Scalar.Y_BETA, mask, 0.0)
 
-        # bias corrections with the tensor's own step count
-        step_size = gamma / (1 - _power(beta1, step))
-        bc2 = tl.where(paper, 1.0, 1 - _power(beta2, step))
-        inv_sqrt_bc2 = tl.where(adaptive > 0, 1 / tl.sqrt(bc2), 0.0)
-        # y was last written with b, and is now written with beta_k
-        e_to_y = b - beta * (1 - c)
+    # bias corrections with the tensor's own step count
+    step_size = gamma / (1 - _power(beta1, step))
+    bc2 = tl.where(paper, 1.0, 1 - _power(beta2, step))
+    inv_sqrt_bc2 = tl.where(adaptive > 0, 1 / tl.sqrt(bc2), 0.0)
+    # y was last written with b, and is now written with beta_k
+    e_to_y = b - beta * (1 - c)
 
-        tl.debug_barrier()
-        tl.store(coefs + COLUMNS.TensorCoef.STEP_SIZE, step_size, mask)
-        tl.store(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2, inv_sqrt_bc2, mask)
-        tl.store(coefs + COLUMNS.TensorCoef.E_TO_Y, e_to_y, mask)
-        tl.store(tensors + COLUMNS.Scalar.STEP, step, mask)
-        tl.store(tensors + COLUMNS.Scalar.Y_BETA, beta, mask)
+    tl.debug_barrier()
+    tl.store(coefs + COLUMNS.TensorCoef.STEP_SIZE, step_size, mask)
+    tl.store(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2, inv_sqrt_bc2, mask)
+    tl.store(coefs + COLUMNS.TensorCoef.E_TO_Y, e_to_y, mask)
+    tl.store(tensors + COLUMNS.Scalar.STEP, step, mask)
+    tl.store(tensors + COLUMNS.Scalar.Y_BETA, beta, mask)

@@ -3,8 +3,16 @@
 import triton
 import triton.language as tl
 
+from sfplus_kernels.backends.triton.finish import finish_step
+from sfplus_kernels.backends.triton.tickets import draws_last
 
-@triton.jit(do_not_specialize=["first_chunk", "n_chunks", "first_partial", "n_partials"])
+
+@triton.jit(
+    do_not_specialize=[
+        "first_chunk", "n_chunks", "first_partial", "n_partials", "shards", "n_groups", "n_rows",
+    ],
+    do_not_specialize_on_alignment=["loss_ptr"],
+)  # fmt: skip
 def reduce_kernel(
     rows_ptr,
     gradients_ptr,
@@ -14,6 +22,18 @@ def reduce_kernel(
     n_chunks,
     first_partial,
     n_partials,
+    shards,
+    loss_ptr,
+    globals_ptr,
+    groups_ptr,
+    hyper_ptr,
+    settings_ptr,
+    tensors_ptr,
+    group_coefs_ptr,
+    tensor_coefs_ptr,
+    tickets_ptr,
+    n_groups,
+    n_rows,
     COLUMNS: tl.constexpr,
     WITH_E: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -21,10 +41,14 @@ def reduce_kernel(
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    MAX_COEFFICIENT: tl.constexpr,
+    SUM_BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """Program i sums the chunks i, i + n_partials, ... of its launch into slot i.
+    """Program i sums the chunks i, i + n_partials, ... of its launch into slot i, ``shards`` times.
 
-    Without WITH_E only gradients are read, and the sum of g e is 0.
+    Without WITH_E only gradients are read, and the sum of g e is 0. Where there are tickets this is the
+    last launch of the pass, and its program that draws the last of them finishes the step.
     """
     STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
     GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
@@ -67,6 +91,14 @@ def reduce_kernel(
             squares += g * g
 
     slot = partials_ptr + (first_partial + program) * COLUMNS.Sum.WIDTH
-    tl.store(slot + COLUMNS.Sum.GRAD_L1, tl.sum(l1.to(tl.float64)))
-    tl.store(slot + COLUMNS.Sum.GRAD_DOT_E, tl.sum(dot.to(tl.float64)))
-    tl.store(slot + COLUMNS.Sum.GRAD_SQ, tl.sum(squares.to(tl.float64)))
+    weight = shards.to(tl.float64)
+    tl.store(slot + COLUMNS.Sum.GRAD_L1, weight * tl.sum(l1.to(tl.float64)))
+    tl.store(slot + COLUMNS.Sum.GRAD_DOT_E, weight * tl.sum(dot.to(tl.float64)))
+    tl.store(slot + COLUMNS.Sum.GRAD_SQ, weight * tl.sum(squares.to(tl.float64)))
+    if tickets_ptr is not None:  # noqa: SIM102  the compiler knows this, and not the next one
+        if draws_last(tickets_ptr):
+            finish_step(
+                partials_ptr, rows_ptr, loss_ptr, globals_ptr, groups_ptr, hyper_ptr, settings_ptr,
+                tensors_ptr, group_coefs_ptr, tensor_coefs_ptr, first_partial + n_partials, n_groups,
+                n_rows, COLUMNS, MAX_COEFFICIENT, SUM_BLOCK, LANES,
+            )  # fmt: skip

@@ -4,7 +4,9 @@ keeps them), and of the parameter if it is not y itself, which is read too."""
 import triton
 import triton.language as tl
 
+from sfplus_kernels.backends.triton.finish import finish_step
 from sfplus_kernels.backends.triton.memory import round_to, y_or_written
+from sfplus_kernels.backends.triton.tickets import draws_first, meet
 
 
 @triton.jit
@@ -72,15 +74,26 @@ def _update_block(
         tl.store(param_ptr + offsets, round_to(y, PARAM_DTYPE), mask=mask)
 
 
-@triton.jit(do_not_specialize=["first_chunk"])
+@triton.jit(
+    do_not_specialize=["first_chunk", "n_groups", "n_rows"],
+    do_not_specialize_on_alignment=["loss_ptr"],
+)
 def update_kernel(
     rows_ptr,
     gradients_ptr,
     chunks_ptr,
+    first_chunk,
+    loss_ptr,
     globals_ptr,
+    groups_ptr,
+    hyper_ptr,
+    settings_ptr,
+    tensors_ptr,
     group_coefs_ptr,
     tensor_coefs_ptr,
-    first_chunk,
+    tickets_ptr,
+    n_groups,
+    n_rows,
     COLUMNS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -90,12 +103,27 @@ def update_kernel(
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    MAX_COEFFICIENT: tl.constexpr,
+    SUM_BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """One chunk per program; nothing on a skipped step."""
+    """One chunk per program; nothing on a skipped step.
+
+    Where there are tickets no kernel came before: the first program forms the coefficients, of no sums.
+    """
     STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
     PARAM_BYTES: tl.constexpr = PARAM_DTYPE.primitive_bitwidth // 8
     GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
     GRAD_ALIGNMENT: tl.constexpr = VECTOR * GRAD_BYTES if VECTOR * GRAD_BYTES < 16 else 16
+    if tickets_ptr is not None:
+        first = draws_first(tickets_ptr)
+        if first:
+            finish_step(
+                None, rows_ptr, loss_ptr, globals_ptr, groups_ptr, hyper_ptr, settings_ptr, tensors_ptr,
+                group_coefs_ptr, tensor_coefs_ptr, 0, n_groups, n_rows,
+                COLUMNS, MAX_COEFFICIENT, SUM_BLOCK, LANES,
+            )  # fmt: skip
+        meet(first, tickets_ptr)
     if tl.load(globals_ptr + COLUMNS.Global.SKIP) == 0:
         chunk = chunks_ptr + (first_chunk + tl.program_id(0)).to(tl.int64) * COLUMNS.Chunk.WIDTH
         row = tl.load(chunk + COLUMNS.Chunk.ROW)
