@@ -248,13 +248,14 @@ def test_the_named_backend_does_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in serving:
         implementation = backends.select(name, CPU)[1]
 
-        def update(
-            plan: Any, state: Any, name: str = name, real: Any = implementation.update
-        ) -> None:
-            used.append(name)
-            real(plan, state)
+        for operation in ("update", "step"):  # a step is one or the other
+            real = getattr(implementation, operation)
 
-        monkeypatch.setattr(implementation, "update", update)
+            def noted(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> None:
+                used.append(name)
+                real(*args, **kwargs)
+
+            monkeypatch.setattr(implementation, operation, noted)
     for name in (*serving, None):
         params = make_params([(3,)])
         run(AdamCScheduleFreePlus(params, backend=name), params, 1)
