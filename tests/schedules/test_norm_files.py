@@ -69,6 +69,7 @@ def test_metrics_of_a_run(tmp_path: Path) -> None:
         ("run.json", "{}", "with log_history"),
         ("run.jsonl", "", "no column grad_norm or train/grad_norm.*it has no lines"),
         ("run.csv", "step,loss\n1,2\n", "it has step, loss. Say which with column="),
+        ("run.csv", "step,grad_norm\n1,2\n2,2\n2,3\n", "step 2 comes after step 2"),
         ("run.csv", "step,grad_norm\n1,two\n", "could not convert.*expected numbers"),
         (
             "run.csv",
