@@ -8,6 +8,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/passes.h"
 #include "math/dtypes.h"
+#include "tensor_reader.h"
 #ifdef SFPLUS_WITH_CUDA
 #include "cuda/bindings.h"
 #include "cuda/cubins.h"
@@ -43,6 +44,7 @@ PYBIND11_MODULE(_C, m) {
   using release = py::call_guard<py::gil_scoped_release>;
 
   sfplus::bind_tables(m);
+  sfplus::bind_tensor_reader(m);
   sfplus::bind_containers(m);
   // why there are no CUDA kernels in this build, empty if there are
 #ifdef SFPLUS_WITH_CUDA

@@ -5,6 +5,8 @@ The columns of every buffer are those of ``contract/layout.py``, dtypes are numb
 releases the GIL.
 """
 
+from torch import Tensor
+
 class Table:
     """The chunks of one launch. ``chunk_size`` and ``n_elements`` count elements."""
 
@@ -69,26 +71,37 @@ def negate(x: int, numel: int, n_threads: int, n_arrays: int = 1) -> None:
     They are gone through as ``n_arrays`` arrays side by side, which ``numel`` is a multiple of.
     """
 
+class TensorReader:
+    """Where tensors are and what they look like: see ``backends/tensor_reader.py``.
+
+    Args:
+        plain: the types of tensors that are what they look like, ``torch.Tensor`` first.
+        probes: tensors on which torch's C interface is tried. Without any, or if it is another one, tensors
+            are asked by their methods, which takes ten times as long.
+    """
+
+    def __init__(self, plain: tuple[type, ...], probes: tuple[Tensor, ...]) -> None: ...
+    @property
+    def direct(self) -> bool:
+        """Whether the C interface is used."""
+
+    def addresses(self, tensors: list[Tensor], strides: list[tuple[int, ...]]) -> bytearray | None:
+        """int64; None if one of the tensors has other strides, or is none of the plain types."""
+
 class Witness:
     """What was seen of an optimizer's groups and state; see ``engine/validity.py`` for the two methods.
 
     Args:
-        exchange: ``torch.Tensor.__dlpack_c_exchange_api__``, or None where torch has none: then tensors are
-            asked by their methods, which takes seven times as long.
-        plain: the types of tensors that are what they look like; of others ``_local_tensor`` is looked at.
+        reader: of others than plain tensors ``_local_tensor`` is looked at.
         names: the keys of ``state[p]`` that kernels touch.
     """
 
-    def __init__(
-        self, exchange: object, plain: tuple[type, ...], names: tuple[str, ...]
-    ) -> None: ...
+    def __init__(self, reader: TensorReader, names: tuple[str, ...]) -> None: ...
     def note(self, groups: object, state: object, gradients: object) -> bool:
         """Remember what is there; False if it cannot be compared."""
 
-    def look(
-        self, groups: object, state: object, gradients: object
-    ) -> tuple[list, list, bool] | None:
-        """(parameters, gradients, moved), or None if anything is not as it was noted."""
+    def look(self, groups: object, state: object, gradients: object) -> tuple[list, bool] | None:
+        """(gradients, moved), or None if anything is not as it was noted."""
 
 CUDA_MISSING: str
 """Why this build has no CUDA kernels, such as ``SFPLUS_CUDA=off``; empty if it has them."""

@@ -52,15 +52,6 @@ def _how_to_build() -> str:
     return "reinstall the package with a C++17 compiler present"
 
 
-@cache
-def extension() -> Any | None:
-    """The compiled extension, or None where there is none."""
-    try:
-        return importlib.import_module("sfplus_kernels.backends.native")._C
-    except ImportError:
-        return None
-
-
 def _cpu_reason(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"it works on CPU tensors only, not on {device.type}"

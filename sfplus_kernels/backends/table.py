@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends.tensor_reader import tensor_reader
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.capture import HostStock, capturing
 from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Sum
@@ -182,7 +183,7 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
     """
     table.staged_rows.clear()
     ordered = [gradients[index] for index in table.order]
-    host = torch.tensor(_addresses(table, ordered), dtype=torch.int64)
+    host = _addresses(table, ordered)
     device = table.own_gradients.device
     if capturing(device):
         recorded = torch.empty_like(table.own_gradients)  # in the graph's own memory
@@ -196,11 +197,14 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
     table.gradients = table.own_gradients.copy_(host, non_blocking=True)
 
 
-def _addresses(table: AddressTable, gradients: Sequence[Tensor]) -> list[int]:
-    """Where the gradients are, in the order of the rows; those of another layout get a stage."""
-    same = list(map(Tensor.stride, gradients)) == table.state_strides
-    if same and not any(map(Tensor.is_neg, gradients)):  # a loop would take several times as long
-        return list(map(Tensor.data_ptr, gradients))
+def _addresses(table: AddressTable, gradients: list[Tensor]) -> Tensor:
+    """Where the gradients are, in the order of the rows: int64; those of another layout get a stage."""
+    reader = tensor_reader()
+    if reader is not None and gradients and not any(map(Tensor.is_neg, gradients)):
+        # the loop below would take ten times as long
+        found = reader.addresses(gradients, table.state_strides)
+        if found is not None:
+            return torch.frombuffer(found, dtype=torch.int64)
     addresses = []
     for row, grad in enumerate(gradients):
         if grad.numel() > 0 and not same_layout(table.state_strides[row], grad):
@@ -210,7 +214,7 @@ def _addresses(table: AddressTable, gradients: Sequence[Tensor]) -> list[int]:
             table.staged_rows.append(row)
             grad = table.grad_stages[row]
         addresses.append(grad.data_ptr())
-    return addresses
+    return torch.tensor(addresses, dtype=torch.int64)
 
 
 def weigh_partials(table: AddressTable) -> None:

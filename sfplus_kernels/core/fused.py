@@ -151,7 +151,7 @@ class FusedOptimizer(StatefulOptimizer):
             runtime.run_passes(passes)
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
-        torch.autograd.graph.increment_version(ready.params)
+        torch.autograd.graph.increment_version(ready.kept.chosen)
         return True
 
     def _look_at_change(

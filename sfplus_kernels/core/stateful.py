@@ -15,6 +15,7 @@ from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Global, Hyper
 from sfplus_kernels.core.description import described, offered
 from sfplus_kernels.core.hyperparameters import check_shared
+from sfplus_kernels.core.kept_rows import KeptRows, Rows
 from sfplus_kernels.core.known_groups import KnownGroups
 from sfplus_kernels.core.untraced_steps import UntracedSteps
 from sfplus_kernels.core.warnings_once import SFPlusWarning, warn_once
@@ -44,6 +45,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     _backend_name: str | None = None
     _runtime: Runtime | None = None  # all that is derived from groups and state
     _known: KnownGroups | None = None  # param_groups as of the last look
+    _kept_rows: KeptRows | None = None
     _loading: Mapping[Tensor, TensorState] | None = None
     _settled = True  # False while a loaded state has z instead of the displacement
 
@@ -155,11 +157,13 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             self._fill_in(group)
         self._known = KnownGroups(groups)
 
-    def _check_groups(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
+    def _check_groups(self) -> Rows:
         self._follow_groups(stepping=True)
-        return self._rows()
+        if self._kept_rows is None:
+            self._kept_rows = KeptRows(self.defaults, self.global_keys)
+        return self._kept_rows.get(self.param_groups, self._rows)
 
-    def _rows(self) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
+    def _rows(self) -> Rows:
         hyper = [self.hyper_row(group) for group in self.param_groups]
         check_shared(self.param_groups, self.shared_arguments)
         return hyper, self.settings_row(self.param_groups[0])

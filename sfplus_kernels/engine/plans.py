@@ -22,7 +22,7 @@ class KeptPlan:
     shards: frozenset[int]  # among how many processes the tensors are divided
     reads_grad: bool  # whether the witness reads ``p.grad`` itself
     buffers: list[tuple[str, ...]]  # of each group, as the containers had them
-    chosen: list[int]  # identities of the parameters of a move that is not of all
+    chosen: list[Tensor]  # the parameters of a move, or those of a step that have a gradient
     witness: Witness = field(default_factory=new_witness)
     recorded: bool = False  # whether the gradients were brought to the table of a CUDA graph last
     idle: KeptPlan | None = (
@@ -37,16 +37,21 @@ class KeptPlan:
         containers: Containers,
         entries: Sequence[Entry],
         gradients: Gradients,
-        chosen: Sequence[Tensor] = (),
+        chosen: Sequence[Tensor],
     ) -> KeptPlan:
-        """A new plan of ``entries``, which are those of ``containers``."""
+        """A new plan of ``entries``, which are those of ``containers``.
+
+        Args:
+            gradients: what a witness is to read.
+            chosen: parameters of a move; of a step those with a gradient.
+        """
         kept = cls(
             plan=engine.plan(entries),
             entries=list(entries),
             shards=frozenset(entry.shards for entry in entries),
             reads_grad=gradients is True,
             buffers=containers.buffers,
-            chosen=[id(param) for param in chosen],
+            chosen=list(chosen),
         )
         kept.witness.note(containers.groups, containers.state, gradients)
         return kept

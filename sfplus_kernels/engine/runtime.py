@@ -136,12 +136,14 @@ class Runtime:
         self._slots.take(containers)
         pairs = list(zip(params, gradients, strict=True))
         dtypes = {id(p): g.dtype for p, g in pairs if g is not None}
-        entries = make_entries(containers, [p for p, g in pairs if g is not None], dtypes)
+        active = [p for p, g in pairs if g is not None]
+        entries = make_entries(containers, active, dtypes)
         reads = True if plain else list(gradients)
-        self.kept = KeptPlan.make(self.engine, containers, entries, reads)
-        idle = make_entries(containers, [p for p, g in pairs if g is None])
+        self.kept = KeptPlan.make(self.engine, containers, entries, reads, active)
+        waiting = [p for p, g in pairs if g is None]
+        idle = make_entries(containers, waiting)
         if idle:
-            self.kept.idle = KeptPlan.make(self.engine, containers, idle, False)
+            self.kept.idle = KeptPlan.make(self.engine, containers, idle, False, waiting)
         return self.kept
 
     def move_plan(self, containers: Containers, params: list[Tensor], purpose: str) -> object:
@@ -149,7 +151,8 @@ class Runtime:
         last = self._kept_moves.get(purpose)
         if (
             last is None
-            or last.chosen != [id(param) for param in params]
+            or len(last.chosen) != len(params)
+            or not all(map(is_, last.chosen, params))
             or last.look(containers, False) is None
         ):
             check_not_capturing(self.engine.device)
@@ -173,20 +176,19 @@ class Runtime:
         )
         if seen is None:
             return None
-        params, gradients, moved = seen
+        gradients, moved = seen
         recording = capturing(self.engine.device)
         kept.bring_gradients(self.engine, gradients, moved=moved, recording=recording)
-        return ReadyStep(self.engine, kept, params, gradients)
+        return ReadyStep(self.engine, kept, gradients)
 
     def ready(self, containers: Containers) -> ReadyStep:
         """Everything checked and prepared for the passes over this step's gradients."""
         gradients = local_gradients(containers.params)
         kept = self._new_step_plan(containers, gradients, plain=all_plain(containers))
-        pairs = [(p, g) for p, g in zip(containers.params, gradients, strict=True) if g is not None]
-        present = [g for _, g in pairs]
+        present = [grad for grad in gradients if grad is not None]
         recording = capturing(self.engine.device)
         kept.bring_gradients(self.engine, present, moved=True, recording=recording)
-        return ReadyStep(self.engine, kept, [p for p, _ in pairs], present)
+        return ReadyStep(self.engine, kept, present)
 
     def run_passes(self, passes: Passes) -> None:
         """Take the step that was made ready last."""
@@ -239,7 +241,6 @@ class ReadyStep(NamedTuple):
 
     engine: Engine
     kept: KeptPlan
-    params: list[Tensor]  # those with a gradient
     gradients: list[Tensor]  # kept alive until the step is taken
 
 

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfplus_kernels.backends.registry import extension
+from sfplus_kernels.backends.tensor_reader import PLAIN, extension, tensor_reader
 from sfplus_kernels.contract.formats import BUFFERS, STEP
+from sfplus_kernels.state.checks import has_memory
 from sfplus_kernels.state.containers import Containers
-
-PLAIN = (Tensor, nn.Parameter)
-"""Types of tensors that are what they look like; of others the local part is looked at."""
 
 NAMES = (*BUFFERS, STEP)
 """What kernels touch of ``state[p]``."""
@@ -25,12 +23,12 @@ NAMES = (*BUFFERS, STEP)
 Gradients = bool | Sequence[Tensor | None]
 """False: none are read. True: ``p.grad``. Else what this process holds of them, one for each parameter."""
 
-Seen = tuple[list[Tensor], list[Tensor], bool]
-"""Parameters with a gradient, these gradients, and whether one of them is elsewhere than at the last look."""
+Seen = tuple[list[Tensor], bool]
+"""The gradients that there are, and whether one of them is elsewhere than at the last look."""
 
 
 class Witness(Protocol):
-    """Remembers addresses, dtypes, devices, shapes and strides of all that kernels touch."""
+    """Remembers addresses, dtypes, devices, shapes, strides and storages of all that kernels touch."""
 
     def note(self, groups: object, state: object, gradients: object) -> bool:
         """Remember what is there; False if it cannot be, and then nothing is ever found as it was."""
@@ -44,8 +42,7 @@ def new_witness() -> Witness:
     compiled = extension()
     if compiled is None:
         return PythonWitness()
-    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.10 and later
-    witness: Witness = compiled.Witness(exchange, PLAIN, NAMES)
+    witness: Witness = compiled.Witness(tensor_reader(), NAMES)
     return witness
 
 
@@ -72,7 +69,7 @@ class PythonWitness:
             self._places = []
             return None
         moved, self._places = look.places != self._places, look.places
-        return look.params, look.gradients, moved
+        return look.gradients, moved
 
 
 class _Look:
@@ -81,7 +78,6 @@ class _Look:
     def __init__(self) -> None:
         self.noted: list[object] = []  # what must stay
         self.places: list[object] = []  # where the gradients are
-        self.params: list[Tensor] = []
         self.gradients: list[Tensor] = []
 
     def take(self, groups: Any, state: Any, gradients: Any) -> bool:
@@ -102,7 +98,6 @@ class _Look:
                 if grad is not None:
                     if not self._see(grad, may_move=True):
                         return False
-                    self.params.append(param)
                     self.gradients.append(grad)
         return self._see_states(state)
 
@@ -126,9 +121,12 @@ class _Look:
             or part.device.type == "meta"
         ):
             return False
-        address = part.data_ptr()
+        address, storage = part.data_ptr(), part.untyped_storage()
         self.noted += (part.dtype, part.device, part.shape)
-        (self.places if may_move else self.noted).append((address, part.stride()))
+        if may_move:
+            self.places.append((address, part.stride()))
+            return has_memory(part)
+        self.noted += (address, part.stride(), part.storage_offset(), storage.nbytes())
         return bool(address != 0 or part.numel() == 0)
 
 

@@ -86,17 +86,21 @@ def check_gradient(param: Tensor, grad: Tensor, index: int) -> None:
 
 def check_memory(tensor: Tensor, what: str) -> None:
     """Raise ValueError if ``tensor`` has elements beyond its storage, or no memory at all."""
-    if tensor.numel() == 0:
-        return
-    storage = tensor.untyped_storage()
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    if tensor.data_ptr() == 0 or storage.nbytes() < needed:
+    if not has_memory(tensor):
         raise ValueError(
             f"{what} has the shape {tuple(tensor.shape)} but no memory for it: its storage was freed or made "
             "smaller, or it was given a DTensor as its data. Make a new optimizer of the tensors that are "
             "trained, or step while they are in memory"
         )
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether all elements of ``tensor`` lie in its storage."""
+    if tensor.numel() == 0:
+        return True
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() >= needed
 
 
 def check_loss(loss: object) -> float | Tensor:

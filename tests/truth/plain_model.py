@@ -42,6 +42,7 @@ class PlainModel:
         if train == self.train_mode:
             return
         self.train_mode = train
+        self._separate()
         for group in self.param_groups:
             for p in group["params"]:
                 if self._begun(p):
@@ -58,8 +59,7 @@ class PlainModel:
             if not self._begun(p):
                 zeros = {n: torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq", "displacement")}
                 self.state[p].update(zeros, step=torch.zeros((), dtype=torch.float64))
-            if self.state[p]["exp_avg"] is self.state[p]["exp_avg_sq"]:  # both are what it was
-                self.state[p]["exp_avg"] = self.state[p]["exp_avg"].clone()
+        self._separate()
         k = self.param_groups[0]["k"]
         factor = (
             self._polyak(active, loss, self._beta(self.param_groups[0], k)) if self.polyak else 1.0
@@ -121,6 +121,13 @@ class PlainModel:
         for own, group in zip(self.param_groups, groups, strict=True):
             own.update({key: value for key, value in group.items() if key != "params"})
         self.state = defaultdict(dict, {p: s for p, s in zip(params, states, strict=True) if s})
+        self._separate()
+
+    def _separate(self) -> None:
+        """What is one tensor under two keys: both are what it was, and then go their own ways."""
+        for p in self._params():
+            if self._begun(p) and self.state[p]["exp_avg"] is self.state[p]["exp_avg_sq"]:
+                self.state[p]["exp_avg"] = self.state[p]["exp_avg"].clone()
 
     def _begun(self, p: Tensor) -> bool:
         """Others may keep something of theirs there before the first step."""

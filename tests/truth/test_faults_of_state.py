@@ -517,6 +517,7 @@ def test_memory_of_another_tensor_is_not_written() -> None:
         lambda: setattr(params[1], "grad", None),
         lambda: optimizer.param_groups[0]["params"].reverse(),
         lambda: optimizer.state[params[1]].pop("exp_avg_sq"),
+        lambda: params[0].grad.untyped_storage().resize_(4),
     ]
     for p in params:
         p.grad = torch.ones_like(p)
@@ -527,5 +528,27 @@ def test_memory_of_another_tensor_is_not_written() -> None:
         change()
         for results, witness in zip(seen, witnesses, strict=True):
             results.append(witness.look(optimizer.param_groups, optimizer.state, True) is None)
-    assert seen[0] == seen[1] == [False, *[True] * 6]
+    assert seen[0] == seen[1] == [False, *[True] * 7]
     assert type(new_witness()) is not PythonWitness
+
+
+def test_a_tensor_reader_without_torchs_c_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another torch, another platform: it asks the methods, and what it sees is the same."""
+    from sfplus_kernels.backends import native
+    from sfplus_kernels.backends.tensor_reader import PLAIN, tensor_reader
+    from sfplus_kernels.engine import validity
+
+    fast, slow = tensor_reader(), native._C.TensorReader(PLAIN, ())
+    assert fast is not None
+    assert (fast.direct, slow.direct) == (True, False)
+    tensors = [torch.ones(3), torch.ones(3, 2).t()[1:], torch.ones(()), torch.ones(0, 2)]
+    strides = [t.stride() for t in tensors]
+    for reader in (fast, slow):
+        found = reader.addresses(tensors, strides)
+        assert torch.frombuffer(found, dtype=torch.int64).tolist() == [
+            t.data_ptr() for t in tensors
+        ]
+        assert reader.addresses(tensors, [*strides[:1], (2, 1), *strides[2:]]) is None
+        assert reader.addresses([torch.ones(2).to_sparse()], [(1,)]) is None
+    monkeypatch.setattr(validity, "tensor_reader", lambda: slow)
+    test_memory_of_another_tensor_is_not_written()

@@ -13,7 +13,8 @@ from support.family import FAMILY, groups_of, step_with
 from torch import Tensor
 from truth.hands import HANDS
 
-from sfplus_kernels import AdamCScheduleFreePlus, ScheduleFreeWrapper
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, ScheduleFreeWrapper
+from sfplus_kernels.engine.validity import PythonWitness, new_witness
 
 CLASSES = [*FAMILY, "plus", "wrapper"]
 SHAPES = [(3,), (4, 3), (0,), (2, 5), ()]
@@ -92,6 +93,53 @@ def test_the_next_steps_are_those_of_the_containers(
             one.train()
             steps(one, its, 5, 6)
         assert_same_bits(all_of(optimizer, params), all_of(twin, twins), what)
+
+
+def shrunk_in_place(tensor: Tensor) -> bool:
+    """Whether its storage, made smaller again and again, came to lie where it was before."""
+    before, storage = tensor.data_ptr(), tensor.untyped_storage()
+    for _ in range(8):
+        storage.resize_(storage.nbytes() - 4)
+        if tensor.data_ptr() == before:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_smaller_storage_at_the_same_address(native: bool) -> None:
+    """Only its size tells that the last elements are not there any more."""
+    there = False
+    for _ in range(5000):  # the allocator does it once in thirty times
+        param = torch.nn.Parameter(torch.randn(64))
+        state = {param: {"displacement": torch.randn(64)}}
+        witness = new_witness() if native else PythonWitness()
+        assert witness.note([{"params": [param]}], state, False)
+        there = shrunk_in_place(state[param]["displacement"])
+        assert witness.look([{"params": [param]}], state, False) is None
+        if there:
+            break
+    assert there
+
+
+@pytest.mark.parametrize("what", ["parameter", "state", "gradient"])
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_storages_that_shrink_twice(what: str, backend: str) -> None:
+    """After a first time that was not seen by a step."""
+    params = make_params([(64,), (64,)])
+    optimizer = AdamWScheduleFree(params, backend=backend)
+    optimizer.train()
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    before, last = params[0].detach().clone(), params[1]
+    of_state = optimizer.state[last]["displacement"]
+    gone = {"parameter": last, "state": of_state, "gradient": last.grad}[what]
+    assert gone is not None
+    for elements in (40, 20):
+        gone.untyped_storage().resize_(elements * gone.element_size())
+    with pytest.raises(ValueError, match="no memory"):
+        optimizer.step()
+    assert torch.equal(params[0], before)
 
 
 @pytest.mark.parametrize("name", CLASSES)

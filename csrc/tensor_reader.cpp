@@ -1,0 +1,260 @@
+#include "tensor_reader.h"
+
+#ifndef _WIN32
+#include <dlfcn.h>
+#endif
+
+#include <utility>
+
+namespace py = pybind11;
+
+namespace sfplus {
+namespace {
+
+// Attributes and methods by name: Python compares such strings by their address.
+struct Names {
+  PyObject *grad = PyUnicode_InternFromString("grad"), *data_ptr = PyUnicode_InternFromString("data_ptr"),
+           *dtype = PyUnicode_InternFromString("dtype"), *device = PyUnicode_InternFromString("device"),
+           *shape = PyUnicode_InternFromString("shape"),
+           *stride = PyUnicode_InternFromString("stride"), *offset = PyUnicode_InternFromString("storage_offset"),
+           *storage = PyUnicode_InternFromString("untyped_storage"), *nbytes = PyUnicode_InternFromString("nbytes"),
+           *itemsize = PyUnicode_InternFromString("element_size");
+};
+
+const Names& names() {
+  static const Names* all = new Names;  // never freed: Python may be gone before C++ is
+  return *all;
+}
+
+py::object attribute(PyObject* object, PyObject* name) {
+  return py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name));
+}
+
+py::object call(PyObject* object, PyObject* method) {
+  return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, method));
+}
+
+bool same_strides(const Facts& facts, PyObject* strides) {
+  if (!PyTuple_Check(strides) || PyTuple_GET_SIZE(strides) != facts.ndim) return false;
+  for (Py_ssize_t i = 0; i < facts.ndim; ++i) {
+    if (PyLong_AsLongLong(PyTuple_GET_ITEM(strides, i)) != facts.strides[i]) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::int64_t Facts::numel() const {
+  std::int64_t product = 1;
+  for (std::int64_t i = 0; i < ndim; ++i) product *= shape[i];
+  return product;
+}
+
+void Near::prefetch() const {
+#if defined(__GNUC__)
+  constexpr std::uintptr_t kLine = 64;
+  for (const std::uintptr_t address : {object, first, first + kLine, first + 2 * kLine, first + 3 * kLine, second,
+                                       second + kLine}) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address));  // of any address: there is no fault
+  }
+#endif
+}
+
+TensorReader::TensorReader(py::tuple plain, const py::tuple& probes) : plain_types_(std::move(plain)) {
+  PyGetSetDef* grad = nullptr;
+  bool alike = true;
+  for (const py::handle& type : plain_types_) {
+    const py::object descriptor = attribute(type.ptr(), names().grad);
+    if (!descriptor) throw py::error_already_set();
+    PyGetSetDef* own = nullptr;
+    if (Py_IS_TYPE(descriptor.ptr(), &PyGetSetDescr_Type)) {
+      own = reinterpret_cast<PyGetSetDescrObject*>(descriptor.ptr())->d_getset;
+    }
+    alike = alike && own != nullptr && (plain_.empty() || own == grad);
+    grad = own;
+    plain_.push_back(type.ptr());
+  }
+  if (alike) grad_ = grad;
+  direct_ = !probes.empty() && find_interface() && find_handle(probes) && is_true(probes);
+}
+
+bool TensorReader::find_interface() {
+#ifdef _WIN32
+  return false;
+#else
+  void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);  // whoever has tensors has loaded it
+  if (library == nullptr) return false;
+  bool all = true;
+  const auto find = [&](Ask& function, const char* name) {
+    function = reinterpret_cast<Ask>(dlsym(library, name));
+    all = all && function != nullptr;
+  };
+  find(torch_.layout, "aoti_torch_get_layout");
+  find(torch_.dtype, "aoti_torch_get_dtype");
+  find(torch_.device_type, "aoti_torch_get_device_type");
+  find(torch_.device_index, "aoti_torch_get_device_index");
+  find(torch_.dim, "aoti_torch_get_dim");
+  find(torch_.sizes, "aoti_torch_get_sizes");
+  find(torch_.strides, "aoti_torch_get_strides");
+  find(torch_.data, "aoti_torch_get_data_ptr");
+  find(torch_.bytes, "aoti_torch_get_storage_size");
+  find(torch_.offset, "aoti_torch_get_storage_offset");
+  torch_.itemsize = reinterpret_cast<decltype(torch_.itemsize)>(dlsym(library, "aoti_torch_dtype_element_size"));
+  all = all && torch_.itemsize != nullptr;
+  dlclose(library);  // it stays where it was
+  return all;
+#endif
+}
+
+// An at::Tensor is one pointer, that which `_cdata` shows: the place in a Python tensor where it stands in all probes.
+bool TensorReader::find_handle(const py::tuple& probes) {
+  const Py_ssize_t size = plain_.empty() ? 0 : reinterpret_cast<PyTypeObject*>(plain_[0])->tp_basicsize;
+  const Py_ssize_t word = sizeof(void*);
+  for (handle_ = sizeof(PyObject); handle_ + word <= size; handle_ += word) {
+    bool everywhere = true;
+    for (const py::handle& probe : probes) {
+      const auto found = *reinterpret_cast<std::uintptr_t*>(reinterpret_cast<char*>(probe.ptr()) + handle_);
+      everywhere = everywhere && found == probe.attr("_cdata").cast<std::uintptr_t>();
+    }
+    if (everywhere) return true;
+  }
+  return false;
+}
+
+bool TensorReader::is_true(const py::tuple& probes) const {
+  Facts asked{}, called{};
+  std::vector<std::pair<std::int64_t, std::int64_t>> dtypes;  // as told by the two
+  for (const py::handle& probe : probes) {
+    if (!is_plain(probe.ptr()) || !ask(probe.ptr(), asked) || !call_methods(probe.ptr(), called)) return false;
+    if (asked.ndim != called.ndim || asked.data != called.data || asked.bytes != called.bytes ||
+        asked.offset != called.offset) {
+      return false;
+    }
+    for (std::int64_t i = 0; i < asked.ndim; ++i) {
+      if (asked.shape[i] != called.shape[i] || asked.strides[i] != called.strides[i]) return false;
+    }
+    if (static_cast<std::int64_t>(torch_.itemsize(static_cast<std::int32_t>(asked.dtype))) !=
+        call(probe.ptr(), names().itemsize).cast<std::int64_t>()) {
+      return false;
+    }
+    for (const auto& [one, other] : dtypes) {
+      if ((one == asked.dtype) != (other == called.dtype)) return false;
+    }
+    dtypes.emplace_back(asked.dtype, called.dtype);
+  }
+  return true;
+}
+
+bool TensorReader::is_plain(PyObject* tensor) const {
+  for (const PyObject* type : plain_) {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type) return true;
+  }
+  return false;
+}
+
+bool TensorReader::read(PyObject* tensor, Facts& facts) const {
+  if (!is_plain(tensor)) return false;
+  return direct_ ? ask(tensor, facts) : call_methods(tensor, facts);
+}
+
+bool TensorReader::has_room(PyObject* tensor, const Facts& facts) const {
+  std::int64_t last = facts.offset, size = 0;
+  for (std::int64_t i = 0; i < facts.ndim; ++i) {
+    if (facts.shape[i] == 0) return true;
+    last += (facts.shape[i] - 1) * facts.strides[i];
+  }
+  if (direct_) {
+    size = static_cast<std::int64_t>(torch_.itemsize(static_cast<std::int32_t>(facts.dtype)));
+  } else {
+    const py::object called = call(tensor, names().itemsize);
+    if (!called) PyErr_Clear();
+    if (!called) return false;
+    size = called.cast<std::int64_t>();
+  }
+  return (last + 1) * size <= facts.bytes;
+}
+
+Near TensorReader::near(PyObject* tensor, bool of_autograd) const {
+  if (!direct_ || !is_plain(tensor)) return {};
+  Near found;
+  found.object = reinterpret_cast<std::uintptr_t>(tensor);
+  found.first = *reinterpret_cast<std::uintptr_t*>(found.object + handle_);
+  // Two pointers after the reference count, in all releases so far. Elsewhere the guess is of no use.
+  found.second = reinterpret_cast<std::uintptr_t*>(found.first)[of_autograd ? 3 : 2];
+  return found;
+}
+
+py::object TensorReader::grad(PyObject* tensor) const {
+  PyObject* found = grad_ != nullptr && is_plain(tensor) ? grad_->get(tensor, grad_->closure)
+                                                         : PyObject_GetAttr(tensor, names().grad);
+  if (found == nullptr) PyErr_Clear();
+  return py::reinterpret_steal<py::object>(found);
+}
+
+bool TensorReader::ask(PyObject* tensor, Facts& facts) const {
+  void* handle = reinterpret_cast<char*>(tensor) + handle_;
+  std::int32_t layout = 0, dtype = 0, device_type = 0, device_index = 0;
+  // the layout first: of a sparse tensor torch would complain on the standard error stream about what follows
+  if (torch_.layout(handle, &layout) != 0 || layout != 0) return false;
+  if (torch_.dtype(handle, &dtype) != 0 || torch_.device_type(handle, &device_type) != 0 ||
+      (device_type != 0 && torch_.device_index(handle, &device_index) != 0) ||  // 0: the host, which is one
+      torch_.dim(handle, &facts.ndim) != 0 ||
+      torch_.data(handle, &facts.data) != 0 || torch_.bytes(handle, &facts.bytes) != 0 ||
+      torch_.offset(handle, &facts.offset) != 0) {
+    return false;
+  }
+  facts.dtype = dtype;
+  facts.device = (static_cast<std::int64_t>(device_type) << 32) | static_cast<std::uint32_t>(device_index);
+  if (facts.ndim == 0) return true;
+  return torch_.sizes(handle, &facts.shape) == 0 && torch_.strides(handle, &facts.strides) == 0;
+}
+
+bool TensorReader::call_methods(PyObject* tensor, Facts& facts) const {
+  const Names& n = names();
+  const py::object dtype = attribute(tensor, n.dtype), device = attribute(tensor, n.device),
+                   shape = attribute(tensor, n.shape);
+  const py::object data = call(tensor, n.data_ptr), strides = call(tensor, n.stride),
+                   offset = call(tensor, n.offset), storage = call(tensor, n.storage);
+  const py::object bytes = storage ? call(storage.ptr(), n.nbytes) : py::object();
+  if (!dtype || !device || !shape || !data || !strides || !offset || !bytes || !PyTuple_Check(shape.ptr()) || !PyTuple_Check(strides.ptr())) {
+    PyErr_Clear();
+    return false;
+  }
+  facts.dtype = reinterpret_cast<std::int64_t>(dtype.ptr());  // there is one object for each
+  facts.device = static_cast<std::int64_t>(py::hash(device));
+  facts.ndim = PyTuple_GET_SIZE(shape.ptr());
+  facts.data = static_cast<std::intptr_t>(data.cast<std::uintptr_t>());
+  facts.bytes = bytes.cast<std::int64_t>();
+  facts.offset = offset.cast<std::int64_t>();
+  facts.own.clear();
+  for (const py::object& values : {shape, strides}) {
+    for (const py::handle& value : py::reinterpret_borrow<py::tuple>(values)) {
+      facts.own.push_back(value.cast<std::int64_t>());
+    }
+  }
+  facts.shape = facts.own.data();
+  facts.strides = facts.shape + facts.ndim;
+  return true;
+}
+
+py::object TensorReader::addresses(const py::list& tensors, const py::list& strides) const {
+  const Py_ssize_t n = PyList_GET_SIZE(tensors.ptr());
+  if (PyList_GET_SIZE(strides.ptr()) != n) return py::none();
+  std::vector<std::int64_t> found(static_cast<std::size_t>(n));
+  Facts facts{};
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    const bool read_it = read(PyList_GET_ITEM(tensors.ptr(), i), facts);
+    if (!read_it || !same_strides(facts, PyList_GET_ITEM(strides.ptr(), i))) return py::none();
+    found[static_cast<std::size_t>(i)] = facts.data;
+  }
+  return py::bytearray(reinterpret_cast<const char*>(found.data()), found.size() * sizeof(std::int64_t));
+}
+
+void bind_tensor_reader(py::module_& m) {
+  py::class_<TensorReader>(m, "TensorReader", py::module_local())
+      .def(py::init<py::tuple, const py::tuple&>(), py::arg("plain"), py::arg("probes"))
+      .def_property_readonly("direct", &TensorReader::direct)
+      .def("addresses", &TensorReader::addresses, py::arg("tensors"), py::arg("strides"));
+}
+
+}  // namespace sfplus
