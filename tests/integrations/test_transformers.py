@@ -292,6 +292,20 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert names < set(events.Tags()["scalars"])
 
 
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network."""
+    needs("wandb")
+    for name, value in {"MODE": "offline", "ERROR_REPORTING": "false", "DIR": tmp_path}.items():
+        monkeypatch.setenv(f"WANDB_{name}", str(value))
+    import wandb
+
+    trainer = run(tmp_path, report_to=["wandb"], max_steps=2)
+    summary = dict(wandb.run.summary)
+    wandb.finish()
+    for name in ("gamma", "averaging_weight", "skipped_steps", "grad_norm", "weight_norm"):
+        assert summary[f"train/{name}"] == logged(trainer, name)[-1]
+
+
 def test_the_same_weights_as_upstream(tmp_path: Path) -> None:
     """schedulefree under the same trainer, with the same schedule: its weights at the end, x."""
     arguments: dict[str, Any] = {"lr": 0.02, "betas": (0.9, 0.95), "warmup_steps": 2}
