@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import make_params
+from support import device_of, make_params
 from torch import Tensor
 from truth.hands import HANDS
 from truth.plain_model import PlainModel
@@ -46,11 +46,11 @@ PLUS = {
 class Machine(RuleBasedStateMachine):
     """The real one and the model, with the same done to both."""
 
-    @initialize(
-        polyak=st.booleans(),
-        backend=st.sampled_from(os.environ.get("SFPLUS_MACHINE", "cpu eager").split()),
-    )
-    def make(self, polyak: bool, backend: str) -> None:
+    backends = tuple(os.environ.get("SFPLUS_MACHINE", "cpu eager").split())
+
+    @initialize(polyak=st.booleans(), number=st.integers(0, 7))
+    def make(self, polyak: bool, number: int) -> None:
+        backend = self.backends[number % len(self.backends)]
         self.polyak, self.k = polyak, 0
         self.params, self.twins = make_params(SHAPES), make_params(SHAPES)
         halves = [
@@ -168,10 +168,21 @@ class Machine(RuleBasedStateMachine):
                 )
 
 
-def run(examples: int, derandomize: bool) -> None:
+without_gpu = pytest.mark.skipif(
+    device_of("triton").type != "cpu", reason="with a GPU there is no interpreter of Triton's"
+)
+
+
+class InTheInterpreter(Machine):
+    """Of Triton, which is slow."""
+
+    backends = ("triton",)
+
+
+def run(examples: int, derandomize: bool, machine: type[Machine] = Machine) -> None:
     checks = list(HealthCheck)
     run_state_machine_as_test(
-        Machine,
+        machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=25,
@@ -184,6 +195,17 @@ def run(examples: int, derandomize: bool) -> None:
 
 def test_fifty_sequences() -> None:
     run(50, derandomize=True)  # the same each time: what is new is found by the slow one
+
+
+@without_gpu
+def test_three_sequences_in_the_interpreter() -> None:
+    run(3, derandomize=True, machine=InTheInterpreter)
+
+
+@pytest.mark.slow
+@without_gpu
+def test_a_hundred_sequences_in_the_interpreter() -> None:
+    run(100, derandomize=False, machine=InTheInterpreter)
 
 
 @pytest.mark.slow

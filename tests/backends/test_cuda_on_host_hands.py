@@ -1,0 +1,56 @@
+"""Hands laid on state and groups, on the host build of the CUDA kernels: see tests/truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("pybind11")
+import cuda_on_host
+from truth import test_hands, test_machine
+
+from sfplus_kernels.backends import registry
+
+BACKEND = cuda_on_host.RECORD.name
+
+
+@pytest.fixture(autouse=True)
+def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels under the name ``cuda_on_host``."""
+    monkeypatch.setitem(registry._RECORDS, BACKEND, cuda_on_host.RECORD)
+    settings = cuda_on_host.module().settings
+    settings.reverse, settings.fail_next, settings.device, settings.calls = False, 0, 0, []
+
+
+class OnHost(test_machine.Machine):
+    """The machine on these kernels."""
+
+    backends = (BACKEND,)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("adamw", torch.float64), ("plus", torch.float64), ("plus", torch.bfloat16)]
+)
+def test_the_next_steps_are_those_of_the_containers(name: str, dtype: torch.dtype) -> None:
+    test_hands.test_the_next_steps_are_those_of_the_containers(name, BACKEND, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", test_hands.CLASSES)
+def test_so_are_those_of_each_class(name: str, dtype: torch.dtype) -> None:
+    test_hands.test_the_next_steps_are_those_of_the_containers(name, BACKEND, dtype)
+
+
+@pytest.mark.parametrize("name", ["adamw", "plus"])
+def test_memory_that_went_away_is_never_touched(name: str) -> None:
+    test_hands.test_memory_that_went_away_is_never_touched(name, BACKEND)
+
+
+def test_five_sequences() -> None:
+    test_machine.run(5, derandomize=True, machine=OnHost)
+
+
+@pytest.mark.slow
+def test_two_hundred_sequences() -> None:
+    test_machine.run(200, derandomize=False, machine=OnHost)
