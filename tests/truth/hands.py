@@ -180,6 +180,8 @@ def parameters_are_swapped(optimizer: Any, params: list[Tensor]) -> None:
 
 @hand
 def a_parameter_goes(optimizer: Any, params: list[Tensor]) -> None:
+    if len(params) < 2:
+        return
     gone = params.pop(1)
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if p is not gone]
@@ -195,7 +197,7 @@ def parameters_change_places(optimizer: Any, params: list[Tensor]) -> None:
 @hand
 def a_parameter_changes_group(optimizer: Any, params: list[Tensor]) -> None:
     first, last = optimizer.param_groups[0]["params"], optimizer.param_groups[-1]["params"]
-    if first is not last:
+    if first is not last and first:
         last.append(first.pop(0))
         params[:] = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -243,7 +245,7 @@ def a_parameter_is_frozen(optimizer: Any, params: list[Tensor]) -> None:
 
 @hand
 def a_group_goes(optimizer: Any, params: list[Tensor]) -> None:
-    if len(optimizer.param_groups) > 1:
+    if any(group["params"] for group in optimizer.param_groups[1:]):
         gone = optimizer.param_groups.pop(0)["params"]
         params[:] = [p for p in params if not any(p is other for other in gone)]
 
