@@ -39,6 +39,7 @@ class PlainModel:
 
     @torch.no_grad()
     def _set_mode(self, train: bool) -> None:
+        self._complete_groups()
         if train == self.train_mode:
             return
         self.train_mode = train
