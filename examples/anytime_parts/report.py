@@ -18,11 +18,13 @@ COLOURS = {
     "adamw": "tab:orange",
     "adamw-schedulefree": "tab:green",
     "schedule-free-plus": "tab:blue",
+    "schedule-free-plus, capped": "tab:cyan",
 }
 LABELS = {
     "adamw": "AdamW, {}: a run for each length",
     "adamw-schedulefree": "AdamWScheduleFree: one run",
     "schedule-free-plus": "ScheduleFree+: one run",
+    "schedule-free-plus, capped": "ScheduleFree+ with max_lr: one run",
 }
 STYLES = {"linear": "o-", "wsd": "s--", "cosine": "^:", None: "o-"}
 Kind = tuple[str, str | None]
@@ -41,11 +43,12 @@ def losses(result: Result) -> dict[int, float]:
 
 
 def kinds(results: list[Result]) -> dict[Kind, list[Result]]:
-    """The runs of each optimizer and schedule."""
+    """The runs of each optimizer and schedule; with a cap on gamma it is another optimizer."""
     found: dict[Kind, list[Result]] = {}
     for result in results:
         point = result["point"]
-        found.setdefault((point["optimizer"], point["schedule"]), []).append(result)
+        capped = ", capped" if "max_lr" in point["settings"] else ""
+        found.setdefault((point["optimizer"] + capped, point["schedule"]), []).append(result)
     return found
 
 
@@ -136,13 +139,15 @@ def draw_frontier(axes: Axes, results: list[Result]) -> None:
 def draw_valley(axes: Axes, results: list[Result], length: int) -> None:
     """Runs that differ in the learning rate alone from the best of their kind."""
     for (optimizer, schedule), runs in kinds(results).items():
-        seed = [r for r in runs if r["point"]["seed"] == 0 and length in losses(r)]
+        seed = [r for r in runs if r["point"]["seed"] == 0 and r["point"]["length"] == length]
         found: dict[str, list[tuple[float, float]]] = {}
-        for run in seed:
+        for run in filter(losses, seed):
             settings = {k: v for k, v in run["point"]["settings"].items() if k != "lr"}
             key = json.dumps(settings, sort_keys=True)
             found.setdefault(key, []).append((run["point"]["settings"]["lr"], losses(run)[length]))
-        longest = max(found.values(), key=len, default=[])
+        longest = max(
+            found.values(), key=lambda v: (len(v), -min(loss for _, loss in v)), default=[]
+        )
         if len(longest) > 1:
             rates, values = zip(*sorted(longest), strict=True)
             label = f"{optimizer} {schedule or ''}"
