@@ -130,7 +130,7 @@ def draw_frontier(axes: Axes, results: list[Result]) -> None:
     axes.set(
         xlabel="bytes per parameter",
         ylabel="validation loss (nats per byte)",
-        title="Loss against length, each AdamW point a run tuned for its length",
+        title="Loss against length, each AdamW point a run of its own",
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
