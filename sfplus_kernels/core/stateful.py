@@ -13,12 +13,12 @@ from sfplus_kernels.checkpoints.own import checked_state
 from sfplus_kernels.checkpoints.unsettled import is_unsettled, settle
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.layout import Global, Hyper
+from sfplus_kernels.core.backend_choice import tell_choice, tell_left_behind
 from sfplus_kernels.core.description import described, offered
 from sfplus_kernels.core.hyperparameters import check_shared
 from sfplus_kernels.core.kept_rows import KeptRows, Rows
 from sfplus_kernels.core.known_groups import KnownGroups
 from sfplus_kernels.core.untraced_steps import UntracedSteps
-from sfplus_kernels.core.warnings_once import SFPlusWarning, warn_once
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import check_backend
 from sfplus_kernels.engine.runtime import Runtime
@@ -185,14 +185,11 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         containers = self._containers()
         if self._runtime is not None and not self._runtime.serves(containers):
             self._save_run_state()
+            tell_left_behind(self, self._runtime.engine)
             self._runtime = None
         if self._runtime is None:
             self._runtime = Runtime(self._backend_name, containers, self.global_keys)
-            engine = self._runtime.engine
-            if engine.backend_name == "eager" and engine.passed_over:
-                warn_once(
-                    SFPlusWarning, "eager", device=engine.device.type, reasons=engine.passed_over
-                )
+            tell_choice(self._runtime.engine)
         return self._runtime
 
     @property
@@ -294,6 +291,8 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             state["state"].update(self._loading)
             self._settled = not any(map(is_unsettled, self._loading.values()))
         super().__setstate__(state)
+        if self._runtime is not None:
+            tell_left_behind(self, self._runtime.engine)
         self._runtime = None
         for group in self.param_groups:  # keys that an older version did not save
             self._fill_in(group)

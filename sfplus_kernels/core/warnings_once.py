@@ -64,6 +64,11 @@ TEXTS = {
         "of the other mode (in train mode they are y, in eval mode and in averaged_state_dict() x). To go on "
         "with a run, save model.state_dict() and optimizer.state_dict() in one mode, and load both"
     ),
+    "graph": (
+        "a step of this optimizer was captured into a CUDA graph, and its groups or its state have since "
+        "become others, as by load_state_dict() or add_param_group(): a replay would read and write what is "
+        "the optimizer's no longer. Run one step, and capture the graph again"
+    ),
     "eager": (
         "the steps run on the backend 'eager', plain torch operations, on {device}, though that has a "
         "quicker one: {reasons}. To do so on purpose, pass backend='eager'"

@@ -130,6 +130,11 @@ class Engine:
             self.run.hyper[group, Hyper.LR].copy_(lr)
         return before
 
+    @property
+    def recorded(self) -> bool:
+        """Whether a pass was captured into a CUDA graph, which reads the memory of this engine."""
+        return bool(self._recorded)
+
     def plan(self, entries: Sequence[Entry]) -> object:
         """The backend's plan for ``entries``, to be kept while their addresses stay."""
         return self._backend.plan(entries, self.device)

@@ -163,6 +163,9 @@ def test_a_kernel_that_begins_early_waits_for_the_one_before(
         ("step no momentum fp32 fp32", 80),
         ("step adam bf16 bf16", 96),
         ("interpolate fp32 to_x", 64),
+        ("interpolate bf16 to_x", 64),
+        ("interpolate fp16 to_y", 64),
+        ("interpolate fp16 absorb_z", 64),
     ],
 )
 def test_registers_of_the_usual_kernels(arch: str, label: str, registers: int) -> None:

@@ -455,7 +455,7 @@ def test_no_context_is_made_on_the_current_device() -> None:
     assert done.stdout.split() == ["False", "False"], done.stdout + done.stderr
 
 
-GRAPHS = ["step alone", "shared pool", "bfloat16", "eval and train", "many captures"]
+GRAPHS = ["step alone", "shared pool", "bfloat16", "eval and train", "many captures", "grad scaler"]
 
 
 @pytest.mark.parametrize("backend", COMPILED)
@@ -472,9 +472,12 @@ def test_graphs(backend: str, what: str) -> None:
         loss = torch.tensor(2.0, device="cuda")
         for p in params:
             p.grad = torch.ones_like(p)
+        scaler = torch.amp.GradScaler("cuda", init_scale=8.0, enabled=what == "grad scaler")
+        scaler.scale(loss)  # makes its tensors
 
-        def step(optimizer: Any = optimizer, loss: Tensor = loss) -> None:
-            optimizer.step(loss=loss)
+        def step(optimizer: Any = optimizer, loss: Tensor = loss, scaler: Any = scaler) -> None:
+            scaler.step(optimizer, loss=loss)
+            scaler.update()
             if what == "eval and train":
                 optimizer.eval()
                 optimizer.train()

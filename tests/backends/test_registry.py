@@ -15,6 +15,7 @@ from support import make_params, run
 
 from sfplus_kernels import AdamCScheduleFreePlus, backends
 from sfplus_kernels.backends import registry
+from sfplus_kernels.core.backend_choice import tell_choice
 
 CPU = torch.device("cpu")
 
@@ -216,6 +217,19 @@ def test_triton_is_not_chosen_where_it_cannot_build_its_launcher(
     assert chosen == ("triton" if said is None else "eager")
     monkeypatch.setenv("CC", "icx")
     assert "CC=icx" in str(registry.compiler_problem())
+
+
+def test_the_next_best_backend_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Triton, where the CUDA kernels cannot be had: no warning, since it is about as quick."""
+    engine: Any = SimpleNamespace(backend_name="triton", passed_over="cuda: no NVIDIA driver")
+    with caplog.at_level("INFO", logger="sfplus_kernels"):
+        tell_choice(engine)
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert record.getMessage().endswith("backend 'triton': cuda: no NVIDIA driver")
+    caplog.clear()
+    tell_choice(SimpleNamespace(backend_name="cuda", passed_over=""))  # type: ignore[arg-type]
+    assert not caplog.records
 
 
 def test_report_names_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 its time's sake."""
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,6 +209,31 @@ class Device(timing.CpuTimer):
     def host_time(self, step: timing.Step) -> float:
         step()
         return 0.25
+
+
+def test_the_host_has_a_lead_over_the_device_in_slow_steps_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the figure of a step that keeps the host busy for long would be the host's."""
+    slept: list[int] = []
+    event = SimpleNamespace(
+        record=lambda: None, synchronize=lambda: None, elapsed_time=lambda other: 1.0
+    )
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+    timer = timing.CudaTimer(torch.ones(64), cache=64)
+
+    def quick() -> None:
+        pass
+
+    def slow() -> None:
+        time.sleep(0.02)
+
+    for step in (quick, slow, slow):
+        assert timer.time(step) == 1e-3
+    assert slept[0] == 10_000_000
+    assert slept[1] == slept[2] >= 1.5 * 0.02 * timer.CYCLES
 
 
 def test_host_time_and_graphs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,11 @@ import torch
 from support import make_params, set_gradients, stream
 from torch import Tensor
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SFPlusWarning
 from sfplus_kernels.backends import table
 from sfplus_kernels.contract import capture
 from sfplus_kernels.contract.capture import STEPS, HostStock
+from sfplus_kernels.contract.layout import Global
 from sfplus_kernels.engine import delayed_figures, engine, runtime
 
 SHAPES = [(3,), (0,), (5, 2)]
@@ -167,6 +168,43 @@ def test_hyperparameters_are_frozen_in_a_graph(claim: Claim) -> None:
         optimizer.step()
         assert float(engine.run.hyper[0, 0]) == lr
     assert float(engine._host_hyper._given_out[0][0, 0]) == 0.05
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "add_param_group"])
+def test_a_graph_whose_optimizer_became_another_is_told_of(claim: Claim, how: str) -> None:
+    optimizer, params = start(AdamWScheduleFree)
+    fresh_gradients(params, 1)
+    optimizer.step()
+    claim(True)
+    optimizer.step()
+    claim(False)
+    optimizer.step()  # beside a graph all is well
+    state = optimizer.state_dict()
+
+    def become_another() -> None:
+        if how == "load_state_dict":
+            optimizer.load_state_dict(state)
+        else:
+            optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+            optimizer.step()
+
+    with pytest.warns(SFPlusWarning, match=r"\[graph\].*captured into a CUDA graph"):
+        become_another()
+
+
+def test_a_grad_scaler_can_be_recorded(claim: Claim) -> None:
+    """It hands its scale and whether a gradient is infinite over as tensors on the device."""
+    optimizer, params = start(AdamWScheduleFree)
+    fresh_gradients(params, 1)
+    optimizer.step()
+    claim(True)
+    optimizer.grad_scale, optimizer.found_inf = (on_device(torch.tensor(x)) for x in (8.0, 0.0))
+    optimizer.step()
+    figures = optimizer._runtime.engine.run.globals
+    assert float(figures[Global.GRAD_SCALE]) == 8
+    optimizer.found_inf = torch.tensor(0.0)
+    with pytest.raises(RuntimeError, match="found_inf is on the host, and a CUDA graph"):
+        optimizer.step()
 
 
 def test_the_stock_of_memory_for_recorded_steps(claim: Claim) -> None:
