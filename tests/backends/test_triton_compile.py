@@ -109,7 +109,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Kernels]:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr
         kernels: dict[str, Any] = json.loads(done.stdout)
@@ -178,12 +178,8 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
             expected |= {f"reduce {state} {grad} finishing", f"update {param} {grad}"}
             if arch == EVERY_PAIR:
                 expected.add(f"reduce {state} {grad} gradients_only")
-                expected.add(f"reduce {state} {grad} gradients_only finishing")
-        directions = ["", " no_momentum", " sgd"]
-        expected |= {f"reduce {state} {param}"}
-        expected |= {f"update {param} {param}{direction}" for direction in directions}
-        whole = directions if arch == EVERY_PAIR else [" no_momentum"]
-        expected |= {f"update {param} {param}{direction} finishing" for direction in whole}
+        expected |= {f"reduce {state} {param}", f"update {param} {param} no_momentum finishing"}
+        expected |= {f"update {param} {param} no_momentum", f"update {param} {param} sgd"}
         moves = Move if arch == EVERY_PAIR else (Move.TO_X, Move.TO_Y)
         expected |= {f"interpolate {param} {move.name.lower()}" for move in moves}
     assert set(kernels) == expected
@@ -300,9 +296,7 @@ def test_what_finishes_the_step_takes_nothing_from_the_memory_pass(kernels: Kern
         assert kernel.stack <= 128, name
         assert not kernel.local_beside_vectors, name
         in_flight = kernel.resident_warps * 32 * kernel.elements_per_thread * sum(loads) // 8
-        # SGD has few tensors, and a look at gradients alone one
-        least = 16_000 if "gradients_only" in name else 32_000
-        assert in_flight >= least, (name, in_flight)
+        assert in_flight >= 40_000, (name, in_flight)
 
 
 def test_tickets_are_the_only_atomics(kernels: Kernels) -> None:

@@ -90,12 +90,11 @@ def record_launches(
     backend = triton_backend.TritonBackend()
     loss = torch.zeros((), dtype=grad_dtype)
     backend.step(plan, run, sums=True, with_e=True, loss=loss)
-    if grad_dtype == param_dtype and (n_moments == 1 or rare_passes):
-        backend.step(plan, run, sums=False, with_e=False, loss=None)
     if grad_dtype == param_dtype:
+        if n_moments == 1:
+            backend.step(plan, run, sums=False, with_e=False, loss=None)
         backend.reduce(plan, with_e=True)
     if rare_passes:
-        backend.step(plan, run, sums=True, with_e=False, loss=None)
         backend.reduce(plan, with_e=False)
     triton_backend.MANY_TENSORS = 0
     backend.finalize(plan, run, plan.partials)
