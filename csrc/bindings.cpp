@@ -63,12 +63,12 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "reduce",
-      [](const sfplus::Table& table, int param_dtype, int grad_dtype, bool with_e, Address partials,
+      [](const sfplus::Table& table, int format, int param_dtype, int grad_dtype, bool with_e, Address partials,
          std::int64_t n_partials, int n_threads) {
-        sfplus::reduce(table, param_dtype, grad_dtype, with_e, pointer<double>(partials), n_partials,
+        sfplus::reduce(table, format, param_dtype, grad_dtype, with_e, pointer<double>(partials), n_partials,
                        n_threads);
       },
-      py::arg("table"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("with_e"),
+      py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("with_e"),
       py::arg("partials"), py::arg("n_partials"), py::arg("n_threads"), release());
   m.def(
       "finalize",
@@ -79,9 +79,9 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("partials"), py::arg("n_partials"), py::arg("rows"), py::arg("n_rows"), py::arg("run"),
       py::arg("max_coefficient"), release());
-  m.def("update", &sfplus::update, py::arg("table"), py::arg("param_dtype"), py::arg("grad_dtype"),
+  m.def("update", &sfplus::update, py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("grad_dtype"),
         py::arg("run"), py::arg("n_threads"), release());
-  m.def("interpolate", &sfplus::interpolate, py::arg("table"), py::arg("param_dtype"), py::arg("run"),
+  m.def("interpolate", &sfplus::interpolate, py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("run"),
         py::arg("move"), py::arg("n_threads"), release());
 
   m.def(

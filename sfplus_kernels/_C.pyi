@@ -37,6 +37,7 @@ class Run:
 
 def reduce(
     table: Table,
+    format: int,
     param_dtype: int,
     grad_dtype: int,
     with_e: bool,
@@ -59,10 +60,14 @@ def finalize(
 ) -> None:
     """Sums, loss and run state -> coefficients; advances the run state, or marks a skipped step."""
 
-def update(table: Table, param_dtype: int, grad_dtype: int, run: Run, n_threads: int) -> None:
+def update(
+    table: Table, format: int, param_dtype: int, grad_dtype: int, run: Run, n_threads: int
+) -> None:
     """One read and one write of every tensor; nothing on a skipped step."""
 
-def interpolate(table: Table, param_dtype: int, run: Run, move: int, n_threads: int) -> None:
+def interpolate(
+    table: Table, format: int, param_dtype: int, run: Run, move: int, n_threads: int
+) -> None:
     """Parameters between y, x and z; ``move`` is one of ``layout.Move``."""
 
 def negate(x: int, numel: int, n_threads: int, n_arrays: int = 1) -> None:
@@ -155,6 +160,7 @@ class Finish:
 
 def cuda_reduce(
     table: Table,
+    format: int,
     param_dtype: int,
     grad_dtype: int,
     with_e: bool,
@@ -172,6 +178,7 @@ def cuda_finalize(finish: Finish, device: int, stream: int) -> None:
 
 def cuda_update(
     table: Table,
+    format: int,
     param_dtype: int,
     grad_dtype: int,
     has_exp_avg: bool,
@@ -186,7 +193,7 @@ def cuda_update(
     """
 
 def cuda_interpolate(
-    table: Table, param_dtype: int, run: Run, move: int, device: int, stream: int
+    table: Table, format: int, param_dtype: int, run: Run, move: int, device: int, stream: int
 ) -> None:
     """As ``interpolate``."""
 

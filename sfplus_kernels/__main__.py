@@ -3,12 +3,13 @@
 import argparse
 import sys
 
-from sfplus_kernels.cli import export, forecast, report
+from sfplus_kernels.cli import export, forecast, memory, report
 
 COMMANDS = {
     "report": (report.main, "versions, devices and backends of this installation (the default)"),
     "export": (export.main, "the averaged weights out of a trainer's checkpoint"),
     "forecast": (forecast.main, "the loss at a later step, from the curve of a run"),
+    "memory": (memory.main, "what the optimizers keep of a model, in gigabytes"),
 }
 
 

@@ -1,5 +1,9 @@
 #include "dispatch.h"
 
+#ifdef SFPLUS_X86_VARIANTS
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -8,13 +12,16 @@ namespace sfplus {
 #ifdef SFPLUS_X86_VARIANTS
 namespace avx512 {
 extern const Kernels table;
+extern const Kernels16bit table_16bit;
 }
 namespace avx2 {
 extern const Kernels table;
+extern const Kernels16bit table_16bit;
 }
 #endif
 namespace portable {
 extern const Kernels table;
+extern const Kernels16bit table_16bit;
 }
 
 namespace {
@@ -22,7 +29,16 @@ namespace {
 struct Variant {
   std::string name;
   const Kernels* table;
+  const Kernels16bit* table_16bit;
 };
+
+#ifdef SFPLUS_X86_VARIANTS
+// Conversions of float16: every processor with AVX2 has them, but not every compiler knows the name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 std::vector<Variant> available() {
   std::vector<Variant> variants;
@@ -30,11 +46,11 @@ std::vector<Variant> available() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    variants.push_back({"avx512", &avx512::table});
+    variants.push_back({"avx512", &avx512::table, &avx512::table_16bit});
   }
-  if (__builtin_cpu_supports("avx2")) variants.push_back({"avx2", &avx2::table});
+  if (__builtin_cpu_supports("avx2") && has_f16c()) variants.push_back({"avx2", &avx2::table, &avx2::table_16bit});
 #endif
-  variants.push_back({"portable", &portable::table});
+  variants.push_back({"portable", &portable::table, &portable::table_16bit});
   return variants;
 }
 
@@ -69,6 +85,8 @@ std::vector<std::string> available_isas() {
 const std::string& isa() { return current().name; }
 
 const Kernels& kernels() { return *current().table; }
+
+const Kernels16bit& kernels_16bit() { return *current().table_16bit; }
 
 void set_isa(const std::string& name) { current() = find(name); }
 

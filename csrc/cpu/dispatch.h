@@ -15,6 +15,7 @@ std::vector<std::string> available_isas();
 // once. Throws std::invalid_argument, naming the sets, if that one cannot be had.
 const std::string& isa();
 const Kernels& kernels();
+const Kernels16bit& kernels_16bit();
 
 // Take another set from now on (for tests). Throws as isa().
 void set_isa(const std::string& name);

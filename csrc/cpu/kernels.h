@@ -22,9 +22,16 @@ struct UpdateChunk {
   const double *group_coefs, *tensor_coefs;
 };
 
+// Of a chunk that is stored in 16 bits: the tensor's keys of this step, and the index of the chunk's first element in
+// the whole tensor; those of the others follow it.
+struct Noise {
+  std::uint32_t key_a, key_b, index;
+};
+
 struct MoveChunk {
   void *y, *displacement;
   void* param;  // null where the parameter is y itself
+  const void* y_high;  // null but where the parameter is half of y, and holds x
   std::int64_t numel;
   const double *globals, *hyper, *group_coefs, *scalars, *tensor_coefs;  // rows of this tensor's
 };
@@ -39,6 +46,15 @@ struct Kernels {
   // x <- -x: one read and one write of memory and nothing else, to measure bandwidth with; in n_arrays arrays
   // side by side, each beginning ``distance`` elements after the one before
   void (*negate)(float* x, std::int64_t numel, std::int64_t distance, int n_arrays);
+};
+
+// For Format::HALF; the dtype of the gradient is looked at within.
+struct Kernels16bit {
+  void (*reduce)(const ReduceChunk&, int grad_dtype, double* sums);
+  // by [Direction][whether the parameter is half of y]
+  void (*update[3][2])(const UpdateChunk&, int grad_dtype, const Noise&);
+  // by [Move][whether the parameter is half of y]; null for those that write e
+  void (*interpolate[Move::WIDTH][2])(const MoveChunk&);
 };
 
 }  // namespace sfplus

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../math/random_rounding.h"
 #include "../math/update_rule.h"
 #include "dispatch.h"
 #include "thread_pool.h"
@@ -16,16 +17,25 @@ int useful_threads(std::int64_t n_elements, int n_threads) {
   return static_cast<int>(std::min<std::int64_t>(n_threads, 1 + n_elements / kWorthAThread));
 }
 
+// Null where there is no such tensor.
 template <class T>
 T* at(std::int64_t address, std::int64_t byte_offset) {
-  return reinterpret_cast<T*>(static_cast<std::intptr_t>(address + byte_offset));
+  return address == 0 ? nullptr : reinterpret_cast<T*>(static_cast<std::intptr_t>(address + byte_offset));
 }
 
 std::int64_t width_of(int dtype) {
   return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
 }
 
-std::int64_t state_width(int param_dtype) { return param_dtype == DType::FLOAT64 ? 8 : 4; }
+// Bytes of an element of the parameter, of what Row::Y points at, and of a moment or e.
+struct Widths {
+  std::int64_t param, y, state;
+};
+
+Widths widths_of(int format, int param_dtype) {
+  const std::int64_t param = width_of(param_dtype), full = param_dtype == DType::FLOAT64 ? 8 : 4;
+  return format == Format::HALF ? Widths{param, param, 2} : Widths{param, full, full};
+}
 
 // One chunk of the table: which tensor, where in it, how many elements.
 struct Piece {
@@ -38,6 +48,19 @@ Piece piece_of(const Table& table, std::int64_t index) {
   const std::int64_t* columns = table.rows + chunk[Chunk::ROW] * Row::WIDTH;
   const std::int64_t start = chunk[Chunk::START];
   return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns};
+}
+
+// run(start, numel, index) for each part of a piece whose elements follow each other in the whole tensor: from element
+// ``start`` of this memory on, the first of them being number ``index`` there, modulo 2^32.
+template <class Function>
+void for_each_run(const Piece& piece, const Function& run) {
+  const std::int64_t length = piece.columns[Row::INDEX_RUN], end = piece.start + piece.numel;
+  for (std::int64_t start = piece.start; start < end;) {
+    const std::int64_t within = start % length, numel = std::min(length - within, end - start);
+    const std::int64_t index = piece.columns[Row::INDEX_START] + start / length * piece.columns[Row::INDEX_STRIDE] + within;
+    run(start, numel, static_cast<std::uint32_t>(index));
+    start += numel;
+  }
 }
 
 // Chunks that follow each other in memory belong to one thread, which begins to fetch the next one while it is
@@ -62,11 +85,13 @@ void for_each_chunk(const Table& table, int n_threads, const Function& function)
 
 }  // namespace
 
-void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, double* partials,
+void reduce(const Table& table, int format, int param_dtype, int grad_dtype, bool with_e, double* partials,
             std::int64_t n_partials, int n_threads) {
-  const std::int64_t state = state_width(param_dtype), grad = width_of(grad_dtype);
+  const Widths widths = widths_of(format, param_dtype);
+  const std::int64_t grad = width_of(grad_dtype);
   const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
   const auto kernel = kernels().reduce[with_e ? 1 : 0][state_dtype][grad_dtype];
+  const auto kernel_16bit = with_e && format == Format::HALF ? kernels_16bit().reduce : nullptr;
   n_threads = useful_threads(table.n_elements, n_threads);
   const std::int64_t per_task = chunks_per_task(n_partials, n_threads);
   parallel_for((n_partials + per_task - 1) / per_task, n_threads, [&](std::int64_t task) {
@@ -75,44 +100,65 @@ void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, do
     for (std::int64_t round = 0; round < table.n_chunks; round += n_partials) {
       for (std::int64_t slot = first; slot < std::min(end, table.n_chunks - round); ++slot) {
         const Piece piece = piece_of(table, round + slot);
-        kernel({at<void>(table.gradients[piece.row], piece.start * grad),
-                at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state), piece.numel},
-               partials + slot * Sum::WIDTH);
+        const ReduceChunk chunk = {at<void>(table.gradients[piece.row], piece.start * grad),
+                                   at<void>(piece.columns[Row::DISPLACEMENT], piece.start * widths.state),
+                                   piece.numel};
+        double* sums = partials + slot * Sum::WIDTH;
+        if (kernel_16bit != nullptr) {
+          kernel_16bit(chunk, grad_dtype, sums);
+        } else {
+          kernel(chunk, sums);
+        }
       }
     }
   });
 }
 
-void update(const Table& table, int param_dtype, int grad_dtype, const Run& run, int n_threads) {
+void update(const Table& table, int format, int param_dtype, int grad_dtype, const Run& run, int n_threads) {
   if (run.globals[Global::SKIP] != 0) return;
-  const std::int64_t state = state_width(param_dtype);
-  const std::int64_t param = width_of(param_dtype), grad = width_of(grad_dtype);
+  const Widths widths = widths_of(format, param_dtype);
+  const std::int64_t grad = width_of(grad_dtype);
   if (table.n_chunks == 0) return;
   const std::int64_t* first = piece_of(table, 0).columns;
   const Direction direction = first[Row::EXP_AVG] != 0      ? Direction::ADAM
                               : first[Row::EXP_AVG_SQ] != 0 ? Direction::ADAM_NO_MOMENTUM
                                                             : Direction::SGD;
-  const auto kernel = kernels().update[static_cast<int>(direction)][param_dtype][grad_dtype];
-  for_each_chunk(table, n_threads, [&](const Piece& piece) {
-    const auto buffer = [&](int column) {
-      return at<void>(piece.columns[column], piece.start * state);
-    };
-    kernel({at<void>(table.gradients[piece.row], piece.start * grad), buffer(Row::Y),
-            buffer(Row::EXP_AVG), buffer(Row::EXP_AVG_SQ), buffer(Row::DISPLACEMENT),
-            at<void>(piece.columns[Row::PARAM], piece.start * param), piece.numel,
-            run.group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
-            run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH});
-  });
+  const auto chunk_of = [&](const Piece& piece, std::int64_t start, std::int64_t numel) {
+    return UpdateChunk{at<void>(table.gradients[piece.row], start * grad),
+                       at<void>(piece.columns[Row::Y], start * widths.y),
+                       at<void>(piece.columns[Row::EXP_AVG], start * widths.state),
+                       at<void>(piece.columns[Row::EXP_AVG_SQ], start * widths.state),
+                       at<void>(piece.columns[Row::DISPLACEMENT], start * widths.state),
+                       at<void>(piece.columns[Row::PARAM], start * widths.param),
+                       numel,
+                       run.group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
+                       run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH};
+  };
+  if (format == Format::HALF) {
+    const auto kernel = kernels_16bit().update[static_cast<int>(direction)][param_dtype == DType::BFLOAT16];
+    for_each_chunk(table, n_threads, [&](const Piece& piece) {
+      const NoiseKey key = noise_key(run.settings, run.tensors, piece.columns[Row::SLOT]);
+      for_each_run(piece, [&](std::int64_t start, std::int64_t numel, std::uint32_t index) {
+        kernel(chunk_of(piece, start, numel), grad_dtype, {key.a, key.b, index});
+      });
+    });
+  } else {
+    const auto kernel = kernels().update[static_cast<int>(direction)][param_dtype][grad_dtype];
+    for_each_chunk(table, n_threads,
+                   [&](const Piece& piece) { kernel(chunk_of(piece, piece.start, piece.numel)); });
+  }
 }
 
-void interpolate(const Table& table, int param_dtype, const Run& run, int move, int n_threads) {
-  const std::int64_t state = state_width(param_dtype), param = width_of(param_dtype);
-  const auto kernel = kernels().interpolate[move][param_dtype];
+void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, int n_threads) {
+  const Widths widths = widths_of(format, param_dtype);
+  const auto kernel = format == Format::HALF ? kernels_16bit().interpolate[move][param_dtype == DType::BFLOAT16]
+                                             : kernels().interpolate[move][param_dtype];
   for_each_chunk(table, n_threads, [&](const Piece& piece) {
     const std::int64_t group = piece.columns[Row::GROUP], slot = piece.columns[Row::SLOT];
-    kernel({at<void>(piece.columns[Row::Y], piece.start * state),
-            at<void>(piece.columns[Row::DISPLACEMENT], piece.start * state),
-            at<void>(piece.columns[Row::PARAM], piece.start * param), piece.numel, run.globals,
+    kernel({at<void>(piece.columns[Row::Y], piece.start * widths.y),
+            at<void>(piece.columns[Row::DISPLACEMENT], piece.start * widths.state),
+            at<void>(piece.columns[Row::PARAM], piece.start * widths.param),
+            at<void>(piece.columns[Row::Y_HIGH], piece.start * widths.param), piece.numel, run.globals,
             run.hyper + group * Hyper::WIDTH, run.group_coefs + group * GroupCoef::WIDTH,
             run.tensors + slot * Scalar::WIDTH, run.tensor_coefs + slot * TensorCoef::WIDTH});
   });

@@ -35,12 +35,12 @@ void bind(py::module_& m) {
            py::arg("loss"), py::arg("loss_dtype"), py::arg("max_coefficient"), py::arg("tickets"));
   m.def(
       "cuda_reduce",
-      [](const Table& table, int param_dtype, int grad_dtype, bool with_e, Address partials,
+      [](const Table& table, int format, int param_dtype, int grad_dtype, bool with_e, Address partials,
          std::int64_t n_partials, double weight, const Finish& finish, int device, Address stream) {
-        reduce(table, param_dtype, grad_dtype, with_e, pointer<double>(partials), n_partials, weight, finish,
+        reduce(table, format, param_dtype, grad_dtype, with_e, pointer<double>(partials), n_partials, weight, finish,
                {device, stream});
       },
-      py::arg("table"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("with_e"),
+      py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("with_e"),
       py::arg("partials"), py::arg("n_partials"), py::arg("weight"), py::arg("finish"), py::arg("device"),
       py::arg("stream"), release());
   m.def(
@@ -49,18 +49,18 @@ void bind(py::module_& m) {
       py::arg("finish"), py::arg("device"), py::arg("stream"), release());
   m.def(
       "cuda_update",
-      [](const Table& table, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
+      [](const Table& table, int format, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
          const Finish& finish, int device, Address stream) {
-        update(table, param_dtype, grad_dtype, has_exp_avg, has_exp_avg_sq, finish, {device, stream});
+        update(table, format, param_dtype, grad_dtype, has_exp_avg, has_exp_avg_sq, finish, {device, stream});
       },
-      py::arg("table"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("has_exp_avg"),
+      py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("has_exp_avg"),
       py::arg("has_exp_avg_sq"), py::arg("finish"), py::arg("device"), py::arg("stream"), release());
   m.def(
       "cuda_interpolate",
-      [](const Table& table, int param_dtype, const Run& run, int move, int device, Address stream) {
-        interpolate(table, param_dtype, run, move, {device, stream});
+      [](const Table& table, int format, int param_dtype, const Run& run, int move, int device, Address stream) {
+        interpolate(table, format, param_dtype, run, move, {device, stream});
       },
-      py::arg("table"), py::arg("param_dtype"), py::arg("run"), py::arg("move"), py::arg("device"),
+      py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("run"), py::arg("move"), py::arg("device"),
       py::arg("stream"), release());
   m.def("cuda_driver_version", &driver_version);
   m.def("cuda_capability", &capability, py::arg("device"));

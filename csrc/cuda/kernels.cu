@@ -2,8 +2,10 @@
 // all of them for an architecture; nvcc and NVRTC compile it alike.
 #include "finalize.cuh"
 #include "interpolate.cuh"
+#include "interpolate_half.cuh"
 #include "reduce.cuh"
 #include "update.cuh"
+#include "update_half.cuh"
 
 namespace sfplus {
 namespace cuda {
@@ -63,6 +65,41 @@ SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, to_y, Move::TO_Y)
 SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, shift, Move::SHIFT)
 SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, expose_z, Move::EXPOSE_Z)
 SFPLUS_FOR_DTYPES(SFPLUS_INTERPOLATE, absorb_z, Move::ABSORB_Z)
+
+// Over state of 16 bits: float32 and bfloat16 parameters, with gradients of either.
+#define SFPLUS_REDUCE_HALF(Grad)                                                                 \
+  extern "C" __global__ void __launch_bounds__(kThreads, 7) reduce_half_float32_##Grad(          \
+      const Table table, double* partials, const std::int64_t n_partials, const double weight,   \
+      const __grid_constant__ Finish finish) {                                                   \
+    reduce_pass<true, float, Grad, float16>(table, partials, n_partials, weight, finish);        \
+  }
+SFPLUS_REDUCE_HALF(float32)
+SFPLUS_REDUCE_HALF(bfloat16)
+
+#define SFPLUS_UPDATE_HALF(name, direction, Param, Grad)                                         \
+  extern "C" __global__ void __launch_bounds__(kThreads, kUpdateHalfBlocks<direction>)           \
+      update_half_##name##_##Param##_##Grad(const Table table, const __grid_constant__ Finish finish) { \
+    update_half_pass<direction, Param, Grad>(table, finish);                                     \
+  }
+#define SFPLUS_UPDATES_HALF(name, direction)                 \
+  SFPLUS_UPDATE_HALF(name, direction, float32, float32)      \
+  SFPLUS_UPDATE_HALF(name, direction, float32, bfloat16)     \
+  SFPLUS_UPDATE_HALF(name, direction, bfloat16, float32)     \
+  SFPLUS_UPDATE_HALF(name, direction, bfloat16, bfloat16)
+SFPLUS_UPDATES_HALF(adam, Direction::ADAM)
+SFPLUS_UPDATES_HALF(no_momentum, Direction::ADAM_NO_MOMENTUM)
+SFPLUS_UPDATES_HALF(sgd, Direction::SGD)
+
+#define SFPLUS_INTERPOLATE_HALF(name, move, Param)                                               \
+  extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
+      interpolate_half_##name##_##Param(const Table table, const Run run) {                      \
+    interpolate_half_pass<move, Param>(table, run);                                              \
+  }
+#define SFPLUS_INTERPOLATES_HALF(name, move) \
+  SFPLUS_INTERPOLATE_HALF(name, move, float32) SFPLUS_INTERPOLATE_HALF(name, move, bfloat16)
+SFPLUS_INTERPOLATES_HALF(to_x, Move::TO_X)
+SFPLUS_INTERPOLATES_HALF(to_y, Move::TO_Y)
+SFPLUS_INTERPOLATES_HALF(shift, Move::SHIFT)
 
 extern "C" __global__ void __launch_bounds__(kThreads) finalize(const __grid_constant__ Finish finish) {
   finalize_pass(finish);

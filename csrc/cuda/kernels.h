@@ -17,7 +17,15 @@ constexpr int kStep = kUpdate + kDirections * DType::WIDTH * DType::WIDTH;      
 constexpr int kInterpolate = kStep + kDirections * DType::WIDTH * DType::WIDTH;   // [move][param]
 constexpr int kFinalize = kInterpolate + Move::WIDTH * DType::WIDTH;
 constexpr int kFinalizeTensors = kFinalize + 1;
-constexpr int kKernels = kFinalizeTensors + 1;
+
+// Over state of 16 bits, where no kernel does a whole step, and parameters and gradients are float32 or bfloat16: their number is that of half_type.
+constexpr int kHalfTypes = 2, kHalfMoves = 3;
+constexpr int kReduceHalf = kFinalizeTensors + 1;                                     // [grad]
+constexpr int kUpdateHalf = kReduceHalf + kHalfTypes;                                 // [direction][param][grad]
+constexpr int kInterpolateHalf = kUpdateHalf + kDirections * kHalfTypes * kHalfTypes;  // [move][param]
+constexpr int kKernels = kInterpolateHalf + kHalfMoves * kHalfTypes;
+
+inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
 
 // Such as "update_adam_float32_bfloat16": of the parameter, then of the gradient.
 inline std::string kernel_name(int kernel) {
@@ -27,7 +35,18 @@ inline std::string kernel_name(int kernel) {
   const auto pair = [&](int first, int second) {
     return std::string("_") + dtypes[first] + "_" + dtypes[second];
   };
+  const auto half_pair = [&](int i) { return pair(DType::FLOAT32 + i / kHalfTypes, DType::FLOAT32 + i % kHalfTypes); };
   constexpr int n = DType::WIDTH;
+  if (kernel >= kInterpolateHalf) {
+    const int i = kernel - kInterpolateHalf;
+    return std::string("interpolate_half_") + moves[i / kHalfTypes] + "_" + dtypes[DType::FLOAT32 + i % kHalfTypes];
+  }
+  if (kernel >= kUpdateHalf) {
+    constexpr int kPairs = kHalfTypes * kHalfTypes;
+    const int i = kernel - kUpdateHalf;
+    return std::string("update_half_") + directions[i / kPairs] + half_pair(i % kPairs);
+  }
+  if (kernel >= kReduceHalf) return "reduce_half" + half_pair(kernel - kReduceHalf);
   if (kernel == kFinalize) return "finalize";
   if (kernel == kFinalizeTensors) return "finalize_tensors";
   if (kernel >= kInterpolate) {

@@ -27,14 +27,16 @@ void finish_many_tensors(Finish finish, const Queue& queue) {
 
 }  // namespace
 
-void reduce(const Table& table, int param_dtype, int grad_dtype, bool with_e, double* partials,
+void reduce(const Table& table, int format, int param_dtype, int grad_dtype, bool with_e, double* partials,
             std::int64_t n_partials, double weight, const Finish& finish, const Queue& queue) {
   Table own = table;
   Finish groups = groups_of(finish);
   void* arguments[] = {&own, &partials, &n_partials, &weight, &groups};
   const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
-  launch(kReduce + ((with_e ? 2 : 0) + state_dtype) * DType::WIDTH + grad_dtype, queue, n_partials, arguments,
-         false);
+  const bool half = with_e && format == Format::HALF;
+  launch(half ? kReduceHalf + half_type(grad_dtype)
+              : kReduce + ((with_e ? 2 : 0) + state_dtype) * DType::WIDTH + grad_dtype,
+         queue, n_partials, arguments, false);
   if (finish.tickets != nullptr) finish_many_tensors(finish, queue);
 }
 
@@ -45,24 +47,27 @@ void finalize(const Finish& finish, const Queue& queue) {
   finish_many_tensors(finish, queue);
 }
 
-void update(const Table& table, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
+void update(const Table& table, int format, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
             const Finish& finish, const Queue& queue) {
   Table own = table;
   Finish given = finish;
-  const bool whole = finish.tickets != nullptr && finish.n_rows <= kManyTensors;
+  const bool whole = finish.tickets != nullptr && finish.n_rows <= kManyTensors && format != Format::HALF;
   if (finish.tickets != nullptr && !whole) finalize(finish, queue);
   const int direction = has_exp_avg ? 0 : has_exp_avg_sq ? 1 : 2;
   void* arguments[] = {&own, &given};
-  launch((whole ? kStep : kUpdate) + (direction * DType::WIDTH + param_dtype) * DType::WIDTH + grad_dtype, queue,
+  const int half = (direction * kHalfTypes + half_type(param_dtype)) * kHalfTypes + half_type(grad_dtype);
+  const int full = (direction * DType::WIDTH + param_dtype) * DType::WIDTH + grad_dtype;
+  launch(format == Format::HALF ? kUpdateHalf + half : (whole ? kStep : kUpdate) + full, queue,
          blocks_for(table.n_chunks, kWarps), arguments, !whole);
 }
 
-void interpolate(const Table& table, int param_dtype, const Run& run, int move, const Queue& queue) {
+void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, const Queue& queue) {
   Table own = table;
   Run given = run;
   void* arguments[] = {&own, &given};
-  launch(kInterpolate + move * DType::WIDTH + param_dtype, queue, blocks_for(table.n_chunks, kWarps), arguments,
-         false);
+  launch(format == Format::HALF ? kInterpolateHalf + move * kHalfTypes + half_type(param_dtype)
+                                : kInterpolate + move * DType::WIDTH + param_dtype,
+         queue, blocks_for(table.n_chunks, kWarps), arguments, false);
 }
 
 }  // namespace cuda

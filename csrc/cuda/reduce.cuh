@@ -10,40 +10,40 @@ namespace sfplus {
 namespace cuda {
 
 // Packs of each tensor that a thread has under way at once.
-template <bool with_e>
-constexpr int kReduceTurns = with_e ? 2 : 4;
+template <bool with_e, class E, class Grad>
+constexpr int kReduceTurns = !with_e ? 4 : sizeof(E) == 2 && sizeof(Grad) == 4 ? 1 : 2;
 
 // Block i makes slot i of partials: ``weight`` times the sums over the chunks i, i + n_partials, ..., which its
 // warps take in turns. Which warp takes which follows from the table alone, so the bits do too. Where finish has
 // tickets, the block that draws the last one finishes the step: all sums are there then, and in their order.
-template <bool with_e, class State, class Grad>
+template <bool with_e, class State, class Grad, class E = State>
 __device__ __forceinline__ void reduce_pass(const Table& table, double* partials,
                                             const std::int64_t n_partials, const double weight,
                                             const Finish& finish) {
   let_next_kernel_begin();
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const std::int64_t slot = blockIdx.x;
-  constexpr int n = with_e ? kPack<State> : kPack<Grad>;  // 16 bytes of e, else of g
+  constexpr int n = with_e ? kPack<E> : kPack<Grad>;  // 16 bytes of e, else of g
   double sums[Sum::WIDTH] = {};
   for (std::int64_t index = slot + warp * n_partials; index < table.n_chunks;
        index += kWarps * n_partials) {
     const Piece piece = piece_of(table, index);
     // default caching: update, which takes the chunks from the last to the first, may find some of it
     const Grad* grad = reinterpret_cast<const Grad*>(table.gradients[piece.row]) + piece.start;
-    const State* displacement = with_e ? piece.at<const State>(Row::DISPLACEMENT) : nullptr;
-    const bool vectors = aligned<Grad, n>(grad) && aligned<State, n>(displacement);
+    const E* displacement = with_e ? piece.at<const E>(Row::DISPLACEMENT) : nullptr;
+    const bool vectors = aligned<Grad, n>(grad) && aligned<E, n>(displacement);
     State l1 = 0, dot = 0, squares = 0;  // of up to 128 terms each, then on in double
-    share_out<n, kReduceTurns<with_e>>(piece.numel, vectors, lane, [&](auto count, auto turns,
+    share_out<n, kReduceTurns<with_e, E, Grad>>(piece.numel, vectors, lane, [&](auto count, auto turns,
                                                                        int offset) {
       constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;
       Pack<Grad, kCount> g[kTurns];
-      Pack<State, kCount> e[kTurns];
+      Pack<E, kCount> e[kTurns];
 #pragma unroll
       for (int turn = 0; turn < kTurns; ++turn) {
         const int at = offset + turn * kLanes * kCount;
         g[turn] = Pack<Grad, kCount>::template read<Cache::KEEP>(grad + at);
         if constexpr (with_e) {
-          e[turn] = Pack<State, kCount>::template read<Cache::KEEP>(displacement + at);
+          e[turn] = Pack<E, kCount>::template read<Cache::KEEP>(displacement + at);
         }
       }
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ __forceinline__ void reduce_pass(const Table& table, double* partials
         for (int i = 0; i < kCount; ++i) {
           const State value = widen<State>(g[turn].elements[i]);
           l1 += std::fabs(value);
-          if constexpr (with_e) dot += value * e[turn].elements[i];
+          if constexpr (with_e) dot += value * widen<State>(e[turn].elements[i]);
           squares += value * value;
         }
       }

@@ -31,14 +31,20 @@ SFPLUS_INLINE UpdateCoefs<T> update_coefs(const double* group, const double* ten
 // The direction u: ADAM keeps both moments, ADAM_NO_MOMENTUM the second only, SGD none.
 enum class Direction { ADAM, ADAM_NO_MOMENTUM, SGD };
 
-template <Direction direction, class T>
-SFPLUS_INLINE void update_element(T g, T& m, T& v, T& y, T& e, const UpdateCoefs<T>& c) {
+// Of T, which may be a vector of values: see csrc/cpu/lanes.h.
+template <class T>
+struct Root {
+  static SFPLUS_INLINE T of(T x) { return std::sqrt(x); }
+};
+
+template <Direction direction, class T, class Coef>
+SFPLUS_INLINE void update_element(T g, T& m, T& v, T& y, T& e, const UpdateCoefs<Coef>& c) {
   // moments
   m = direction == Direction::ADAM ? c.beta1 * m + c.grad_to_m * g : c.grad_to_m * g;
   if (direction != Direction::SGD) v = c.beta2 * v + c.grad_to_v * g * g;
   // delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps), or the gradient
   T delta = c.step_size * m;
-  if (direction != Direction::SGD) delta = delta / (std::sqrt(v) * c.inv_sqrt_bc2 + c.eps);
+  if (direction != Direction::SGD) delta = delta / (Root<T>::of(v) * c.inv_sqrt_bc2 + c.eps);
   delta = delta + c.omega * y;
   // one increment of y, its two parts summed first
   y = y + (c.e_to_y * e + c.delta_to_y * delta);

@@ -60,6 +60,7 @@ class CpuBackend:
         for native, launch in plan.launches:
             _C.reduce(
                 native,
+                launch.format,
                 DTYPES[launch.param_dtype],
                 _grad_dtype(launch),
                 with_e,
@@ -87,6 +88,7 @@ class CpuBackend:
         for native, launch in plan.launches:
             _C.update(
                 native,
+                launch.format,
                 DTYPES[launch.param_dtype],
                 _grad_dtype(launch),
                 native_run,
@@ -100,6 +102,7 @@ class CpuBackend:
         for native, launch in plan.launches:
             _C.interpolate(
                 native,
+                launch.format,
                 DTYPES[launch.param_dtype],
                 native_run,
                 move,

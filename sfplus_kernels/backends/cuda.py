@@ -24,6 +24,9 @@ from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Move
 WARPS_PER_BLOCK = 4
 """As ``kWarps`` in csrc/cuda/walk.cuh."""
 
+HALF_GRADIENTS = (torch.float32, torch.bfloat16)
+"""Of which there are kernels in ``Format.HALF``: as ``half_type`` in csrc/cuda/kernels.h."""
+
 SMALLEST_CHUNK, LARGEST_CHUNK = 512, 4096
 
 
@@ -65,7 +68,7 @@ class CudaBackend:
         self, entries: Sequence[Entry], device: torch.device, chunk_size: int | None = None
     ) -> CudaPlan:
         size = chunk_size or choose_chunk_size(sum(e.param.numel() for e in entries))
-        plan = CudaPlan(build_table(entries, device, size), size, [])
+        plan = CudaPlan(build_table(entries, device, size, HALF_GRADIENTS), size, [])
         self._name_launches(plan)
         return plan
 
@@ -117,6 +120,7 @@ class CudaBackend:
         for (native, launch), finish in zip(plan.launches, finishes, strict=True):
             self._native.cuda_reduce(
                 native,
+                launch.format,
                 DTYPES[launch.param_dtype],
                 _grad_dtype(launch),
                 with_e,
@@ -131,6 +135,7 @@ class CudaBackend:
         for (native, launch), finish in zip(plan.launches, finishes, strict=True):
             self._native.cuda_update(
                 native,
+                launch.format,
                 DTYPES[launch.param_dtype],
                 _grad_dtype(launch),
                 launch.has_exp_avg,
@@ -167,6 +172,7 @@ class CudaBackend:
         for native, launch in plan.launches:
             self._native.cuda_interpolate(
                 native,
+                launch.format,
                 DTYPES[launch.param_dtype],
                 native_run,
                 move,

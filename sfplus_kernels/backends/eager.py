@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends import sixteen_bits
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
+from sfplus_kernels.contract.formats import halves, state_dtype, whole
 from sfplus_kernels.contract.layout import (
+    Format,
     Global,
     Group,
     GroupCoef,
@@ -62,7 +65,7 @@ class EagerBackend:
     def reduce(self, plan: EagerPlan, *, with_e: bool) -> Tensor:
         plan.sums.zero_()
         for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
-            g = gradient.to(entry.displacement.dtype)
+            g = gradient.to(state_dtype(entry.param.dtype))
             dot = (g * entry.displacement).sum() if with_e else g.new_zeros(())
             sums = torch.stack((g.abs().sum(), dot, g.square().sum())).to(torch.float64)
             plan.sums += sums if entry.shards == 1 else sums * entry.shards
@@ -73,7 +76,7 @@ class EagerBackend:
             lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent, ascends,
             max_lr,
         ) = _columns(run.hyper, Hyper)  # fmt: skip
-        rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm = (
+        rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm, _ = (
             run.settings.unbind()
         )
         polyak = rule == Rule.POLYAK
@@ -156,8 +159,8 @@ class EagerBackend:
     def update(self, plan: EagerPlan, run: RunState) -> None:
         skip = run.globals[Global.SKIP] > 0
         for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
-            y, e = entry.y.detach(), entry.displacement
             _take_what_was_written(entry, skip)
+            y, e = _values(entry)
             # formed in float64, rounded once to the dtype of the arithmetic
             group_coefs = run.group_coefs[entry.group].to(e.dtype)
             tensor_coefs = run.tensor_coefs[entry.slot].to(e.dtype)
@@ -166,61 +169,94 @@ class EagerBackend:
             )
             step_size, inv_sqrt_bc2, e_to_y = _columns(tensor_coefs, TensorCoef)
             g = gradient.to(e.dtype)
-            changes = []  # (buffer, its new value)
+            new: dict[str, Tensor] = {}
             if entry.exp_avg is None:
                 m = grad_to_m * g
             else:
-                m = beta1 * entry.exp_avg + grad_to_m * g
-                changes.append((entry.exp_avg, m))
+                m = beta1 * entry.exp_avg.to(e.dtype) + grad_to_m * g
+                new["exp_avg"] = m
             if entry.exp_avg_sq is None:
                 delta = step_size * m + omega * y
             else:
-                v = beta2 * entry.exp_avg_sq + grad_to_v * g * g
+                v = beta2 * entry.exp_avg_sq.to(e.dtype) + grad_to_v * g * g
                 delta = step_size * m / (v.sqrt() * inv_sqrt_bc2 + eps) + omega * y
-                changes.append((entry.exp_avg_sq, v))
-            changes.append((y, y + (e_to_y * e + delta_to_y * delta)))
-            changes.append((e, e_kept * (e - delta)))
-            for old, new in changes:
-                old.copy_(torch.where(skip, old, new))
-            if entry.master_param is not None:
-                param = entry.param.detach()
-                param.copy_(torch.where(skip, param, y.to(param.dtype)))
+                new["exp_avg_sq"] = v
+            y = y + (e_to_y * e + delta_to_y * delta)
+            new["displacement"] = e_kept * (e - delta)
+            if entry.format == Format.HALF:
+                new = _in_16_bits(new, sixteen_bits.random_words(entry, run))
+            for name, value in {**new, **_stored_y(entry, y)}.items():
+                old = getattr(entry, name).detach()
+                old.copy_(torch.where(skip, old, value))
         plan.gradients = []  # kept longer, they would be memory that zero_grad() does not free
 
     def interpolate(self, plan: EagerPlan, run: RunState, move: Move) -> None:
         skip = run.globals[Global.SKIP] > 0
         for entry in plan.entries:
-            param, y, e = entry.param.detach(), entry.y.detach(), entry.displacement
+            param = entry.param.detach()
+            if move != Move.ABSORB_Z and not (move == Move.TO_Y and _follows(entry)):
+                _take_what_was_written(entry)
+            y, e = _values(entry)
             b = run.tensors[entry.slot, Scalar.Y_BETA]
             x_share = (1 - b).to(e.dtype) * e
-            if entry.master_param is not None and move == Move.TO_Y:
+            if move == Move.TO_X:  # where y is more than the parameter, it stays what it is
+                param.copy_(y - x_share)
+                continue
+            if move == Move.TO_Y and _follows(entry):
                 untouched = (y - x_share).to(param.dtype) == param
-                y.copy_(torch.where(untouched, y, param.to(y.dtype) + x_share))
-                param.copy_(y)
-                continue
-            if move != Move.ABSORB_Z:
-                _take_what_was_written(entry)
-            if move in (Move.TO_X, Move.TO_Y):
-                param.copy_(y - x_share if move == Move.TO_X else y + x_share)
-                continue
-            if move == Move.SHIFT:
-                y.copy_(y + run.tensor_coefs[entry.slot, TensorCoef.E_TO_Y].to(e.dtype) * e)
+                y = torch.where(untouched, y, param.to(y.dtype) + x_share)
+            elif move == Move.TO_Y:
+                y = y + x_share
+            elif move == Move.SHIFT:
+                y = y + run.tensor_coefs[entry.slot, TensorCoef.E_TO_Y].to(e.dtype) * e
             elif move == Move.EXPOSE_Z:
                 hyper = run.hyper[entry.group]
                 omega = (hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]).to(e.dtype)
-                x = y - (1 - b).to(e.dtype) * e
-                y.copy_(y + (b.to(e.dtype) * e - omega * y))
-                e.copy_(x)
+                x = y - x_share
+                y = y + (b.to(e.dtype) * e - omega * y)
+                entry.displacement.copy_(x)
             else:
-                if (
-                    entry.master_param is not None
-                ):  # what the other optimizer did to the rounding of z
-                    y.copy_(y + (param.to(y.dtype) - y.to(param.dtype).to(y.dtype)))
+                if _follows(entry):  # what the other optimizer did to the rounding of z
+                    y = y + (param.to(y.dtype) - y.to(param.dtype).to(y.dtype))
                 e_kept = torch.where(skip, 1, run.group_coefs[entry.group, GroupCoef.E_KEPT])
-                e.copy_(e_kept.to(e.dtype) * (y - e))
-                y.copy_(y - b.to(e.dtype) * e)
-            if entry.master_param is not None:
-                param.copy_(y)
+                e = e_kept.to(e.dtype) * (y - e)
+                entry.displacement.copy_(e)
+                y = y - b.to(e.dtype) * e
+            for name, value in _stored_y(entry, y).items():
+                getattr(entry, name).detach().copy_(value)
+
+
+def _follows(entry: Entry) -> bool:
+    """Whether y is more than the parameter: in a ``master_param``, or in two halves."""
+    return entry.master_param is not None or entry.y_low is not None
+
+
+def _values(entry: Entry) -> tuple[Tensor, Tensor]:
+    """y and e, in the type of the arithmetic."""
+    param, e = entry.param.detach(), entry.displacement.to(state_dtype(entry.param.dtype))
+    if entry.y_low is not None:
+        return whole(param if entry.y_high is None else entry.y_high, entry.y_low), e
+    return entry.y.detach(), e
+
+
+def _stored_y(entry: Entry, y: Tensor) -> dict[str, Tensor]:
+    """Where y goes: the buffers and their new values."""
+    if entry.y_low is not None:
+        high, low = halves(y)
+        return {"param": high, "y_low": low}
+    if entry.master_param is not None:
+        return {"master_param": y, "param": y.to(entry.param.dtype)}
+    return {"param": y}
+
+
+def _in_16_bits(new: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
+    """The moments and e as they are stored in ``Format.HALF``."""
+    stored = {"displacement": sixteen_bits.displacement(new["displacement"], words)}
+    if "exp_avg" in new:
+        stored["exp_avg"] = new["exp_avg"].to(torch.bfloat16)
+    if "exp_avg_sq" in new:
+        stored["exp_avg_sq"] = sixteen_bits.exp_avg_sq(new["exp_avg_sq"], words)
+    return stored
 
 
 def _take_what_was_written(entry: Entry, skip: Tensor | None = None) -> None:

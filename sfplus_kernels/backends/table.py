@@ -15,7 +15,8 @@ from torch import Tensor
 from sfplus_kernels.backends.tensor_reader import tensor_reader
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.capture import HostStock, capturing
-from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Sum
+from sfplus_kernels.contract.formats import FLOAT_DTYPES
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Format, Sum
 from sfplus_kernels.contract.streams import StreamUse
 
 
@@ -31,7 +32,8 @@ class Launch:
     n_chunks: int
     n_elements: int
     first_partial: int  # row of ``AddressTable.partials`` where this launch's slots begin
-    shards: int = 1  # as in ``Entry``
+    shards: int = 1  # as in ``Entry``, and below
+    format: Format = Format.FULL
 
     @property
     def n_partials(self) -> int:
@@ -54,6 +56,7 @@ class AddressTable:
     launches: list[Launch]
     order: list[int]  # rows[i] describes entries[order[i]]
     grad_stages: dict[int, Tensor]  # by row: a copy in the state's layout, made on demand
+    converted_rows: frozenset[int]  # whose gradients are always staged, in float32
     staged_rows: list[int]  # whose gradients have another layout now
     param_stages: list[tuple[Tensor, Tensor]]  # (parameter of another layout, its dense stand-in)
     state_strides: list[tuple[int, ...]]
@@ -91,31 +94,47 @@ def same_layout(strides: Sequence[int], tensor: Tensor) -> bool:
 def sort_into_launches(entries: Sequence[Entry]) -> list[list[int]]:
     """Indices of the non-empty entries, one list for each launch, in order of first appearance.
 
-    A launch has one (parameter, gradient) dtype pair, one set of moments and one number of shards.
+    A launch has one (parameter, gradient) dtype pair, one set of moments, one number of shards and one
+    format.
     """
     kinds: dict[tuple, list[int]] = {}
     for index, entry in enumerate(entries):
         if entry.param.numel() > 0:
             moments = (entry.exp_avg is not None, entry.exp_avg_sq is not None)
-            kind = (entry.param.dtype, entry.grad_dtype, moments, entry.shards)
+            kind = (entry.param.dtype, entry.grad_dtype, moments, entry.shards, entry.format)
             kinds.setdefault(kind, []).append(index)
     return list(kinds.values())
 
 
-def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int) -> AddressTable:
-    """Make the table on the host and send it to ``device`` without waiting for it."""
+def build_table(
+    entries: Sequence[Entry],
+    device: torch.device,
+    chunk_size: int,
+    half_gradients: Sequence[torch.dtype] = FLOAT_DTYPES,
+) -> AddressTable:
+    """Make the table on the host and send it to ``device`` without waiting for it.
+
+    Args:
+        half_gradients: the dtypes of gradients that the backend has kernels for in ``Format.HALF``; others
+            are brought to it in float32.
+    """
     launches: list[Launch] = []
     chunk_tables: list[Tensor] = []
     rows: list[tuple[int, ...]] = []
     order: list[int] = []
+    converted: set[int] = set()
     param_stages: list[tuple[Tensor, Tensor]] = []
     first_chunk = first_partial = 0
     for indices in sort_into_launches(entries):
         members = [entries[i] for i in indices]
+        grad_dtype = members[0].grad_dtype
+        if members[0].format == Format.HALF and grad_dtype not in (None, *half_gradients):
+            grad_dtype = torch.float32
+            converted.update(range(len(rows), len(rows) + len(members)))
         chunks = cut_into_chunks([e.param.numel() for e in members], chunk_size, len(rows))
         launch = Launch(
             param_dtype=members[0].param.dtype,
-            grad_dtype=members[0].grad_dtype,
+            grad_dtype=grad_dtype,
             has_exp_avg=members[0].exp_avg is not None,
             has_exp_avg_sq=members[0].exp_avg_sq is not None,
             first_chunk=first_chunk,
@@ -123,6 +142,7 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
             n_elements=sum(e.param.numel() for e in members),
             first_partial=first_partial,
             shards=members[0].shards,
+            format=members[0].format,
         )
         launches.append(launch)
         chunk_tables.append(chunks)
@@ -159,6 +179,7 @@ def build_table(entries: Sequence[Entry], device: torch.device, chunk_size: int)
         launches=launches,
         order=order,
         grad_stages={},
+        converted_rows=frozenset(converted),
         staged_rows=[],
         param_stages=param_stages,
         state_strides=[entries[i].displacement.stride() for i in order],
@@ -200,17 +221,20 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
 def _addresses(table: AddressTable, gradients: list[Tensor]) -> Tensor:
     """Where the gradients are, in the order of the rows: int64; those of another layout get a stage."""
     reader = tensor_reader()
-    if reader is not None and gradients and not any(map(Tensor.is_neg, gradients)):
+    plain = not table.converted_rows and not any(map(Tensor.is_neg, gradients))
+    if reader is not None and gradients and plain:
         # the loop below would take ten times as long
         found = reader.addresses(gradients, table.state_strides)
         if found is not None:
             return torch.frombuffer(found, dtype=torch.int64)
     addresses = []
     for row, grad in enumerate(gradients):
-        if grad.numel() > 0 and not same_layout(table.state_strides[row], grad):
+        converted = row in table.converted_rows
+        if grad.numel() > 0 and (converted or not same_layout(table.state_strides[row], grad)):
             if row not in table.grad_stages:
                 state = table.keep_alive[table.order[row]].displacement
-                table.grad_stages[row] = torch.empty_like(state, dtype=grad.dtype)
+                dtype = torch.float32 if converted else grad.dtype
+                table.grad_stages[row] = torch.empty_like(state, dtype=dtype)
             table.staged_rows.append(row)
             grad = table.grad_stages[row]
         addresses.append(grad.data_ptr())
@@ -237,16 +261,18 @@ def store_param_stages(table: AddressTable) -> None:
 
 
 def _row(entry: Entry, param: Tensor) -> tuple[int, ...]:
-    master = entry.master_param
+    beside = entry.master_param if entry.y_low is None else entry.y_low
     return (  # the order of layout.Row
-        (param if master is None else master).data_ptr(),
-        0 if master is None else param.data_ptr(),
+        (param if beside is None else beside).data_ptr(),
+        0 if beside is None else param.data_ptr(),
         0 if entry.exp_avg is None else entry.exp_avg.data_ptr(),
         0 if entry.exp_avg_sq is None else entry.exp_avg_sq.data_ptr(),
         entry.displacement.data_ptr(),
         param.numel(),
         entry.group,
         entry.slot,
+        0 if entry.y_high is None else entry.y_high.data_ptr(),
+        *((0, max(param.numel(), 1), 0) if entry.part is None else entry.part),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfplus_kernels.contract.formats import state_dtype
+from sfplus_kernels.contract.formats import HALF_DTYPES, state_dtype, whole
 from sfplus_kernels.state.containers import has_own
 
 
@@ -66,7 +66,7 @@ def checked(found: Found) -> Found:
             )
         e = state.get("displacement")
         has_beta = "y_beta" in state or "y_beta" in found.groups[name]
-        if e is None or not has_beta or e.dtype != state_dtype(found.weights[name].dtype):
+        if e is None or not has_beta or not _is_known(found.weights[name].dtype, e.dtype, state):
             raise CannotTellError(
                 f"the state of {name} is kept in another format ({', '.join(sorted(state))}; displacement in "
                 f"{None if e is None else e.dtype}); load the checkpoint into the model and the optimizer, "
@@ -78,6 +78,13 @@ def checked(found: Found) -> Found:
                 "names are in another order, or the weights were changed since"
             )
     return found._replace(state=begun)
+
+
+def _is_known(param: torch.dtype, e: torch.dtype, state: Mapping[str, Tensor]) -> bool:
+    """Whether state like this is kept of such a parameter."""
+    if e == HALF_DTYPES["displacement"]:
+        return param == (torch.bfloat16 if "y_low" in state else torch.float32)
+    return e == state_dtype(param)
 
 
 def in_train_mode(found: Found) -> bool:
@@ -114,5 +121,9 @@ def _b(found: Found, name: str) -> Tensor:
 def _x(found: Found, name: str) -> Tensor:
     value, state = found.weights[name], found.state[name]
     e = state["displacement"]
-    y = state["master_param"] if "master_param" in state else value.to(e.dtype)
-    return (y - (1 - _b(found, name)).to(e.dtype) * e).to(value.dtype)
+    dtype = state_dtype(value.dtype)
+    if "y_low" in state:
+        y = whole(value, state["y_low"])
+    else:
+        y = state["master_param"] if "master_param" in state else value.to(dtype)
+    return (y - (1 - _b(found, name)).to(dtype) * e.to(dtype)).to(value.dtype)

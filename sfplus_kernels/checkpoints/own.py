@@ -11,7 +11,7 @@ from torch import Tensor
 from sfplus_kernels.checkpoints import upstream
 from sfplus_kernels.checkpoints.unsettled import Y_BETA
 from sfplus_kernels.contract.algorithm import Algorithm
-from sfplus_kernels.contract.formats import BUFFERS, STEP, needs_master, state_dtype
+from sfplus_kernels.contract.formats import BUFFERS, HALF_DTYPES, STEP, buffer_dtypes
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
 from sfplus_kernels.state.containers import TensorState, has_own
 from sfplus_kernels.state.tensors import of_others
@@ -53,6 +53,9 @@ def checked_state(
     states = {}
     for group, saved_group, new in zip(groups, saved_groups, converted, strict=True):
         new["params"] = saved_group["params"]
+        new["state_format"] = group[
+            "state_format"
+        ]  # memory is planned by whoever makes the optimizer
         names = algorithm.buffers(new)
         for param, index in zip(group["params"], saved_group["params"], strict=True):
             state = loaded["state"].get(index)
@@ -62,7 +65,7 @@ def checked_state(
                 moments = tuple(name for name in names if name != "displacement")
                 states[param] = upstream.unsettled_state(param, moments, state, new["k"], index)
             else:
-                states[param] = _copied(param, names, state, index)
+                states[param] = _copied(param, names, state, index, new["train_mode"])
         if "y_beta" not in saved_group and not from_upstream:
             new["y_beta"] = _beta_of_group([states[p] for p in group["params"] if p in states])
     if from_upstream:
@@ -92,23 +95,27 @@ def _check_class(expected: str, saved_groups: list[dict[str, Any]]) -> None:
 
 
 def _copied(
-    param: Tensor, buffers: Iterable[str], state: Mapping[str, Any], index: object
+    param: Tensor, buffers: Iterable[str], state: Mapping[str, Any], index: object, train_mode: bool
 ) -> TensorState:
+    """In the format that it was saved in: ``settle`` changes that, when the parameters are there."""
     if not has_own(state):  # the parameter has not begun, and others keep something of theirs there
         return of_others(param, state, ())
-    dtype = state_dtype(param.dtype)
-    # in an order that is the same in all processes: DTensors are distributed together, one by one
-    names = (*buffers, *(["master_param"] if needs_master(param.dtype) else []))
-    missing = sorted({*names, STEP} - set(state))
-    foreign = sorted({*BUFFERS} & set(state) - {*names})
+    in_halves = getattr(state.get("displacement"), "dtype", None) == HALF_DTYPES["displacement"]
+    dtypes = buffer_dtypes(param.dtype, buffers, "16bit" if in_halves else "float32")
+    if "y_low" in dtypes and not train_mode:
+        dtypes["y_high"] = HALF_DTYPES["y_high"]
+    missing = sorted({*dtypes, STEP} - set(state))
+    foreign = sorted({*BUFFERS} & set(state) - {*dtypes})
     if missing or foreign:
         raise ValueError(
             f"the state of parameter {index} has the keys {sorted(map(str, state))}; expected "
-            f"{sorted([*names, STEP])} for a parameter of dtype {param.dtype}: "
-            "convert the model to the dtype that it was saved with"
+            f"{sorted([*dtypes, STEP])} for a parameter of dtype {param.dtype} saved in "
+            f"{'train' if train_mode else 'eval'} mode: convert the model to the dtype that it was saved "
+            "with, and load its state in the mode that it was saved in"
         )
     copied: TensorState = {}
-    for name in names:
+    # in an order that is the same in all processes: DTensors are distributed together, one by one
+    for name, dtype in dtypes.items():
         value = state[name]
         if value.shape != param.shape or value.dtype != dtype:
             raise ValueError(

@@ -11,26 +11,25 @@ from torch import Tensor
 from sfplus_kernels.contract.formats import needs_master, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local
 from sfplus_kernels.state.containers import TensorState
+from sfplus_kernels.state.conversion import to_format
 
 Y_BETA = "y_beta"
 """Older versions had one beta for each parameter, in its state."""
 
 
-def is_unsettled(state: Mapping[str, Any]) -> bool:
-    """Whether ``settle`` has something to do."""
-    return Y_BETA in state or ("z" in state and "displacement" not in state)
-
-
-def settle(param: Tensor, state: TensorState, b: float, train_mode: bool) -> None:
+def settle(param: Tensor, state: TensorState, group: Mapping[str, Any]) -> None:
     """Bring the state of one parameter into its form, if it is in another; ``param`` holds y or x.
 
     Args:
-        b: beta of y of the parameter's group.
+        group: the parameter's.
     """
+    b, train_mode = float(group["y_beta"]), bool(group["train_mode"])
     if "z" in state and "displacement" not in state:
         _from_iterates(param, state, b, train_mode)
     elif Y_BETA in state:
         _to_beta_of_group(param, state, b, train_mode)
+    if "displacement" in state:
+        to_format(param, state, group["state_format"], train_mode=train_mode)
 
 
 def _from_iterates(param: Tensor, state: TensorState, b: float, train_mode: bool) -> None:

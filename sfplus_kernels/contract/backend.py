@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.layout import (
+    Format,
     Global,
     Group,
     GroupCoef,
@@ -35,9 +36,11 @@ class Entry(NamedTuple):
 
     Of a DTensor they are what this process holds of it.
 
-    ``exp_avg``, ``exp_avg_sq``, ``displacement`` and ``master_param`` have the state's dtype: float64 for
-    a float64 parameter, else float32. A moment is None where the algorithm keeps none, ``exp_avg`` also
-    where it keeps only the other; ``master_param`` is None where the parameter itself holds y.
+    ``exp_avg``, ``exp_avg_sq``, ``displacement`` and ``master_param`` have the dtypes of
+    ``contract.formats``: in ``Format.FULL`` float64 for a float64 parameter, else float32. A moment is None
+    where the algorithm keeps none, ``exp_avg`` also where it keeps only the other; ``master_param`` is None
+    where the parameter itself holds y. Of a bfloat16 parameter in ``Format.HALF`` ``y_low`` is the lower
+    half of y, and the parameter the upper one; while that holds x, the upper one is in ``y_high``.
     """
 
     param: Tensor
@@ -49,10 +52,17 @@ class Entry(NamedTuple):
     slot: int
     grad_dtype: torch.dtype | None  # None in an interpolation, which reads no gradient
     shards: int = 1  # among how many processes the elements are divided; 1 where each holds all
+    y_low: Tensor | None = None
+    y_high: Tensor | None = None
+    part: tuple[int, int, int] | None = None  # INDEX_START, _RUN, _STRIDE; None: all is here
 
     @property
     def y(self) -> Tensor:
         return self.param if self.master_param is None else self.master_param
+
+    @property
+    def format(self) -> Format:
+        return Format.HALF if self.displacement.dtype == torch.float16 else Format.FULL
 
 
 @dataclass(frozen=True)

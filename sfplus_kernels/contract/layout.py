@@ -40,6 +40,13 @@ class Rule(IntEnum):
     RECTIFIED = 3
 
 
+class Format(IntEnum):
+    """How the state of a tensor is kept: see ``contract.formats``. All tensors of a launch have one."""
+
+    FULL = 0  # in the type of the arithmetic
+    HALF = 1  # in 16 bits a number, for float32 and bfloat16 parameters
+
+
 class Move(IntEnum):
     """What ``interpolate`` does to y (and the parameter that follows it) and e of a tensor.
 
@@ -81,6 +88,7 @@ class Setting(HostRow):
     F_STAR = 4
     GRAD_SIGN = 5  # -1 when the loss of a Polyak step is maximized, else 1
     MAX_GRAD_NORM = 6  # clip to this global L2 norm; 0 is off
+    ROUNDING_SEED = 7  # of stochastic rounding, an integer below 2^32
 
 
 class Global(IntEnum):
@@ -167,6 +175,13 @@ class Row(IntEnum):
     ``Y`` is the address of y: of the parameter itself, or of its ``master_param``. ``PARAM`` is the
     address of a low-precision parameter that follows y, and 0 where the parameter is y itself. A moment
     that the algorithm does not keep has the address 0.
+
+    Of a bfloat16 parameter in ``Format.HALF`` y is in two halves: ``Y`` is the address of the lower one,
+    ``y_low``. The upper one is the parameter; while that holds x it is kept at ``Y_HIGH``, else 0.
+
+    Element j of the memory is element INDEX_START + (j // INDEX_RUN) INDEX_STRIDE + j % INDEX_RUN (modulo
+    2^32) of the whole tensor, of which this process may hold a part: its random numbers are of that index.
+    Where INDEX_RUN is NUMEL the indices are one run.
     """
 
     Y = 0
@@ -177,6 +192,10 @@ class Row(IntEnum):
     NUMEL = 5
     GROUP = 6
     SLOT = 7  # row of RunState.tensors and RunState.tensor_coefs
+    Y_HIGH = 8
+    INDEX_START = 9
+    INDEX_RUN = 10  # at least 1
+    INDEX_STRIDE = 11
 
 
 class Chunk(IntEnum):

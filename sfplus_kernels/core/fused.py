@@ -23,7 +23,8 @@ from sfplus_kernels.processes.collective import Collective
 from sfplus_kernels.processes.sharding import local, local_gradients
 from sfplus_kernels.state import run
 from sfplus_kernels.state.checks import is_fake
-from sfplus_kernels.state.containers import has_own
+from sfplus_kernels.state.containers import Containers, has_own
+from sfplus_kernels.state.conversion import park
 from sfplus_kernels.state.tensors import create_missing_state
 
 ALONE = Collective()
@@ -80,6 +81,12 @@ class FusedOptimizer(StatefulOptimizer):
     @shard_group.setter
     def shard_group(self, group: Any) -> None:
         self._collective = dataclasses.replace(self._collective, shard_group=group)
+
+    def _containers(self) -> Containers:
+        containers = super()._containers()
+        if self.shard_group is None:
+            return containers
+        return dataclasses.replace(containers, rank=self._collective.rank_of_part)
 
     # -- the step -----------------------------------------------------------------------------------
 
@@ -209,6 +216,9 @@ class FusedOptimizer(StatefulOptimizer):
         """
         containers = self._containers()
         create_missing_state(containers, local_gradients(containers.params))
+        if not self.param_groups[0]["train_mode"]:  # what is loaded into it has this, too
+            for param in containers.params:
+                park(param, containers.state.get(param, {}))
 
     def _lr_tensors(self) -> list[tuple[int, Tensor]]:
         """(group, lr) of the learning rates that live on a device other than the host."""

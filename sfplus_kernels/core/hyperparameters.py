@@ -98,6 +98,15 @@ def check_shared(groups: Sequence[Mapping[str, Any]], names: Iterable[str]) -> N
                 )
 
 
+def check_seed(value: object) -> float:
+    """The seed of stochastic rounding, an integer of 32 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise ValueError(
+            f"rounding_seed is {value!r}; expected an integer from 0 to 4294967295, the same on all processes"
+        )
+    return float(value)
+
+
 def check_closure(closure: object) -> None:
     """Raise TypeError for what cannot be called: mostly the loss, without its name."""
     if closure is not None and not callable(closure):

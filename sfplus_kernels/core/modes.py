@@ -19,6 +19,7 @@ from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.processes.sharding import local
 from sfplus_kernels.state.checks import is_fake
 from sfplus_kernels.state.containers import has_own
+from sfplus_kernels.state.conversion import park
 from sfplus_kernels.state.iterates import Iterates, iterates
 
 
@@ -97,10 +98,15 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         self._note_what_was_loaded()
         params = self._parameters_with_state()
         if params and not is_fake(params[0]):
+            for param in params:
+                park(param, self.state[param])
             runtime = self._get_runtime()
             plan = runtime.move_plan(self._containers(), params, "modes")
             runtime.engine.interpolate(plan, Move.TO_Y if train else Move.TO_X)
             torch.autograd.graph.increment_version(params)
+            if train:
+                for param in params:
+                    self.state[param].pop("y_high", None)
         for group in self.param_groups:
             group["train_mode"] = train
 
@@ -114,9 +120,11 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         if not self.param_groups[0]["train_mode"]:
             yield
             return
-        # eval() then train() would round twice; a master_param is exact and needs no copy
+        # eval() then train() would round twice, where y is the parameter alone
         params = [
-            local(p) for p in self._parameters() if "master_param" not in self.state.get(p, {})
+            local(p)
+            for p in self._parameters()
+            if not {"master_param", "y_low"}.intersection(self.state.get(p, {}))
         ]
         saved = [p.detach().clone() for p in params]
         self.eval()

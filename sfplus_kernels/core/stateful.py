@@ -10,12 +10,13 @@ from torch import Tensor
 
 from sfplus_kernels.checkpoints import upstream
 from sfplus_kernels.checkpoints.own import checked_state
-from sfplus_kernels.checkpoints.unsettled import is_unsettled, settle
+from sfplus_kernels.checkpoints.unsettled import settle
 from sfplus_kernels.compiling.tracing import untraced
-from sfplus_kernels.contract.layout import Global, Hyper
+from sfplus_kernels.contract.formats import DEFAULTS
+from sfplus_kernels.contract.layout import Global, Hyper, Setting
 from sfplus_kernels.core.backend_choice import tell_choice, tell_left_behind
 from sfplus_kernels.core.description import described, offered
-from sfplus_kernels.core.hyperparameters import check_shared
+from sfplus_kernels.core.hyperparameters import check_seed, check_shared
 from sfplus_kernels.core.kept_rows import KeptRows, Rows
 from sfplus_kernels.core.known_groups import KnownGroups
 from sfplus_kernels.core.untraced_steps import UntracedSteps
@@ -23,7 +24,7 @@ from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import check_backend
 from sfplus_kernels.engine.runtime import Runtime
 from sfplus_kernels.state import run
-from sfplus_kernels.state.checks import check_parameters
+from sfplus_kernels.state.checks import check_containers
 from sfplus_kernels.state.containers import Containers, TensorState
 
 
@@ -47,7 +48,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     _known: KnownGroups | None = None  # param_groups as of the last look
     _kept_rows: KeptRows | None = None
     _loading: Mapping[Tensor, TensorState] | None = None
-    _settled = True  # False while a loaded state has z instead of the displacement
+    _settled = True  # False while a loaded state may be in another form
 
     def __init__(self, params: Any, defaults: dict[str, Any], backend: str | None) -> None:
         check_backend(backend)
@@ -64,7 +65,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             )
         run_state = dict.fromkeys((*self.global_keys, *run.KEPT_KEYS), 0)
         mode = {"train_mode": not self.has_modes, "optimizer": type(self).__name__, "probe": ()}
-        super().__init__(params, defaults | run_state | mode)
+        super().__init__(params, DEFAULTS | defaults | run_state | mode)
         if backend is not None:
             self._get_runtime()  # a named backend that is unavailable raises here, not at step 1
 
@@ -109,7 +110,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             self._rows()
-            check_parameters(self._containers().touched)
+            check_containers(self._containers())
         except Exception:
             self.param_groups[:] = settled
             raise
@@ -126,7 +127,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
                 group.setdefault(key, others[0][key])
 
     def _fill_in(self, group: dict[str, Any]) -> None:
-        for key, value in self.defaults.items():
+        for key, value in (DEFAULTS | self.defaults).items():
             if key != "differentiable":  # torch's own, which it does not put into groups either
                 group.setdefault(key, value)
 
@@ -165,8 +166,9 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
 
     def _rows(self) -> Rows:
         hyper = [self.hyper_row(group) for group in self.param_groups]
-        check_shared(self.param_groups, self.shared_arguments)
-        return hyper, self.settings_row(self.param_groups[0])
+        check_shared(self.param_groups, (*self.shared_arguments, "rounding_seed"))
+        settings = self.settings_row(self.param_groups[0])[: Setting.ROUNDING_SEED]
+        return hyper, (*settings, check_seed(self.param_groups[0]["rounding_seed"]))
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -174,7 +176,8 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     def _containers(self) -> Containers:
         """What a step reads of this optimizer: as it is now, for one call."""
         buffers = [self.buffers(group) for group in self.param_groups]
-        return Containers(self.param_groups, self.state, buffers)
+        formats = [group["state_format"] for group in self.param_groups]
+        return Containers(self.param_groups, self.state, buffers, formats)
 
     # -- run state and checkpoints ------------------------------------------------------------------
 
@@ -223,7 +226,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     @untraced
     @of_the_inner
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from ``state_dict()`` of the same class; every buffer keeps its dtype and its bits.
+        """Resume from ``state_dict()`` of the same class: the same bits, or rounded to this ``state_format``.
 
         Load the parameters, before or after, in the mode (train or eval) in which both were saved. The
         state of the ``schedulefree`` package's class of this name is taken too, or of its reference.
@@ -259,10 +262,8 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         if self._settled:
             return
         for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state.get(param)
-                if state:
-                    settle(param, state, float(group["y_beta"]), group["train_mode"])
+            for param in filter(self.state.get, group["params"]):
+                settle(param, self.state[param], group)
         self._settled = True
 
     @torch.no_grad()
@@ -289,7 +290,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if self._loading is not None:
             state["state"].update(self._loading)
-            self._settled = not any(map(is_unsettled, self._loading.values()))
+            self._settled = False
         super().__setstate__(state)
         if self._runtime is not None:
             tell_left_behind(self, self._runtime.engine)

@@ -21,7 +21,8 @@ class KeptPlan:
     entries: list[Entry]
     shards: frozenset[int]  # among how many processes the tensors are divided
     reads_grad: bool  # whether the witness reads ``p.grad`` itself
-    buffers: list[tuple[str, ...]]  # of each group, as the containers had them
+    buffers: list[tuple[str, ...]]  # of each group, as the containers had them; below too
+    formats: list[str]
     chosen: list[Tensor]  # the parameters of a move, or those of a step that have a gradient
     witness: Witness = field(default_factory=new_witness)
     recorded: bool = False  # whether the gradients were brought to the table of a CUDA graph last
@@ -51,6 +52,7 @@ class KeptPlan:
             shards=frozenset(entry.shards for entry in entries),
             reads_grad=gradients is True,
             buffers=containers.buffers,
+            formats=containers.formats,
             chosen=list(chosen),
         )
         kept.witness.note(containers.groups, containers.state, gradients)
@@ -58,7 +60,7 @@ class KeptPlan:
 
     def look(self, containers: Containers, gradients: Gradients) -> Seen | None:
         """What a step finds, or None if this plan is not one for these containers any more."""
-        if self.buffers != containers.buffers:
+        if self.buffers != containers.buffers or self.formats != containers.formats:
             return None
         return self.witness.look(containers.groups, containers.state, gradients)
 

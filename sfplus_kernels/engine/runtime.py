@@ -17,7 +17,7 @@ from sfplus_kernels.engine.plans import KeptPlan
 from sfplus_kernels.engine.validity import all_plain
 from sfplus_kernels.processes.sharding import local, local_gradients
 from sfplus_kernels.state import run
-from sfplus_kernels.state.checks import check_gradient, check_parameters
+from sfplus_kernels.state.checks import check_containers, check_gradient
 from sfplus_kernels.state.containers import Containers
 from sfplus_kernels.state.slots import Slots
 from sfplus_kernels.state.tensors import bring_to_parameters, create_missing_state, make_entries
@@ -50,7 +50,7 @@ class Runtime:
     ) -> None:
         device = device_of(containers)
         check_not_capturing(device)
-        check_parameters(containers.touched)
+        check_containers(containers)
         self._groups = list(containers.groups)  # those whose run state the engine has
         self._layout = _layout(containers)
         self._global_keys = global_keys
@@ -127,7 +127,7 @@ class Runtime:
     ) -> KeptPlan:
         params = containers.params
         check_not_capturing(self.engine.device)
-        check_parameters(containers.touched)
+        check_containers(containers)
         for index, (param, grad) in enumerate(zip(params, gradients, strict=True)):
             if grad is not None:
                 check_gradient(local(param), grad, index)
@@ -156,7 +156,7 @@ class Runtime:
             or last.look(containers, False) is None
         ):
             check_not_capturing(self.engine.device)
-            check_parameters(containers.touched)
+            check_containers(containers)
             bring_to_parameters(containers)
             self._slots.take(containers)
             entries = make_entries(containers, params)

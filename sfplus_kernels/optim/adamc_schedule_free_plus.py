@@ -68,6 +68,9 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
             (ZeroRedundancyOptimizer, FSDP1's flat parameters); None where each process holds all.
         loss_reduce: "mean" or "sum" of the losses of the processes; None if they are the same already.
         shared_step: makes the steps of several optimizers those of one; see ``SharedStep``.
+        state_format: "float32", or "16bit" for half the state (docs/memory.md); that of float16 parameters
+            stays in float32.
+        rounding_seed: of the roundings by chance of "16bit", 0 to 4294967295; the same in all processes.
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -109,6 +112,8 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
         shard_group: Any = None,
         loss_reduce: str | None = "mean",
         shared_step: SharedStep | None = None,
+        state_format: str = "float32",
+        rounding_seed: int = 0,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -128,6 +133,8 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
             "f_star": f_star,
             "maximize": maximize,
             "max_grad_norm": max_grad_norm,
+            "state_format": state_format,
+            "rounding_seed": rounding_seed,
         }
         super().__init__(
             params,

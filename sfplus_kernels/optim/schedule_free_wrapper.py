@@ -32,6 +32,7 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
         momentum: beta of Schedule-Free, in [0, 1].
         weight_lr_power: power of the largest learning rate so far in the averaging weights, at least 0.
         r: power of the step in the averaging weights.
+        state_format: "float32"; the other classes have another, too.
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -52,8 +53,14 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
         weight_lr_power: float = 2.0,
         r: float = 0.0,
         *,
+        state_format: str = "float32",
         backend: str | None = None,
     ) -> None:
+        if state_format != "float32":
+            raise ValueError(
+                f"state_format is {state_format!r}, but ScheduleFreeWrapper keeps x in the displacement's "
+                "memory while the base steps, which 16 bits cannot hold; expected 'float32'"
+            )
         if not isinstance(base, torch.optim.Optimizer):
             raise TypeError(
                 f"the base is a {type(base).__name__}; expected an optimizer of z, such as "

@@ -32,6 +32,8 @@ class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
         skip_nonfinite: bool = False,
         process_group: Any = None,
         shard_group: Any = None,
+        state_format: str = "float32",
+        rounding_seed: int = 0,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -48,5 +50,7 @@ class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
             skip_nonfinite=skip_nonfinite,
             process_group=process_group,
             shard_group=shard_group,
+            state_format=state_format,
+            rounding_seed=rounding_seed,
             backend=backend,
         )

@@ -56,6 +56,11 @@ class Collective:
         """Among how many processes the parameters are divided, beside what DTensors say themselves."""
         return 1 if self.shard_group is None else dist.get_world_size(self.shard_group)
 
+    @property
+    def rank_of_part(self) -> int:
+        """Of this process in ``shard_group``; 0 without one."""
+        return 0 if self.shard_group is None else dist.get_rank(self.shard_group)
+
     def check_shards(self, counts: Iterable[int]) -> None:
         """Raise ValueError if a tensor is divided among processes that do not take part in the sum.
 

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 PLAIN = frozenset({Tensor, nn.Parameter, NoneType})
 """What is certainly no DTensor: a look at each type is all that other models pay."""
 
+FAR_APART = 0x9E3779B1
+"""The first elements of two parts are so far from each other where their true distance is not known."""
+
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a DTensor."""
@@ -146,3 +149,40 @@ def placed_as(value: Tensor, param: Tensor) -> Tensor:
         whole = value.detach().to(like.device_mesh.device_type)
         return local(distribute_tensor(whole, like.device_mesh, like.placements))
     return value
+
+
+def part_of_whole(param: Tensor, rank: int) -> tuple[int, int, int] | None:
+    """Which elements of the whole tensor this process holds: (start, run, stride), as in ``layout.Row``.
+
+    Elements are counted in the order of memory. None where this process holds all of them.
+
+    Args:
+        rank: of this process among those that plain tensors are divided among. How, is not known, so each
+            begins at a number of its own, as it does where the parts are no runs at one distance.
+    """
+    if not is_dtensor(param):
+        return (rank * FAR_APART % 2**32, max(param.numel(), 1), 0) if rank else None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    like: Any = param
+    held = local(param).shape
+    _, offset = compute_local_shape_and_global_offset(
+        param.shape, like.device_mesh, like.placements
+    )
+    cut = [d for d, (own, size) in enumerate(zip(held, param.shape, strict=True)) if own != size]
+    numel = max(held.numel(), 1)
+    beside = rank * FAR_APART
+    if not cut:
+        return (beside % 2**32, numel, 0) if beside else None
+    last = cut[-1]
+    within = param.shape[last + 1 :].numel()
+    start = offset[last] * within
+    stride = param.shape[last] * within
+    if last == 0:
+        return (start + beside) % 2**32, numel, 0
+    if cut[:-1] not in ([], [0]):
+        place = sum(o * param.shape[d + 1 :].numel() for d, o in enumerate(offset))
+        return (place * FAR_APART + beside) % 2**32, numel, 0
+    if len(cut) == 2:  # rows of it, too
+        start += offset[0] * param.shape[1:].numel()
+    return (start + beside) % 2**32, max(held[last] * within, 1), stride

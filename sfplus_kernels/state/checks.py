@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sfplus_kernels.contract.formats import FLOAT_DTYPES
+from sfplus_kernels.contract.formats import FLOAT_DTYPES, STATE_FORMATS
 from sfplus_kernels.processes.sharding import holds_sums, local, plain
+from sfplus_kernels.state.containers import Containers
 
 
 def check_parameters(params: Iterable[tuple[int, Tensor]]) -> None:
@@ -57,6 +58,22 @@ def check_parameters(params: Iterable[tuple[int, Tensor]]) -> None:
                     f"parameters {other} and {index} share their memory, so a step would move it "
                     "twice; pass a tied parameter once, as model.parameters() does"
                 )
+
+
+def check_containers(containers: Containers) -> None:
+    """``check_parameters``, and ValueError for a ``state_format`` that is unknown or cannot be."""
+    check_parameters(containers.touched)
+    touched = {id(param) for _, param in containers.touched}
+    for index, state_format in enumerate(containers.formats):
+        if state_format not in STATE_FORMATS:
+            expected = " or ".join(map(repr, STATE_FORMATS))
+            raise ValueError(f"state_format is {state_format!r}; expected {expected}")
+        params = containers.groups[index]["params"] if state_format != "float32" else []
+        if any(p.dtype == torch.float64 and id(p) in touched for p in params):
+            raise ValueError(
+                f"state_format is {state_format!r}, but a parameter is float64; expected 'float32', which "
+                "keeps float64 state for it"
+            )
 
 
 def is_fake(tensor: Tensor) -> bool:

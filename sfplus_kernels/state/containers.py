@@ -26,6 +26,8 @@ class Containers:
     groups: list[dict[str, Any]]  # param_groups itself
     state: MutableMapping[Tensor, TensorState]  # the optimizer's state itself
     buffers: list[tuple[str, ...]]  # which a parameter of each group has; see formats
+    formats: list[str]  # in which of formats.STATE_FORMATS each group keeps them
+    rank: int = 0  # of this process among those that plain tensors are divided among
 
     @cached_property
     def params(self) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfplus_kernels.contract.formats import state_dtype
+from sfplus_kernels.contract.formats import state_dtype, whole
 from sfplus_kernels.processes.sharding import as_part_of, local
 from sfplus_kernels.state.containers import TensorState
 
@@ -33,13 +33,24 @@ def iterates(
     if state is None:
         values = [value.to(state_dtype(param.dtype), copy=True) for _ in Iterates._fields]
         return Iterates(*(as_part_of(copy, param) for copy in values))
-    e = local(state["displacement"]).to(param.device)
+    e = local(state["displacement"]).to(param.device, state_dtype(param.dtype))
     b = torch.as_tensor(b, dtype=torch.float64, device=e.device)
     z_share, x_share = b.to(e.dtype) * e, (1 - b).to(e.dtype) * e
     y = value.to(e.dtype) if train_mode else value.to(e.dtype) + x_share
-    if "master_param" in state:  # which the parameter follows, unless somebody wrote to it
-        master = local(state["master_param"]).to(param.device)
-        followed = (master if train_mode else master - x_share).to(value.dtype)
-        y = torch.where(value == followed, master, y)
+    if "y_low" in state and train_mode:
+        y = whole(value, local(state["y_low"]).to(param.device))
+    elif "y_low" in state or "master_param" in state:
+        # the parameter follows what is kept, unless somebody wrote to it
+        kept = kept_y(param, state)
+        followed = (kept if train_mode else kept - x_share).to(value.dtype)
+        y = torch.where(value == followed, kept, y)
     y = y.clone()
     return Iterates(*(as_part_of(t, param) for t in (y - x_share, y, y + z_share)))
+
+
+def kept_y(param: Tensor, state: TensorState) -> Tensor:
+    """y of a parameter that does not hold all of it, as it is kept; float32."""
+    if "master_param" in state:
+        return local(state["master_param"]).to(param.device)
+    high = local(state["y_high"]).to(param.device) if "y_high" in state else local(param).detach()
+    return whole(high, local(state["y_low"]).to(param.device))

@@ -12,21 +12,24 @@ from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.formats import (
     ALGORITHM_BUFFERS,
     BUFFERS,
+    HALF_DTYPES,
     STEP,
-    needs_master,
-    state_dtype,
+    buffer_dtypes,
+    nearest,
 )
-from sfplus_kernels.processes.sharding import as_part_of, is_dtensor, local, shards
+from sfplus_kernels.contract.layout import Format
+from sfplus_kernels.processes.sharding import as_part_of, is_dtensor, local, part_of_whole, shards
 from sfplus_kernels.state.checks import check_memory
 from sfplus_kernels.state.containers import Containers, TensorState
 
 
-def new_state(param: Tensor, names: Iterable[str]) -> TensorState:
+def new_state(param: Tensor, names: Iterable[str], state_format: str) -> TensorState:
     """State before the first step: zero moments, x = y = z = the parameter."""
-    value, dtype = local(param).detach(), state_dtype(param.dtype)
-    buffers = {name: torch.zeros_like(value, dtype=dtype) for name in names}
-    if needs_master(param.dtype):
-        buffers["master_param"] = torch.empty_like(value, dtype=dtype).copy_(value)
+    value = local(param).detach()
+    dtypes = buffer_dtypes(param.dtype, names, state_format)
+    buffers = {name: torch.zeros_like(value, dtype=dtype) for name, dtype in dtypes.items()}
+    if "master_param" in buffers:
+        buffers["master_param"].copy_(value)
     state: TensorState = {name: as_part_of(buffer, param) for name, buffer in buffers.items()}
     state[STEP] = torch.zeros((), dtype=torch.float64, device=param.device)
     return state
@@ -49,15 +52,15 @@ def create_missing_state(containers: Containers, gradients: Sequence[Tensor | No
         if gradients[slot] is None:
             continue
         if state is None:
-            missing.append((param, buffers))
+            missing.append((param, buffers, containers.formats[index]))
         elif any((name in state) != (name in buffers) for name in ALGORITHM_BUFFERS):
             raise RuntimeError(
                 f"the settings of a group now ask for the buffers {buffers}, but the state of parameter "
                 f"{slot} has {sorted(state)}; put the settings back, or the state, or let the parameter "
                 "begin anew with optimizer.state.pop(param)"
             )
-    for param, buffers in missing:
-        fresh, beside = new_state(param, buffers), containers.state.get(param)
+    for param, buffers, state_format in missing:
+        fresh, beside = new_state(param, buffers, state_format), containers.state.get(param)
         containers.state[param] = fresh if beside is None else {**beside, **fresh}
 
 
@@ -69,16 +72,17 @@ def bring_to_parameters(containers: Containers) -> None:
     Raises:
         RuntimeError, TypeError, ValueError: state that does not fit its parameter; nothing has changed.
     """
-    owners = [(slot, param) for _, slot, param in containers.places()]
-    states = [(slot, p, s) for slot, p in owners if (s := containers.own_state(p)) is not None]
-    for slot, param, state in states:
-        _check_fits(slot, param, state)
+    owners = [(containers.formats[i], slot, param) for i, slot, param in containers.places()]
+    states = [
+        (f, slot, p, s) for f, slot, p in owners if (s := containers.own_state(p)) is not None
+    ]
+    for state_format, slot, param, state in states:
+        _check_fits(slot, param, state, state_format)
     seen: set[int] = set()
-    for _, param, state in states:
+    for state_format, _, param, state in states:
         layout = _dense_strides(local(state["displacement"]))
-        for name in BUFFERS:
-            if name in state:
-                _bring(param, state, name, layout, seen)
+        for name, dtype in _dtypes(param, state, state_format).items():
+            _bring(param, state, name, dtype, layout, seen)
 
 
 def make_entries(
@@ -109,12 +113,25 @@ def make_entries(
             exp_avg_sq=buffers.get("exp_avg_sq"),
             displacement=buffers["displacement"],
             shards=shards(param),
+            y_low=buffers.get("y_low"),
+            y_high=buffers.get("y_high"),
         )
+        if entry.format == Format.HALF:
+            entry = entry._replace(part=part_of_whole(param, containers.rank))
         entries.append(entry)
     return entries
 
 
-def _check_fits(slot: int, param: Tensor, state: TensorState) -> None:
+def _dtypes(param: Tensor, state: TensorState, state_format: str) -> dict[str, torch.dtype]:
+    """Of the buffers that a parameter has, or should have beside those that its algorithm asked for."""
+    asked = [name for name in ALGORITHM_BUFFERS if name in state]
+    dtypes = buffer_dtypes(param.dtype, asked, state_format)
+    if "y_high" in state and "y_low" in dtypes:
+        dtypes["y_high"] = HALF_DTYPES["y_high"]
+    return dtypes
+
+
+def _check_fits(slot: int, param: Tensor, state: TensorState, state_format: str) -> None:
     part = local(param)
     names = [name for name in BUFFERS if name in state]
     for name in ("displacement", STEP):
@@ -134,16 +151,19 @@ def _check_fits(slot: int, param: Tensor, state: TensorState) -> None:
             f"state['step'] of parameter {slot} has shape {tuple(step.shape)}; expected a scalar"
         )
     buffers = {name: local(state[name]) for name in names}
-    fits = all(b.shape == part.shape and b.dtype.is_floating_point for b in buffers.values())
+    dtypes = _dtypes(param, state, state_format)
+    fits = dtypes.keys() == buffers.keys() and all(b.shape == part.shape for b in buffers.values())
+    fits = fits and all(b.dtype.is_floating_point for b in buffers.values())
     # a single one of another dtype was replaced; where all are, the model was converted
-    fits = fits and any(b.dtype == state_dtype(param.dtype) for b in buffers.values())
+    fits = fits and any(b.dtype == dtypes[name] for name, b in buffers.items())
     fits = fits and all(shards(state[name]) == shards(param) for name in names)
-    if not fits or needs_master(param.dtype) != ("master_param" in state):
+    if not fits:
         made_for = {name: (b.dtype, tuple(b.shape)) for name, b in buffers.items()}
         raise RuntimeError(
             f"parameter {slot} is now {param.dtype}, of which this process holds shape {tuple(part.shape)}, "
-            f"but its state is {made_for}; make a new optimizer after model.to(dtype) or after the model is "
-            "divided among processes"
+            f"and state_format is {state_format!r}, but its state is {made_for}; make a new optimizer after "
+            "model.to(dtype) or after the model is divided among processes, and for another state_format, "
+            "which then loads this one's state_dict()"
         )
     for name, buffer in buffers.items():
         check_memory(buffer, f"state[{name!r}] of parameter {slot}")
@@ -175,15 +195,20 @@ def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _bring(
-    param: Tensor, state: TensorState, name: str, layout: tuple[int, ...], seen: set[int]
+    param: Tensor,
+    state: TensorState,
+    name: str,
+    dtype: torch.dtype,
+    layout: tuple[int, ...],
+    seen: set[int],
 ) -> None:
-    value, dtype = local(state[name]), state_dtype(param.dtype)
+    value = local(state[name])
     same = (value.device, value.dtype, value.stride()) == (param.device, dtype, layout)
     # two buffers in one piece of memory would be written by two threads at once
     shared = value.numel() > 0 and value.data_ptr() in seen
     if not same or shared or value.is_inference() or value.is_neg():
         fresh = torch.empty_strided(value.shape, layout, dtype=dtype, device=param.device)
-        fresh.copy_(value)
+        fresh.copy_(value if value.dtype == dtype else nearest(value, dtype))
         state[name] = as_part_of(fresh, param) if is_dtensor(state[name]) else fresh
         value = fresh
     seen.add(value.data_ptr())

@@ -45,6 +45,11 @@ class Kernel:
         return bool(self.arguments)
 
     @property
+    def is_half(self) -> bool:
+        """Over state of 16 bits."""
+        return "half" in self.name.split()
+
+    @property
     def is_update(self) -> bool:
         return self.name.startswith(("update", "step"))
 
@@ -59,6 +64,8 @@ class Kernel:
 
     @property
     def turns(self) -> int:
+        if self.name == "reduce half":
+            return 2 if self.arguments[1] == "bf16" else 1
         return TURNS.get(self.name, 1)
 
     @property
@@ -70,6 +77,8 @@ class Kernel:
     @property
     def element_bits(self) -> tuple[list[int], list[int]]:
         """Of each tensor that is read, and of each that is written."""
+        if self.is_half:
+            return self._element_bits_of_half()
         state = BITS[self.state]
         if self.name.startswith("reduce"):
             return ([] if self.name.endswith("only") else [state]) + [BITS[self.arguments[1]]], []
@@ -80,9 +89,24 @@ class Kernel:
         writes_e = [state] if self.arguments[1] in ("expose_z", "absorb_z") else []
         return [state] * 2 + own, [state, *writes_e, *own]
 
+    def _element_bits_of_half(self) -> tuple[list[int], list[int]]:
+        y = [16, 16] if self.arguments[0] == "bf16" else [32]  # in two halves
+        if self.name.startswith("reduce"):
+            return [16, BITS[self.arguments[1]]], []
+        if self.is_update:
+            moments = {"adam": 2, "no momentum": 1, "sgd": 0}[self.name.partition("half ")[2]]
+            state = [16] * (moments + 1) + y
+            return [*state, BITS[self.arguments[1]]], state
+        if self.arguments == ("bf16", "to_x"):  # the parameter is written only
+            return [16] * 3, [16]
+        kept = [16] if self.arguments == ("bf16", "to_y") else []
+        return [16, *y, *kept], y
+
     @property
     def pack(self) -> int:
         """Elements that a thread accesses at once: 16 bytes of state, else of gradients."""
+        if self.is_half:
+            return 8
         only = self.name == "reduce g only"
         return 128 // BITS[self.arguments[1] if only else self.state]
 
@@ -161,7 +185,9 @@ def _short(own_name: str) -> tuple[str, tuple[str, ...]]:
     words = own_name.split("_")
     types = tuple(TYPES[word] for word in words if word in TYPES)
     if words[0] == "interpolate":
-        return "interpolate", (types[0], "_".join(words[1:-1]))
+        half = words[1] == "half"
+        move = "_".join(words[2 if half else 1 : -1])
+        return "interpolate half" if half else "interpolate", (types[0], move)
     name = " ".join(word for word in words if word not in TYPES)
     return {"reduce grads": "reduce g only", "finalize tensors": "finalize_tensors"}.get(
         name, name

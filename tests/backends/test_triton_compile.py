@@ -182,6 +182,10 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
         expected |= {f"update {param} {param} no_momentum", f"update {param} {param} sgd"}
         moves = Move if arch == EVERY_PAIR else (Move.TO_X, Move.TO_Y)
         expected |= {f"interpolate {param} {move.name.lower()}" for move in moves}
+    for param in ("fp32", "bf16"):
+        expected |= {f"reduce_half fp32 {param}", f"reduce_half fp32 {param} finishing"}
+        expected |= {f"interpolate_half {param} to_x", f"interpolate_half {param} to_y"}
+        expected.add(f"update_half {param} {param}")
     assert set(kernels) == expected
     targets = {re.findall(r"^\.target sm_(\d+)", k.ptx, re.MULTILINE)[0] for k in kernels.values()}
     assert targets == {str(arch)}
@@ -276,7 +280,7 @@ def test_products_and_sums_are_fused_but_for_moves(kernels: Kernels) -> None:
     for name, kernel in kernels.items():
         assert kernel.warnings == [], name
     fused = {name for name, kernel in kernels.items() if "fma.rn.f" in kernel.ptx}
-    assert fused == set(kernels) - set(named(kernels, "interpolate"))
+    assert fused == set(kernels) - set(named(kernels, "interpolate", "interpolate_half"))
 
 
 def test_registers_do_not_spill(kernels: Kernels) -> None:
@@ -353,20 +357,36 @@ def test_dtypes_make_different_kernels(compiled: dict[int, Kernels], arch: int) 
     assert [names for names in by_code.values() if len(names) > 1] == []
 
 
+def test_state_of_16_bits_is_accessed_in_vectors(kernels: Kernels) -> None:
+    """In figures: 8 elements in 128 bits; beside y of fp32 as many as that has in 128 bits, 4."""
+    split = kernels["update_half bf16 bf16"]  # m, v, e, g and both halves of y
+    assert (split.unmasked("ld"), split.unmasked("st")) == ({128: 6}, {128: 5})
+    whole = kernels["update_half fp32 fp32"]  # y and g; m, v and e
+    assert (whole.unmasked("ld"), whole.unmasked("st")) == ({128: 2, 64: 3}, {128: 1, 64: 3})
+    assert kernels["interpolate_half bf16 to_x"].unmasked("st") == {128: 1}
+    assert kernels["interpolate_half bf16 to_y"].unmasked("st") == {128: 2}
+    for name in named(kernels, "update_half", "interpolate_half", "reduce_half"):
+        kernel = kernels[name]
+        assert kernel.stack == 0 or name.endswith("finishing"), name
+        # threads exchange sums alone: elsewhere a vector of one width would be made of another's
+        assert (kernel.shared == 0) == (not name.startswith("reduce")), name
+        assert kernel.resident_warps >= (16 if name.startswith("update") else 24), name
+
+
 def test_nothing_that_changes_is_compiled_in(kernels: Kernels) -> None:
     """Else steps would be compiled anew: hyperparameters, step counts and sizes are arguments."""
     finish = {"COLUMNS", "MAX_COEFFICIENT", "SUM_BLOCK", "LANES"}
     shape = {"COLUMNS", "VECTOR", "CHUNK_SIZE", "BLOCK_SIZE"}
     allowed = {
-        "reduce": shape | finish | {"WITH_E", "STATE_DTYPE", "GRAD_DTYPE"},
+        "reduce": shape | finish | {"WITH_E", "STATE_DTYPE", "E_DTYPE", "GRAD_DTYPE"},
         "update": shape
         | finish
-        | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "HAS_EXP_AVG", "HAS_EXP_AVG_SQ"},
-        "interpolate": shape | {"PARAM_DTYPE", "STATE_DTYPE", "MOVE"},
+        | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "HAS_EXP_AVG", "HAS_EXP_AVG_SQ", "HALF"},
+        "interpolate": shape | {"PARAM_DTYPE", "STATE_DTYPE", "MOVE", "HALF"},
         "finalize": finish,
         "finalize_tensors": {"COLUMNS", "LANES"},
     }
     for name, kernel in kernels.items():
-        assert set(kernel.constants) == allowed[name.split()[0]], name
+        assert set(kernel.constants) == allowed[name.split()[0].removesuffix("_half")], name
         assert kernel.specialized_integers == [], name
         assert kernel.same_for_any_model, name

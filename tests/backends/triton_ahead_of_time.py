@@ -27,7 +27,7 @@ from sfplus_kernels.backends import table
 from sfplus_kernels.backends.triton import backend as triton_backend
 from sfplus_kernels.contract.backend import Entry, RunState
 from sfplus_kernels.contract.formats import FLOAT_DTYPES, needs_master, state_dtype
-from sfplus_kernels.contract.layout import Move
+from sfplus_kernels.contract.layout import Format, Move
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {
@@ -60,6 +60,10 @@ def main(arch: int, every_pair: bool) -> None:
                         figures = launch.compile(arch)
                         figures["same_for_any_model"] = str(launch) == str(other)
                         compiled[launch.name] = figures
+    for param_dtype in (torch.float32, torch.bfloat16):  # those whose state may be in 16 bits
+        for launch in record_launches(param_dtype, param_dtype, 2, [99], False, Format.HALF):
+            if launch.name not in compiled and "half" in launch.name:
+                compiled[launch.name] = {**launch.compile(arch), "same_for_any_model": True}
     json.dump(compiled, sys.stdout)
 
 
@@ -69,6 +73,7 @@ def record_launches(
     n_moments: int,
     numels: list[int],
     rare_passes: bool,
+    state_format: Format = Format.FULL,
 ) -> list[RecordedLaunch]:
     """The launches of one step and of the interpolations, one parameter in each group."""
     launches: list[RecordedLaunch] = []
@@ -84,7 +89,18 @@ def record_launches(
         master = state[3] if needs_master(param.dtype) else None
         exp_avg = state[1] if n_moments == 2 else None
         exp_avg_sq = state[2] if n_moments >= 1 else None
-        entries.append(Entry(param, exp_avg, exp_avg_sq, state[0], master, i, i, grad_dtype))
+        entry = Entry(param, exp_avg, exp_avg_sq, state[0], master, i, i, grad_dtype)
+        if state_format == Format.HALF:
+            assert exp_avg is not None
+            assert exp_avg_sq is not None
+            entry = entry._replace(
+                exp_avg=exp_avg.bfloat16(),
+                exp_avg_sq=exp_avg_sq.bfloat16(),
+                displacement=entry.displacement.half(),
+                master_param=None,
+                y_low=None if master is None else master.bfloat16(),
+            )
+        entries.append(entry)
     run = RunState.zeros(len(numels), len(numels), torch.device("cpu"))
     plan = table.build_table(entries, torch.device("cpu"), triton_backend.chunk_size(False))
     backend = triton_backend.TritonBackend()
@@ -144,6 +160,7 @@ class RecordedLaunch:
     def name(self) -> str:
         """The pass and what it is compiled for: ``update bf16 fp32``, ``interpolate fp16 to_x``."""
         words = [self.kernel.__name__.removesuffix("_kernel")]
+        half = self.constants.get("HALF", str(self.constants.get("E_DTYPE")) == "fp16")
         keys = {
             "reduce": ("STATE_DTYPE", "GRAD_DTYPE"),
             "update": ("PARAM_DTYPE", "GRAD_DTYPE"),
@@ -158,6 +175,8 @@ class RecordedLaunch:
             words.append("no_momentum" if self.constants["HAS_EXP_AVG_SQ"] else "sgd")
         if words[0] in ("reduce", "update") and "tickets_ptr" not in self.absent:
             words.append("finishing")
+        if half:
+            words[0] += "_half"
         return " ".join(words)
 
     def compile(self, arch: int) -> dict[str, Any]:

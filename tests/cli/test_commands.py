@@ -46,7 +46,7 @@ def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stopped:
         main(["foo"])
     assert stopped.value.code == 2
-    assert "'report', 'export', 'forecast'" in capsys.readouterr().err
+    assert "'report', 'export', 'forecast', 'memory'" in capsys.readouterr().err
 
 
 def test_forecast(metrics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """torch.compile around a training step: the same numbers, no compilation after the second call, silence."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,14 @@ def test_compiled_training_step(backend: str, make: Make) -> None:
     assert len(state) == 4 * buffers
     in_its_graph = [n for n in node.graph.nodes if n.op not in ("placeholder", "output")]
     assert in_its_graph == [node]
+
+
+def test_state_in_16_bits() -> None:
+    """Its random numbers are of the step, compiled or not."""
+    compiler = Compiler("aot_eager")
+    train_both(compiler, functools.partial(AdamCScheduleFreePlus, state_format="16bit"))
+    (node,) = compiler.operators
+    assert len(node.args[2]) == 4 * 3
 
 
 @pytest.mark.parametrize("make", [AdamCScheduleFreePlus, AdamWScheduleFree])

@@ -12,27 +12,29 @@ import sfplus_kernels
 
 N = 1000
 TABLE = {
-    name: (int(single), int(half))
-    for name, single, half in re.findall(
-        r"^\| `([^|]+?) \| (\d+) \| (\d+) \|$", (ROOT / "docs" / "memory.md").read_text(), re.M
+    name: [int(column) for column in columns.split("|") if column.strip()]
+    for name, columns in re.findall(
+        r"^\| `([^|]+?) \|((?: \d* ?\|){4})$", (ROOT / "docs" / "memory.md").read_text(), re.M
     )
 }
 
 
-def make(name: str) -> Callable[[list], Any]:
+def make(name: str, state_format: str) -> Callable[[list], Any]:
     if name.startswith("torch"):
         return torch.optim.AdamW
-    options = {"inner_momentum": 0.9} if "inner_momentum" in name else {}
+    options: dict[str, Any] = {"inner_momentum": 0.9} if "inner_momentum" in name else {}
+    options["state_format"] = state_format
     cls = getattr(sfplus_kernels, name.partition("`")[0])
     return lambda params: cls(params, **options)
 
 
-@pytest.mark.parametrize("column", [0, 1], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    ("name", "column"), [(name, column) for name in TABLE for column in range(len(TABLE[name]))]
+)
 def test_state(name: str, column: int) -> None:
-    p = torch.nn.Parameter(torch.ones(N, dtype=(torch.float32, torch.bfloat16)[column]))
+    p = torch.nn.Parameter(torch.ones(N, dtype=(torch.float32, torch.bfloat16)[column % 2]))
     p.grad = torch.ones_like(p)
-    optimizer = make(name)([p])
+    optimizer = make(name, ("float32", "16bit")[column // 2])([p])
     if isinstance(optimizer, sfplus_kernels.AdamCScheduleFreePlus):
         optimizer.train()
         optimizer.step(loss=1.0)

@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "integrations": {"compiling", "core", "optim"},
     "forecast": set(),
     "schedules": set(),
-    "cli": {"_version", "backends", "checkpoints", "forecast"},
+    "cli": {"_version", "backends", "checkpoints", "contract", "forecast"},
     "__main__": {"cli"},
     "__init__": {"_version", "backends", "optim", "integrations"},
 }

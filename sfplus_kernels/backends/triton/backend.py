@@ -135,6 +135,7 @@ class TritonBackend:
                 **_few_registers(plan, last and finish is not NO_FINISH),
                 WITH_E=with_e,
                 STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
+                E_DTYPE=_e_dtype(launch),
                 GRAD_DTYPE=_grad_dtype(launch),
                 **_config("reduce", launch).arguments(),
             )
@@ -163,7 +164,7 @@ class TritonBackend:
 
     def _update(self, plan: AddressTable, run: RunState, finish: dict[str, Any]) -> None:
         for launch in plan.launches:
-            first = launch is plan.launches[0]
+            first, half = launch is plan.launches[0], launch.format == layout.Format.HALF
             _grid(update_kernel, launch.n_chunks)(
                 plan.rows,
                 plan.gradients,
@@ -174,6 +175,7 @@ class TritonBackend:
                     "globals_ptr": run.globals,
                     "group_coefs_ptr": run.group_coefs,
                     "tensor_coefs_ptr": run.tensor_coefs,
+                    **({"settings_ptr": run.settings, "tensors_ptr": run.tensors} if half else {}),
                 },
                 **FINISH,
                 **_few_registers(plan, first and finish is not NO_FINISH),
@@ -182,6 +184,7 @@ class TritonBackend:
                 GRAD_DTYPE=_grad_dtype(launch),
                 HAS_EXP_AVG=launch.has_exp_avg,
                 HAS_EXP_AVG_SQ=launch.has_exp_avg_sq,
+                HALF=half,
                 **_config("update", launch).arguments(),
             )
 
@@ -202,6 +205,7 @@ class TritonBackend:
                     MOVE=int(move),
                     PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
                     STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
+                    HALF=launch.format == layout.Format.HALF,
                     **{**_config("interpolate", launch).arguments(), **OF_A_MOVE},
                 )
         store_param_stages(plan)
@@ -229,7 +233,15 @@ def _few_registers(plan: AddressTable, finishes: bool) -> dict[str, int]:
 
 
 def _config(pass_name: str, launch: Launch) -> LaunchConfig:
-    return launch_config(pass_name, state_dtype(launch.param_dtype), INTERPRETED)
+    widest = state_dtype(launch.param_dtype)
+    if launch.format == layout.Format.HALF:  # of what is written: y too, where it is in one piece
+        widest = torch.float16 if pass_name == "reduce" else launch.param_dtype
+    return launch_config(pass_name, widest, INTERPRETED)
+
+
+def _e_dtype(launch: Launch) -> tl.dtype:
+    half = launch.format == layout.Format.HALF
+    return tl.float16 if half else TRITON_DTYPES[state_dtype(launch.param_dtype)]
 
 
 def _grad_dtype(launch: Launch) -> tl.dtype:

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from sfplus_kernels.backends.triton import sixteen_bits
 from sfplus_kernels.backends.triton.memory import round_to, y_or_written
 
 
@@ -50,6 +51,40 @@ def _interpolate_block(
         tl.store(param_ptr + offsets, round_to(moved, PARAM_DTYPE), mask=mask)
 
 
+@triton.jit
+def _interpolate_half_block(
+    y_ptr,
+    param_ptr,
+    kept_ptr,
+    e_ptr,
+    offsets,
+    mask,
+    e_to_y,
+    COLUMNS: tl.constexpr,
+    MOVE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """The same in ``Format.HALF``: e is read and never written. SPLIT: y is in two halves, and while the
+    parameter holds x the upper one is at ``kept_ptr``."""
+    y = tl.load(y_ptr + offsets, mask=mask)
+    by_e = e_to_y * tl.load(e_ptr + offsets, mask=mask).to(tl.float32)
+    if not SPLIT:
+        tl.store(y_ptr + offsets, y + by_e, mask=mask)
+    else:
+        kept = tl.load(kept_ptr + offsets, mask=mask)
+        if MOVE == COLUMNS.Move.TO_X:
+            x = round_to(sixteen_bits.join(kept, y) + by_e, tl.bfloat16)
+            tl.store(param_ptr + offsets, x, mask=mask)
+        else:
+            if MOVE == COLUMNS.Move.TO_Y:
+                param = tl.load(param_ptr + offsets, mask=mask)
+                upper, lower = sixteen_bits.split_y_of_x(kept, y, by_e, param)
+            else:
+                upper, lower = sixteen_bits.split(sixteen_bits.join(kept, y) + by_e)
+            tl.store(param_ptr + offsets, upper, mask=mask)
+            tl.store(y_ptr + offsets, lower, mask=mask)
+
+
 @triton.jit(do_not_specialize=["first_chunk"])
 def interpolate_kernel(
     rows_ptr,
@@ -64,19 +99,25 @@ def interpolate_kernel(
     MOVE: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
+    HALF: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     """One chunk per program."""
-    STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
+    SPLIT: tl.constexpr = HALF and PARAM_DTYPE != STATE_DTYPE
+    E_DTYPE: tl.constexpr = tl.float16 if HALF else STATE_DTYPE
+    Y_DTYPE: tl.constexpr = tl.int16 if SPLIT else STATE_DTYPE
+    E_BYTES: tl.constexpr = E_DTYPE.primitive_bitwidth // 8
+    Y_BYTES: tl.constexpr = Y_DTYPE.primitive_bitwidth // 8
+    E_ALIGNMENT: tl.constexpr = VECTOR * E_BYTES
     PARAM_BYTES: tl.constexpr = PARAM_DTYPE.primitive_bitwidth // 8
     chunk = chunks_ptr + (first_chunk + tl.program_id(0)).to(tl.int64) * COLUMNS.Chunk.WIDTH
     row = tl.load(chunk + COLUMNS.Chunk.ROW)
     start = tl.load(chunk + COLUMNS.Chunk.START)
     tensor = rows_ptr + row * COLUMNS.Row.WIDTH
-    y_address = tl.load(tensor + COLUMNS.Row.Y) + start * STATE_BYTES
-    e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * STATE_BYTES
+    y_address = tl.load(tensor + COLUMNS.Row.Y) + start * Y_BYTES
+    e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * E_BYTES
     numel = tl.load(tensor + COLUMNS.Row.NUMEL)
     group = tl.load(tensor + COLUMNS.Row.GROUP)
     slot = tl.load(tensor + COLUMNS.Row.SLOT)
@@ -102,10 +143,10 @@ def interpolate_kernel(
     e_kept = tl.where(skipped, 1.0, e_kept).to(STATE_DTYPE)
 
     # two sets of pointers: about the first one the compiler knows the alignment
-    y_vec = tl.multiple_of(y_address.to(tl.pointer_type(STATE_DTYPE)), 16)
-    e_vec = tl.multiple_of(e_address.to(tl.pointer_type(STATE_DTYPE)), 16)
-    y_ptr = y_address.to(tl.pointer_type(STATE_DTYPE))
-    e_ptr = e_address.to(tl.pointer_type(STATE_DTYPE))
+    y_vec = tl.multiple_of(y_address.to(tl.pointer_type(Y_DTYPE)), 16)
+    e_vec = tl.multiple_of(e_address.to(tl.pointer_type(E_DTYPE)), E_ALIGNMENT)
+    y_ptr = y_address.to(tl.pointer_type(Y_DTYPE))
+    e_ptr = e_address.to(tl.pointer_type(E_DTYPE))
     param_vec = y_vec
     param_ptr = y_ptr
     if PARAM_DTYPE != STATE_DTYPE:
@@ -116,21 +157,48 @@ def interpolate_kernel(
         param_vec = tl.multiple_of(param_vec, PARAM_ALIGNMENT)
         param_ptr = param_address.to(tl.pointer_type(PARAM_DTYPE))
 
+    kept_vec = param_vec
+    kept_ptr = param_ptr
+    if SPLIT and MOVE != COLUMNS.Move.SHIFT:
+        kept_address = tl.load(tensor + COLUMNS.Row.Y_HIGH) + start * PARAM_BYTES
+        aligned = aligned & (kept_address % 16 == 0)
+        kept_vec = tl.multiple_of(kept_address.to(tl.pointer_type(PARAM_DTYPE)), 16)
+        kept_ptr = kept_address.to(tl.pointer_type(PARAM_DTYPE))
+
     # whole aligned blocks without a mask, so that accesses are vectors; then what is left
     length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
     whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
     lanes = tl.arange(0, BLOCK_SIZE)
     for offset in range(0, whole, BLOCK_SIZE):
-        _interpolate_block(
-            y_vec, param_vec, e_vec, offset + lanes, None,
-            e_to_y, e_to_x, omega, e_kept, COLUMNS, MOVE, PARAM_DTYPE, STATE_DTYPE,
-        )  # fmt: skip
+        if HALF:
+            _interpolate_half_block(
+                y_vec,
+                param_vec,
+                kept_vec,
+                e_vec,
+                offset + lanes,
+                None,
+                e_to_y,
+                COLUMNS,
+                MOVE,
+                SPLIT,
+            )
+        else:
+            _interpolate_block(
+                y_vec, param_vec, e_vec, offset + lanes, None,
+                e_to_y, e_to_x, omega, e_kept, COLUMNS, MOVE, PARAM_DTYPE, STATE_DTYPE,
+            )  # fmt: skip
     # half blocks, for the reason given in update
     TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
     tail_lanes = tl.arange(0, TAIL_SIZE)
     for offset in range(whole, length, TAIL_SIZE):
         tail = offset + tail_lanes
-        _interpolate_block(
-            y_ptr, param_ptr, e_ptr, tail, tail < length,
-            e_to_y, e_to_x, omega, e_kept, COLUMNS, MOVE, PARAM_DTYPE, STATE_DTYPE,
-        )  # fmt: skip
+        if HALF:
+            _interpolate_half_block(
+                y_ptr, param_ptr, kept_ptr, e_ptr, tail, tail < length, e_to_y, COLUMNS, MOVE, SPLIT
+            )
+        else:
+            _interpolate_block(
+                y_ptr, param_ptr, e_ptr, tail, tail < length,
+                e_to_y, e_to_x, omega, e_kept, COLUMNS, MOVE, PARAM_DTYPE, STATE_DTYPE,
+            )  # fmt: skip

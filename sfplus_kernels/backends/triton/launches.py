@@ -91,12 +91,14 @@ def launch_config(pass_name: str, state: torch.dtype, interpreted: bool) -> Laun
     A thread accesses 16 bytes of state at a time; beside it, gradients and parameters of another
     width are accessed in the same number of elements, else Triton would exchange them between
     threads through shared memory. Each pass makes two to five such loads before it needs one of
-    them: reduce and interpolate, which have fewer tensors, take two vectors of each.
+    them: reduce and interpolate, which have fewer tensors, take two vectors of each. Of 16-bit state, where
+    a vector has twice as many elements, one is enough.
     """
     vector = 16 // state.itemsize
     if interpreted:  # a loop turn costs milliseconds whatever its size
         return LaunchConfig(chunk_size(True), 4096, vector, 4)
     vectors, num_warps = {"reduce": (2, 4), "update": (1, 8), "interpolate": (2, 4)}[pass_name]
+    vectors = 1 if state.itemsize == 2 else vectors
     return LaunchConfig(chunk_size(False), vector * vectors * 32 * num_warps, vector, num_warps)
 
 

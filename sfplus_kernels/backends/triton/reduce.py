@@ -37,6 +37,7 @@ def reduce_kernel(
     COLUMNS: tl.constexpr,
     WITH_E: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
+    E_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
@@ -50,7 +51,7 @@ def reduce_kernel(
     Without WITH_E only gradients are read, and the sum of g e is 0. Where there are tickets this is the
     last launch of the pass, and its program that draws the last of them finishes the step.
     """
-    STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
+    E_BYTES: tl.constexpr = E_DTYPE.primitive_bitwidth // 8
     GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
     GRAD_ALIGNMENT: tl.constexpr = VECTOR * GRAD_BYTES if VECTOR * GRAD_BYTES < 16 else 16
     program = tl.program_id(0)
@@ -65,28 +66,29 @@ def reduce_kernel(
         start = tl.load(chunk + COLUMNS.Chunk.START)
         tensor = rows_ptr + row * COLUMNS.Row.WIDTH
         numel = tl.load(tensor + COLUMNS.Row.NUMEL)
-        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * STATE_BYTES
+        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * E_BYTES
         g_address = tl.load(gradients_ptr + row) + start * GRAD_BYTES
         aligned = (e_address % 16 == 0) & (g_address % GRAD_ALIGNMENT == 0)
 
         # whole aligned blocks without a mask, so that loads are vectors; then what is left
         length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
         whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
-        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(E_DTYPE)), 16)
         g_vec = tl.multiple_of(g_address.to(tl.pointer_type(GRAD_DTYPE)), GRAD_ALIGNMENT)
         for offset in range(0, whole, BLOCK_SIZE):
             g = tl.load(g_vec + offset + lanes).to(STATE_DTYPE)
             if WITH_E:
-                dot += g * tl.load(e_vec + offset + lanes)
+                dot += g * tl.load(e_vec + offset + lanes).to(STATE_DTYPE)
             l1 += tl.abs(g)
             squares += g * g
-        e_ptr = e_address.to(tl.pointer_type(STATE_DTYPE))
+        e_ptr = e_address.to(tl.pointer_type(E_DTYPE))
         g_ptr = g_address.to(tl.pointer_type(GRAD_DTYPE))
         for offset in range(whole, length, BLOCK_SIZE):
             mask = offset + lanes < length
             g = tl.load(g_ptr + offset + lanes, mask=mask, other=0.0).to(STATE_DTYPE)
             if WITH_E:
-                dot += g * tl.load(e_ptr + offset + lanes, mask=mask, other=0.0)
+                e = tl.load(e_ptr + offset + lanes, mask=mask, other=0.0)
+                dot += g * e.to(STATE_DTYPE)
             l1 += tl.abs(g)
             squares += g * g
 

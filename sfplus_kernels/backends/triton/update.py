@@ -1,9 +1,12 @@
 """The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the algorithm
-keeps them), and of the parameter if it is not y itself, which is read too."""
+keeps them), and of the parameter if it is not y itself, which is read too.
+
+HALF is ``layout.Format.HALF``: m, v and e are kept in 16 bits, and y of a bf16 parameter in two halves."""
 
 import triton
 import triton.language as tl
 
+from sfplus_kernels.backends.triton import sixteen_bits
 from sfplus_kernels.backends.triton.finish import finish_step
 from sfplus_kernels.backends.triton.memory import round_to, y_or_written
 from sfplus_kernels.backends.triton.tickets import draws_first, meet
@@ -30,21 +33,29 @@ def _update_block(
     step_size,
     inv_sqrt_bc2,
     e_to_y,
+    key_a,
+    key_b,
+    start,
+    tensor,
+    numel,
+    COLUMNS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
+    HALF: tl.constexpr,
 ):
     """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
     g = tl.load(g_ptr + offsets, mask=mask).to(STATE_DTYPE)
     if HAS_EXP_AVG:
-        old_m = tl.load(m_ptr + offsets, mask=mask)
+        old_m = tl.load(m_ptr + offsets, mask=mask).to(STATE_DTYPE)
     if HAS_EXP_AVG_SQ:
-        v = tl.load(v_ptr + offsets, mask=mask)
-    e = tl.load(e_ptr + offsets, mask=mask)
+        v = tl.load(v_ptr + offsets, mask=mask).to(STATE_DTYPE)
+    e = tl.load(e_ptr + offsets, mask=mask).to(STATE_DTYPE)
     y = tl.load(y_ptr + offsets, mask=mask)
     if PARAM_DTYPE != STATE_DTYPE:
-        y = y_or_written(y, tl.load(param_ptr + offsets, mask=mask))
+        param = tl.load(param_ptr + offsets, mask=mask)
+        y = sixteen_bits.join(param, y) if HALF else y_or_written(y, param)
 
     # moments
     m = grad_to_m * g
@@ -64,14 +75,28 @@ def _update_block(
     # z moves by -delta, then x follows it by c_k
     e = e_kept * (e - delta)
 
+    if HALF:
+        elements = start + offsets
+        words = sixteen_bits.random_words(key_a, key_b, elements, tensor, numel, COLUMNS)
+        m = round_to(m, tl.bfloat16)
+        if HAS_EXP_AVG_SQ:
+            v = sixteen_bits.exp_avg_sq(v, words)
+        e = sixteen_bits.displacement(e, words)
     if HAS_EXP_AVG:
         tl.store(m_ptr + offsets, m, mask=mask)
     if HAS_EXP_AVG_SQ:
         tl.store(v_ptr + offsets, v, mask=mask)
     tl.store(e_ptr + offsets, e, mask=mask)
-    tl.store(y_ptr + offsets, y, mask=mask)
     if PARAM_DTYPE != STATE_DTYPE:
-        tl.store(param_ptr + offsets, round_to(y, PARAM_DTYPE), mask=mask)
+        if HALF:
+            param, lower = sixteen_bits.split(y)
+            tl.store(y_ptr + offsets, lower, mask=mask)
+        else:
+            param = round_to(y, PARAM_DTYPE)
+            tl.store(y_ptr + offsets, y, mask=mask)
+        tl.store(param_ptr + offsets, param, mask=mask)
+    else:
+        tl.store(y_ptr + offsets, y, mask=mask)
 
 
 @triton.jit(
@@ -100,6 +125,7 @@ def update_kernel(
     GRAD_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
+    HALF: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -111,7 +137,12 @@ def update_kernel(
 
     Where there are tickets no kernel came before: the first program forms the coefficients, of no sums.
     """
-    STATE_BYTES: tl.constexpr = STATE_DTYPE.primitive_bitwidth // 8
+    M_DTYPE: tl.constexpr = tl.bfloat16 if HALF else STATE_DTYPE  # and of v
+    E_DTYPE: tl.constexpr = tl.float16 if HALF else STATE_DTYPE
+    Y_DTYPE: tl.constexpr = tl.int16 if HALF and PARAM_DTYPE != STATE_DTYPE else STATE_DTYPE
+    STATE_BYTES: tl.constexpr = E_DTYPE.primitive_bitwidth // 8  # of m and v too
+    Y_BYTES: tl.constexpr = Y_DTYPE.primitive_bitwidth // 8
+    STATE_ALIGNMENT: tl.constexpr = VECTOR * STATE_BYTES
     PARAM_BYTES: tl.constexpr = PARAM_DTYPE.primitive_bitwidth // 8
     GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
     GRAD_ALIGNMENT: tl.constexpr = VECTOR * GRAD_BYTES if VECTOR * GRAD_BYTES < 16 else 16
@@ -129,7 +160,7 @@ def update_kernel(
         row = tl.load(chunk + COLUMNS.Chunk.ROW)
         start = tl.load(chunk + COLUMNS.Chunk.START)
         tensor = rows_ptr + row * COLUMNS.Row.WIDTH
-        y_address = tl.load(tensor + COLUMNS.Row.Y) + start * STATE_BYTES
+        y_address = tl.load(tensor + COLUMNS.Row.Y) + start * Y_BYTES
         m_address = tl.load(tensor + COLUMNS.Row.EXP_AVG)  # 0, which is aligned, if there is none
         v_address = tl.load(tensor + COLUMNS.Row.EXP_AVG_SQ)
         if HAS_EXP_AVG:
@@ -158,16 +189,20 @@ def update_kernel(
         inv_sqrt_bc2 = tl.load(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2).to(STATE_DTYPE)
         e_to_y = tl.load(coefs + COLUMNS.TensorCoef.E_TO_Y).to(STATE_DTYPE)
 
+        key_a, key_b = slot, slot
+        if HALF:
+            key_a, key_b = sixteen_bits.noise_key(settings_ptr, tensors_ptr, slot, COLUMNS)
+
         # two sets of pointers: about the first one the compiler knows the alignment
-        y_vec = tl.multiple_of(y_address.to(tl.pointer_type(STATE_DTYPE)), 16)
-        m_vec = tl.multiple_of(m_address.to(tl.pointer_type(STATE_DTYPE)), 16)
-        v_vec = tl.multiple_of(v_address.to(tl.pointer_type(STATE_DTYPE)), 16)
-        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(STATE_DTYPE)), 16)
+        y_vec = tl.multiple_of(y_address.to(tl.pointer_type(Y_DTYPE)), 16)
+        m_vec = tl.multiple_of(m_address.to(tl.pointer_type(M_DTYPE)), STATE_ALIGNMENT)
+        v_vec = tl.multiple_of(v_address.to(tl.pointer_type(M_DTYPE)), STATE_ALIGNMENT)
+        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(E_DTYPE)), STATE_ALIGNMENT)
         g_vec = tl.multiple_of(g_address.to(tl.pointer_type(GRAD_DTYPE)), GRAD_ALIGNMENT)
-        y_ptr = y_address.to(tl.pointer_type(STATE_DTYPE))
-        m_ptr = m_address.to(tl.pointer_type(STATE_DTYPE))
-        v_ptr = v_address.to(tl.pointer_type(STATE_DTYPE))
-        e_ptr = e_address.to(tl.pointer_type(STATE_DTYPE))
+        y_ptr = y_address.to(tl.pointer_type(Y_DTYPE))
+        m_ptr = m_address.to(tl.pointer_type(M_DTYPE))
+        v_ptr = v_address.to(tl.pointer_type(M_DTYPE))
+        e_ptr = e_address.to(tl.pointer_type(E_DTYPE))
         g_ptr = g_address.to(tl.pointer_type(GRAD_DTYPE))
         param_vec = y_vec
         param_ptr = y_ptr
@@ -187,7 +222,8 @@ def update_kernel(
             _update_block(
                 y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
                 beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+                step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
             )  # fmt: skip
         # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
         # lays out for vectors, so that the second would load with gaps and exchange what it stores
@@ -199,5 +235,6 @@ def update_kernel(
             _update_block(
                 y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
                 beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-                step_size, inv_sqrt_bc2, e_to_y, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+                step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
             )  # fmt: skip

@@ -1,0 +1,252 @@
+// The element loops over state of 16 bits (Format::HALF), compiled once per instruction set as kernels.cpp is. What an
+// element looks like in memory is known to lanes.h alone; what happens to it is the same as in any format.
+#include "../math/move_rule.h"
+#include "kernels.h"
+#include "lanes.h"
+#include "loops.h"
+
+namespace sfplus {
+inline namespace SFPLUS_ISA {
+namespace {
+
+using L = Lanes<Widest>;
+
+// Elements of a block. The loops are over whole blocks; the last few elements of a chunk are done in a copy, so that
+// there is no second loop for them.
+constexpr int kElements = kBlock<float>;
+constexpr int kVectors = kElements / L::kCount;
+
+// element(i) for the first one of each vector of a block.
+template <class Element>
+SFPLUS_INLINE void for_each_vector(const Element& element) {
+  SFPLUS_INDEPENDENT
+  for (int i = 0; i < kElements; i += L::kCount) element(i);
+}
+
+// A copy of the ``count`` elements at the end of an array, with zeros behind them.
+struct End {
+  unsigned char bytes[kElements * sizeof(double)] = {};
+
+  void* copy(const void* array, std::int64_t start, std::int64_t count, std::size_t width) {
+    if (array == nullptr) return nullptr;
+    std::memcpy(bytes, static_cast<const char*>(array) + start * width, count * width);
+    return bytes;
+  }
+  void copy_back(void* array, std::int64_t start, std::int64_t count, std::size_t width) const {
+    if (array != nullptr) std::memcpy(static_cast<char*>(array) + start * width, bytes, count * width);
+  }
+};
+
+constexpr std::size_t kStored = 2;  // bytes of a moment, of e, of a half of y
+
+template <bool is_split>
+constexpr std::size_t kWidthOfY = is_split ? kStored : sizeof(float);
+
+SFPLUS_INLINE std::size_t width_of_gradient(int dtype) {
+  return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
+}
+
+template <class Grad>
+SFPLUS_INLINE const float* widened(const void* grad, std::int64_t i, float* to) {
+  const Grad* from = static_cast<const Grad*>(grad) + i;
+  ask_ahead<float>(from, 0);
+  for_each_vector([=](int at) { L::write(to + at, L::read(from + at)); });
+  return to;
+}
+
+// A block of the gradient in float32: where it is, or in ``to``. So the loops need not be compiled once for each dtype
+// of the gradient.
+SFPLUS_INLINE const float* gradient_block(const void* grad, int dtype, std::int64_t i, float* to) {
+  switch (dtype) {
+    case DType::FLOAT64:
+      for (int at = 0; at < kElements; ++at) to[at] = widen<float>(load(static_cast<const double*>(grad) + i + at));
+      return to;
+    case DType::FLOAT32:
+      ask_ahead<float>(static_cast<const float*>(grad), i);
+      return static_cast<const float*>(grad) + i;
+    case DType::BFLOAT16:
+      return widened<bfloat16>(grad, i, to);
+    default:
+      return widened<float16>(grad, i, to);
+  }
+}
+
+void reduce_16bit(const ReduceChunk& chunk, int grad_dtype, double* sums) {
+  // as many running sums as in kernels.cpp, each of the same elements: zeros behind the end change none of them
+  Widest l1[kVectors] = {}, dot[kVectors] = {}, squares[kVectors] = {};
+  float buffer[kElements];
+  const auto block = [&](const void* grad, const float16* e, std::int64_t i) {
+    const float* g = gradient_block(grad, grad_dtype, i, buffer);
+    ask_ahead<float>(e, i);
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      const auto value = L::read(g + n * L::kCount);
+      l1[n] += L::magnitude(value);
+      dot[n] += value * L::read(e + i + n * L::kCount);
+      squares[n] += value * value;
+    }
+  };
+  const std::int64_t left = chunk.numel % kElements, whole = chunk.numel - left;
+  End grad, e;
+  const void* grads = chunk.grad;
+  const float16* es = static_cast<const float16*>(chunk.displacement);
+  for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
+    if (i == whole) {
+      grads = grad.copy(grads, whole, left, width_of_gradient(grad_dtype));
+      es = static_cast<const float16*>(e.copy(es, whole, left, kStored));
+      block(grads, es, 0);
+    } else {
+      block(grads, es, i);
+    }
+  }
+  for (int lane = 0; lane < kElements; ++lane) {
+    sums[Sum::GRAD_L1] += static_cast<double>(L::lane(l1, lane));
+    sums[Sum::GRAD_DOT_E] += static_cast<double>(L::lane(dot, lane));
+    sums[Sum::GRAD_SQ] += static_cast<double>(L::lane(squares, lane));
+  }
+}
+
+// Whole blocks. ``is_split``: the parameter is the upper half of y, and chunk.y the lower one.
+template <Direction direction, bool is_split>
+SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
+  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  const UpdateCoefs<float> coefs = update_coefs<float>(chunk.group_coefs, chunk.tensor_coefs);
+  const NoiseKey key = {noise.key_a, noise.key_b};
+  bfloat16* m = static_cast<bfloat16*>(chunk.exp_avg);
+  bfloat16* v = static_cast<bfloat16*>(chunk.exp_avg_sq);
+  float16* e = static_cast<float16*>(chunk.displacement);
+  float* y = static_cast<float*>(chunk.y);
+  bfloat16* upper = static_cast<bfloat16*>(chunk.param);
+  std::uint16_t* lower = static_cast<std::uint16_t*>(chunk.y);
+  float buffer[kElements];
+  auto indices = L::indices(noise.index);
+  for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
+    const float* g = gradient_block(chunk.grad, grad_dtype, i, buffer);
+    if constexpr (kHasM) ask_ahead<float>(m, i);
+    if constexpr (kHasV) ask_ahead<float>(v, i);
+    ask_ahead<float>(e, i);
+    if constexpr (is_split) {
+      ask_ahead<float>(upper, i);
+      ask_ahead<float>(lower, i);
+    } else {
+      ask_ahead<float>(y, i);
+    }
+    for_each_vector([&](int at_in_block) {
+      const std::int64_t at = i + at_in_block;
+      Widest m_i = {}, v_i = {}, y_i, e_i = L::read(e + at);
+      if constexpr (kHasM) m_i = L::read(m + at);
+      if constexpr (kHasV) v_i = L::read(v + at);
+      if constexpr (is_split) {
+        y_i = L::read_split(upper + at, lower + at);
+      } else {
+        y_i = L::read(y + at);
+      }
+      update_element<direction>(L::read(g + at_in_block), m_i, v_i, y_i, e_i, coefs);
+      const auto word = random_word(key, indices + static_cast<std::uint32_t>(at));
+      if constexpr (kHasM) L::write_nearest(m + at, m_i);
+      if constexpr (kHasV) L::write_at_random(v + at, v_i, word);
+      L::write_at_random(e + at, e_i, word);
+      if constexpr (is_split) {
+        L::write_split(upper + at, lower + at, y_i);
+      } else {
+        L::write(y + at, y_i);
+      }
+    });
+  }
+}
+
+template <Direction direction, bool is_split>
+void update_16bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
+  const std::int64_t left = chunk.numel % kElements, whole = chunk.numel - left;
+  UpdateChunk blocks = chunk;
+  blocks.numel = whole;
+  if (whole > 0) update_blocks<direction, is_split>(blocks, grad_dtype, noise);
+  if (left == 0) return;
+  End grad, y, m, v, e, param;
+  constexpr std::size_t kY = kWidthOfY<is_split>;
+  blocks.grad = grad.copy(chunk.grad, whole, left, width_of_gradient(grad_dtype));
+  blocks.y = y.copy(chunk.y, whole, left, kY);
+  blocks.exp_avg = m.copy(chunk.exp_avg, whole, left, kStored);
+  blocks.exp_avg_sq = v.copy(chunk.exp_avg_sq, whole, left, kStored);
+  blocks.displacement = e.copy(chunk.displacement, whole, left, kStored);
+  blocks.param = param.copy(chunk.param, whole, left, kStored);
+  blocks.numel = kElements;
+  update_blocks<direction, is_split>(blocks, grad_dtype,
+                                     {noise.key_a, noise.key_b, noise.index + static_cast<std::uint32_t>(whole)});
+  y.copy_back(chunk.y, whole, left, kY);
+  m.copy_back(chunk.exp_avg, whole, left, kStored);
+  v.copy_back(chunk.exp_avg_sq, whole, left, kStored);
+  e.copy_back(chunk.displacement, whole, left, kStored);
+  param.copy_back(chunk.param, whole, left, kStored);
+}
+
+// Whole blocks; e is read and never written. ``is_split`` as in update: TO_X and TO_Y then find y's upper half beside the
+// parameter, which holds x.
+template <int move, bool is_split>
+SFPLUS_NOT_INLINE void move_blocks(const MoveChunk& chunk) {
+  const MoveCoefs<float> coefs = move_coefs<float>(move, chunk.globals, chunk.hyper, chunk.group_coefs,
+                                                   chunk.scalars, chunk.tensor_coefs);
+  const float16* e = static_cast<const float16*>(chunk.displacement);
+  float* y = static_cast<float*>(chunk.y);
+  std::uint16_t* lower = static_cast<std::uint16_t*>(chunk.y);
+  bfloat16* param = static_cast<bfloat16*>(chunk.param);
+  const bfloat16* upper = static_cast<const bfloat16*>(move == Move::SHIFT ? chunk.param : chunk.y_high);
+  for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
+    ask_ahead<float>(e, i);
+    if constexpr (is_split) {
+      ask_ahead<float>(lower, i);
+      ask_ahead<float>(param, i);
+      if constexpr (move != Move::SHIFT) ask_ahead<float>(upper, i);
+    } else {
+      ask_ahead<float>(y, i);
+    }
+    for_each_vector([&](int at_in_block) {
+      const std::int64_t at = i + at_in_block;
+      const auto by_e = coefs.e_to_y * L::read(e + at);
+      if constexpr (!is_split) {
+        L::write(y + at, L::read(y + at) + by_e);
+      } else if constexpr (move == Move::SHIFT) {
+        L::write_split(param + at, lower + at, L::read_split(upper + at, lower + at) + by_e);
+      } else if constexpr (move == Move::TO_X) {
+        L::write_nearest(param + at, L::read_split(upper + at, lower + at) + by_e);
+      } else {
+        L::write_y_of_x(param + at, lower + at, upper + at, by_e);
+      }
+    });
+  }
+}
+
+template <int move, bool is_split>
+void move_16bit(const MoveChunk& chunk) {
+  const std::int64_t left = chunk.numel % kElements, whole = chunk.numel - left;
+  MoveChunk blocks = chunk;
+  blocks.numel = whole;
+  if (whole > 0) move_blocks<move, is_split>(blocks);
+  if (left == 0) return;
+  End y, e, param, y_high;
+  constexpr std::size_t kY = kWidthOfY<is_split>;
+  blocks.y = y.copy(chunk.y, whole, left, kY);
+  blocks.displacement = e.copy(chunk.displacement, whole, left, kStored);
+  blocks.param = param.copy(chunk.param, whole, left, kStored);
+  blocks.y_high = y_high.copy(chunk.y_high, whole, left, kStored);
+  blocks.numel = kElements;
+  move_blocks<move, is_split>(blocks);
+  y.copy_back(chunk.y, whole, left, kY);
+  param.copy_back(chunk.param, whole, left, kStored);
+}
+
+#define SFPLUS_UPDATES(direction) {update_16bit<direction, false>, update_16bit<direction, true>}
+#define SFPLUS_MOVES(move) {move_16bit<move, false>, move_16bit<move, true>}
+
+}  // namespace
+
+// in the order of Direction and Move
+extern const Kernels16bit table_16bit;
+const Kernels16bit table_16bit = {
+    reduce_16bit,
+    {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM), SFPLUS_UPDATES(Direction::SGD)},
+    {SFPLUS_MOVES(Move::TO_X), SFPLUS_MOVES(Move::TO_Y), SFPLUS_MOVES(Move::SHIFT), {}, {}},
+};
+
+}  // namespace SFPLUS_ISA
+}  // namespace sfplus

@@ -1,0 +1,215 @@
+// Values as the 16-bit formats keep them: one at a time, or as many at once as a register has. Compilers vectorise
+// loops that go from 16 bits to 32 and back badly, so here is said which instructions do it. The rules are those of
+// math/random_rounding.h and math/split_rule.h, to the bit.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../math/dtypes.h"
+#include "../math/random_rounding.h"
+#include "../math/split_rule.h"
+#include "../math/update_rule.h"
+
+#if defined(__AVX512BW__) || (defined(__AVX2__) && defined(__F16C__))
+#define SFPLUS_LANES
+#include <immintrin.h>
+#endif
+
+namespace sfplus {
+inline namespace SFPLUS_ISA {
+
+// How values of type V, a float or a vector of them, are read and written.
+template <class V>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  static constexpr int kCount = 1;
+  using Word = std::uint32_t;
+
+  static SFPLUS_INLINE Word indices(std::uint32_t first) { return first; }
+
+  template <class Stored>
+  static SFPLUS_INLINE float read(const Stored* from) {
+    return widen<float>(load(from));
+  }
+  static SFPLUS_INLINE float read_split(const bfloat16* upper, const std::uint16_t* lower) {
+    return join({load(upper), load(lower)});
+  }
+  static SFPLUS_INLINE void write(float* to, float x) { store(to, x); }
+  static SFPLUS_INLINE void write_nearest(bfloat16* to, float x) { store(to, narrow<bfloat16>(x)); }
+  static SFPLUS_INLINE void write_at_random(bfloat16* to, float x, Word word) {
+    store(to, bfloat16_at_random(x, word));
+  }
+  static SFPLUS_INLINE void write_at_random(float16* to, float x, Word word) {
+    store(to, float16_at_random(x, word));
+  }
+  static SFPLUS_INLINE void write_split(bfloat16* upper, std::uint16_t* lower, float y) {
+    const SplitFloat parts = split(y);
+    store(upper, parts.upper);
+    store(lower, parts.lower);
+  }
+  // y after the parameter was x: see split_y_of_x.
+  static SFPLUS_INLINE void write_y_of_x(bfloat16* param, std::uint16_t* lower, const bfloat16* upper, float by_e) {
+    const SplitFloat parts = split_y_of_x({load(upper), load(lower)}, by_e, load(param));
+    store(param, parts.upper);
+    store(lower, parts.lower);
+  }
+  static SFPLUS_INLINE float magnitude(float x) { return x < 0 ? -x : x; }
+  static SFPLUS_INLINE float lane(const float* vectors, int i) { return vectors[i]; }
+};
+
+#ifndef SFPLUS_LANES
+
+using Widest = float;
+
+#else
+
+#ifdef __AVX512BW__
+constexpr int kWidth = 16;
+#else
+constexpr int kWidth = 8;
+#endif
+typedef float Floats __attribute__((vector_size(4 * kWidth)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * kWidth)));
+typedef std::uint32_t Words __attribute__((vector_size(4 * kWidth)));
+
+using Widest = Floats;
+
+template <>
+struct Root<Floats> {
+  static SFPLUS_INLINE Floats of(Floats x) {
+#ifdef __AVX512BW__
+    return (Floats)_mm512_sqrt_ps((__m512)x);
+#else
+    return (Floats)_mm256_sqrt_ps((__m256)x);
+#endif
+  }
+};
+
+template <>
+struct Lanes<Floats> {
+  static constexpr int kCount = kWidth;
+  using Word = Words;
+
+  static SFPLUS_INLINE Words indices(std::uint32_t first) {
+#ifdef __AVX512BW__
+    const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+    const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
+    return lanes + first;
+  }
+
+  static SFPLUS_INLINE Floats read(const float* from) {
+    Floats x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+  }
+  static SFPLUS_INLINE Floats read(const bfloat16* from) { return (Floats)(words_of(from) << 16); }
+  static SFPLUS_INLINE Floats read(const float16* from) {
+#ifdef __AVX512BW__
+    return (Floats)_mm512_cvtph_ps(shorts_of(from));
+#else
+    return (Floats)_mm256_cvtph_ps(shorts_of(from));
+#endif
+  }
+  static SFPLUS_INLINE Floats read_split(const bfloat16* upper, const std::uint16_t* lower) {
+    const Words high = words_of(upper) << 16;
+#ifdef __AVX512BW__
+    const Ints low = (Ints)_mm512_cvtepi16_epi32(shorts_of(lower));
+    const Ints not_negative = (Ints)_mm512_max_epi32((__m512i)low, __m512i{});
+#else
+    const Ints low = (Ints)_mm256_cvtepi16_epi32(shorts_of(lower));
+    const Ints not_negative = (Ints)_mm256_max_epi32((__m256i)low, __m256i{});
+#endif
+    return (Floats)(high + (Words)((high << 1) == 0 ? not_negative : low));
+  }
+
+  static SFPLUS_INLINE void write(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+  static SFPLUS_INLINE void write_nearest(bfloat16* to, Floats x) {
+    write_words(to, nearest_bfloat16(x));
+  }
+  static SFPLUS_INLINE void write_at_random(bfloat16* to, Floats x, Words word) {
+    write_words(to, as_bfloat16(x, (Words)x + (word >> 16)));
+  }
+  static SFPLUS_INLINE void write_at_random(float16* to, Floats x, Words word) {
+    const Words sign = (Words)x & ~kMagnitude;
+    const Floats magnitude = at_most((Floats)((Words)x & kMagnitude), kLargestFloat16);
+    const Words binade = at_least((Words)magnitude & kInfinity, kLeastNormalFloat16);
+    const Floats part = (Floats)(binade | (word & 0x1FFFu)) - (Floats)binade;
+    const Floats raised = (Floats)((Words)(magnitude + part) | sign);
+#ifdef __AVX512BW__
+    const __m256i halves = _mm512_cvtps_ph((__m512)raised, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+#else
+    const __m128i halves = _mm256_cvtps_ph((__m256)raised, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
+#endif
+  }
+  static SFPLUS_INLINE void write_split(bfloat16* upper, std::uint16_t* lower, Floats y) {
+    const Words bits = split_bits(y);
+    write_words(upper, (bits + 0x8000u) >> 16);
+    write_words(lower, bits & 0xFFFFu);
+  }
+  static SFPLUS_INLINE void write_y_of_x(bfloat16* param, std::uint16_t* lower, const bfloat16* upper, Floats by_e) {
+    const Floats y = read_split(upper, lower);
+    const Words now = words_of(param), written = split_bits((Floats)(now << 16) + by_e);
+    const auto untouched = now == nearest_bfloat16(y - by_e);
+    write_words(param, untouched ? words_of(upper) : (written + 0x8000u) >> 16);
+    write_words(lower, (untouched ? words_of(lower) : written) & 0xFFFFu);
+  }
+  static SFPLUS_INLINE float lane(const Floats* vectors, int i) { return vectors[i / kCount][i % kCount]; }
+  static SFPLUS_INLINE Floats magnitude(Floats x) { return (Floats)((Words)x & kMagnitude); }
+
+ private:
+#ifdef __AVX512BW__
+  static SFPLUS_INLINE __m256i shorts_of(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+  }
+  static SFPLUS_INLINE Words words_of(const void* from) { return (Words)_mm512_cvtepu16_epi32(shorts_of(from)); }
+#else
+  static SFPLUS_INLINE __m128i shorts_of(const void* from) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(from));
+  }
+  static SFPLUS_INLINE Words words_of(const void* from) { return (Words)_mm256_cvtepu16_epi32(shorts_of(from)); }
+#endif
+  static SFPLUS_INLINE Words split_bits(Floats y) { return y != y ? Words{} + 0x7FC00000u : (Words)y; }
+  static SFPLUS_INLINE Words nearest_bfloat16(Floats x) {
+    const Words bits = (Words)x;
+    return as_bfloat16(x, bits + 0x7FFFu + ((bits >> 16) & 1u));
+  }
+  static SFPLUS_INLINE Words as_bfloat16(Floats x, Words raised) {
+    return x != x ? Words{} + 0x7FC0u : raised >> 16;
+  }
+  // Words below 2^16.
+  static SFPLUS_INLINE void write_words(void* to, Words words) {
+#ifdef __AVX512BW__
+    _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)words));
+#else
+    const __m256i whole = (__m256i)words;
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storeu_si128(static_cast<__m128i*>(to), packed);
+#endif
+  }
+  static SFPLUS_INLINE Words at_least(Words x, std::uint32_t bound) {
+#ifdef __AVX512BW__
+    return (Words)_mm512_max_epu32((__m512i)x, _mm512_set1_epi32(static_cast<int>(bound)));
+#else
+    return (Words)_mm256_max_epu32((__m256i)x, _mm256_set1_epi32(static_cast<int>(bound)));
+#endif
+  }
+  static SFPLUS_INLINE Floats at_most(Floats x, float bound) {  // of a NaN the NaN: these take their second operand then
+#ifdef __AVX512BW__
+    return (Floats)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
+#else
+    return (Floats)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
+#endif
+  }
+};
+
+#endif
+
+}  // namespace SFPLUS_ISA
+}  // namespace sfplus

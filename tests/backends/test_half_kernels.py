@@ -1,0 +1,378 @@
+"""State of 16 bits (``Format.HALF``) in the kernels of each backend: the bits of the eager backend."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import cuda_on_host
+import pytest
+import torch
+from support import BACKENDS, assert_same_bits
+from torch import Tensor
+
+import sfplus_kernels._C as _C
+from sfplus_kernels.backends import cpu, registry
+from sfplus_kernels.contract.backend import Entry, RunState
+from sfplus_kernels.contract.formats import halves, whole
+from sfplus_kernels.contract.layout import GroupCoef, Move, Scalar, Setting, Sum, TensorCoef
+
+CPU = torch.device("cpu")
+BOTH = [torch.float32, torch.bfloat16]
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+MOVES = [Move.TO_X, Move.TO_Y, Move.SHIFT]
+ON_HOST = "cuda_on_host"
+KERNELS = [name for name in BACKENDS if name not in ("eager", "cuda")] + [ON_HOST]
+
+
+def backend_of(name: str) -> Any:
+    return cuda_on_host.CudaOnHost() if name == ON_HOST else registry.select(name, CPU)[1]
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _C.isa()
+    _C.set_isa(request.param)
+    yield str(request.param)
+    _C.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _roots_are_correctly_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernels': those of torch are not on every processor, and so neither are the eager backend's."""
+    root = Tensor.sqrt
+    monkeypatch.setattr(Tensor, "sqrt", lambda x: root(x.double()).to(x.dtype))
+
+
+def values(numel: int, generator: torch.Generator, scale: float = 1.0) -> Tensor:
+    """Of many sizes: e below what float16 has as a normal number, and above all that it has, too."""
+    sizes = torch.randint(-30, 3, (numel,), generator=generator).float()
+    return torch.randn(numel, generator=generator) * torch.exp2(sizes) * scale
+
+
+def at(tensor: Tensor, offset: int) -> Tensor:
+    """The same in memory that begins ``offset`` elements after an aligned address."""
+    moved = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:]
+    return moved.copy_(tensor)
+
+
+def make_entry(
+    dtype: torch.dtype,
+    numel: int = 1000,
+    *,
+    moments: str = "mv",
+    grad_dtype: torch.dtype | None = torch.float32,
+    offset: int = 0,
+    part: tuple[int, int, int] | None = None,
+    seed: int = 0,
+    slot: int = 1,
+) -> Entry:
+    """One parameter in train mode."""
+    generator = torch.Generator().manual_seed(seed)
+    y = values(numel, generator)
+    param, low = (y, None) if dtype == torch.float32 else halves(y)
+    m = values(numel, generator).bfloat16()
+    v = values(numel, generator).abs().bfloat16()
+    e = values(numel, generator, 3.0).half()
+    return Entry(
+        param=at(param, offset),
+        exp_avg=at(m, offset) if "m" in moments else None,
+        exp_avg_sq=at(v, offset) if "v" in moments else None,
+        displacement=at(e, offset),
+        master_param=None,
+        group=0,
+        slot=slot,
+        grad_dtype=grad_dtype,
+        y_low=None if low is None else at(low, offset),
+        part=part,
+    )
+
+
+def make_run(n_slots: int = 2) -> RunState:
+    generator = torch.Generator().manual_seed(3)
+    run = RunState.zeros(1, n_slots, CPU)
+    for buffer in (run.group_coefs, run.tensor_coefs, run.hyper):
+        buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) / 2)
+    run.settings[Setting.ROUNDING_SEED] = 2**32 - 5
+    run.tensors[:, Scalar.STEP] = torch.arange(n_slots) + 3_000_000_000
+    run.tensors[:, Scalar.Y_BETA] = 0.9
+    return run
+
+
+def buffers(entry: Entry) -> list[Tensor]:
+    bits = None if entry.y_low is None else entry.y_low.view(torch.int16)
+    tensors = [entry.param, entry.exp_avg, entry.exp_avg_sq, entry.displacement, bits]
+    return [t.clone() for t in tensors if t is not None]
+
+
+def updated(backend: Any, entries: list[Entry], run: RunState | None = None) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    grads = [values(e.param.numel(), generator).to(e.grad_dtype) for e in entries if e.grad_dtype]
+    plan = backend.plan(entries, CPU)
+    backend.set_gradients(plan, grads)
+    backend.update(plan, make_run(len(entries) + 1) if run is None else run)
+    return [tensor for entry in entries for tensor in buffers(entry)]
+
+
+def eager() -> Any:
+    return registry.select("eager", CPU)[1]
+
+
+# -- the bits of the eager backend -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("grad_dtype", FLOATS)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_update_has_the_bits_of_eager(
+    name: str, dtype: torch.dtype, grad_dtype: torch.dtype
+) -> None:
+    results = [
+        updated(backend, [make_entry(dtype, grad_dtype=grad_dtype)])
+        for backend in (eager(), backend_of(name))
+    ]
+    assert_same_bits(*results)
+    before = buffers(make_entry(dtype))
+    assert all(not torch.equal(old, new) for old, new in zip(before, results[0], strict=True))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("moments", ["v", ""])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_other_directions_have_the_bits_of_eager(
+    name: str, dtype: torch.dtype, moments: str
+) -> None:
+    results = [
+        updated(backend, [make_entry(dtype, moments=moments)])
+        for backend in (eager(), backend_of(name))
+    ]
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_several_tensors_of_any_size(name: str, dtype: torch.dtype) -> None:
+    """Empty ones too, whose memory has no address, and as many elements as fill no vector."""
+    sizes = [1, 7, 0, 8, 31, 32, 33, 513, 4100]
+    results = [
+        updated(backend, [make_entry(dtype, n, slot=i) for i, n in enumerate(sizes)])
+        for backend in (eager(), backend_of(name))
+    ]
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("part", [(123, 1000, 0), (2**32 - 50, 1000, 0), (5, 40, 64), (7, 3, 10)])
+def test_random_words_are_of_the_whole_tensor(name: str, part: tuple[int, int, int]) -> None:
+    results = [
+        updated(backend, [make_entry(torch.float32, part=part)])
+        for backend in (eager(), backend_of(name))
+    ]
+    assert_same_bits(*results)
+    assert not torch.equal(results[0][-1], updated(eager(), [make_entry(torch.float32)])[-1])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_moves_have_the_bits_of_eager(name: str, dtype: torch.dtype, move: Move) -> None:
+    """Of a parameter that somebody has written to here and there, too."""
+    results = []
+    for backend in (eager(), backend_of(name)):
+        entry = make_entry(dtype, grad_dtype=None)
+        run = make_run()
+        if entry.y_low is not None and move != Move.SHIFT:
+            entry = entry._replace(y_high=entry.param.clone())
+        if entry.y_low is not None and move == Move.TO_Y:
+            backend.interpolate(backend.plan([entry], CPU), run, Move.TO_X)
+            entry.param[::7] = 0.3
+        backend.interpolate(backend.plan([entry], CPU), run, move)
+        results.append(buffers(entry))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_x_and_back_leaves_every_bit_of_y(name: str) -> None:
+    backend, run, entry = backend_of(name), make_run(), make_entry(torch.bfloat16, grad_dtype=None)
+    before = buffers(entry)
+    entry = entry._replace(y_high=entry.param.clone())
+    backend.interpolate(backend.plan([entry], CPU), run, Move.TO_X)
+    assert not torch.equal(entry.param, before[0])
+    assert entry.y_low is not None
+    y = whole(before[0], entry.y_low)
+    b = run.tensors[entry.slot, Scalar.Y_BETA]
+    x = y - (1 - b).float() * entry.displacement.float()
+    assert torch.equal(entry.param, x.bfloat16())
+    backend.interpolate(backend.plan([entry], CPU), run, Move.TO_Y)
+    assert_same_bits(buffers(entry), before)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_what_is_not_finite_has_the_bits_of_eager(name: str, dtype: torch.dtype) -> None:
+    """e too large for float16 is held at the largest; a NaN is one everywhere; a written zero is zero."""
+    special = torch.tensor(
+        [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3e38, -3e38, 65520.0, 1e-9]
+    )
+    results = []
+    for backend in (eager(), backend_of(name)):
+        run = make_run()
+        run.group_coefs[0, GroupCoef.E_KEPT] = 1
+        entry = make_entry(dtype, 90)
+        entry.param[:36] = special.repeat(4).to(dtype)
+        if entry.y_low is not None:
+            entry.y_low.view(torch.int16)[:36] = -3
+        plan = backend.plan([entry], CPU)
+        grad = torch.cat([torch.zeros(45), special.repeat(5)])
+        backend.set_gradients(plan, [grad])
+        backend.update(plan, run)
+        results.append(buffers(entry))
+    nans = [[t.isnan() for t in result] for result in results]
+    assert_same_bits(*nans)  # any NaN is as good as another
+    assert_same_bits(*([t.nan_to_num(7.0) for t in result] for result in results))
+    assert results[0][3].isnan().any()
+    assert results[0][3].abs().nan_to_num().max() == 65504
+
+
+# -- sums ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("grad_dtype", FLOATS)
+@pytest.mark.parametrize("numel", [1, 33, 513, 5000])
+def test_sums(name: str, grad_dtype: torch.dtype, numel: int) -> None:
+    """On small integers, whose sums are exact in any order."""
+    generator = torch.Generator().manual_seed(numel)
+    entry = make_entry(torch.float32, numel, grad_dtype=grad_dtype)
+    grad = torch.randint(-3, 4, (numel,), generator=generator).to(grad_dtype)
+    entry.displacement.copy_(torch.randint(-3, 4, (numel,), generator=generator))
+    backend = backend_of(name)
+    plan = backend.plan([entry], CPU)
+    backend.set_gradients(plan, [grad])
+    for with_e in (True, False):
+        sums = backend.reduce(plan, with_e=with_e).sum(0)
+        g, e = grad.double(), entry.displacement.double()
+        assert float(sums[Sum.GRAD_L1]) == float(g.abs().sum())
+        assert float(sums[Sum.GRAD_DOT_E]) == (float((g * e).sum()) if with_e else 0)
+        assert float(sums[Sum.GRAD_SQ]) == float(g.square().sum())
+
+
+@pytest.mark.parametrize("numel", [1, 31, 32, 1000, 20_000])
+def test_sums_of_the_cpu_are_formed_in_the_order_of_full_state(isa: str, numel: int) -> None:
+    grad, backend = torch.randn(numel, generator=torch.Generator().manual_seed(1)), cpu.CpuBackend()
+    sums = []
+    for full in (False, True):
+        entry = make_entry(torch.float32, numel)
+        if full:
+            moments = {"exp_avg": torch.zeros(numel), "exp_avg_sq": torch.zeros(numel)}
+            entry = entry._replace(displacement=entry.displacement.float(), **moments)
+        plan = backend.plan([entry], CPU)
+        backend.set_gradients(plan, [grad])
+        sums.append(backend.reduce(plan, with_e=True).clone())
+    assert torch.equal(*sums), isa
+
+
+# -- the same bits, however the work is done ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grad_dtype", FLOATS)
+@pytest.mark.parametrize("moments", ["mv", "v", ""])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_instruction_sets(
+    isa: str, dtype: torch.dtype, moments: str, grad_dtype: torch.dtype
+) -> None:
+    entries = [
+        make_entry(dtype, n, moments=moments, grad_dtype=grad_dtype, seed=n) for n in (1, 100, 1017)
+    ]
+    ours = updated(cpu.CpuBackend(), [e._replace(slot=i) for i, e in enumerate(entries)])
+    before = [
+        make_entry(dtype, n, moments=moments, grad_dtype=grad_dtype, seed=n) for n in (1, 100, 1017)
+    ]
+    theirs = updated(eager(), [e._replace(slot=i) for i, e in enumerate(before)])
+    assert_same_bits(ours, theirs)
+    for move in MOVES:
+        results = []
+        for backend in (cpu.CpuBackend(), eager()):
+            entry = make_entry(dtype, 999, grad_dtype=None)
+            high = None if dtype == torch.float32 or move == Move.SHIFT else entry.param.clone()
+            entry = entry._replace(y_high=high)
+            entry.param[::3] = 0.125
+            backend.interpolate(backend.plan([entry], CPU), make_run(), move)
+            results.append(buffers(entry))
+        assert_same_bits(*results)
+    assert _C.isa() == isa
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("part", [None, (11, 999, 2000)])
+def test_threads_and_chunks(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, part: tuple[int, int, int] | None
+) -> None:
+    numel, results = 150_000, []
+    threads = torch.get_num_threads()
+    try:
+        for n_threads, chunk_size in ((1, 512), (2, 16384), (7, 1024), (3, 65536)):
+            torch.set_num_threads(n_threads)
+            monkeypatch.setattr(cpu, "CHUNK_SIZE", chunk_size)
+            results.append(updated(cpu.CpuBackend(), [make_entry(dtype, numel, part=part)]))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
+
+
+@pytest.mark.parametrize("name", ["cpu", ON_HOST])
+@pytest.mark.parametrize("offset", [1, 3])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_memory_of_any_alignment(name: str, dtype: torch.dtype, offset: int) -> None:
+    results = [updated(backend_of(name), [make_entry(dtype, 300, offset=o)]) for o in (0, offset)]
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_skipped_step_writes_nothing(name: str) -> None:
+    run, entry = make_run(), make_entry(torch.bfloat16)
+    run.globals[7] = 1
+    before = buffers(entry)
+    assert_same_bits(updated(backend_of(name), [entry], run), before)
+
+
+def test_a_whole_tensor_is_accessed_in_vectors() -> None:
+    """16 bytes of 16-bit state at a time; a size that is no multiple of 8 costs its last elements only."""
+    on_host = cuda_on_host.module().settings
+    backend = cuda_on_host.CudaOnHost()
+    entry = make_entry(torch.bfloat16, 1024 + 3, grad_dtype=torch.bfloat16)
+    grad = torch.randn(1024 + 3).bfloat16()
+    plan = backend.plan([entry], CPU)
+    backend.set_gradients(plan, [grad])
+    on_host.accesses = {}
+    backend.update(plan, make_run())
+    found = {("st" if s else "ld", width): n for (s, width), n in on_host.accesses.items()}
+    packs = 1024 // 8
+    assert found == {("ld", 16): 6 * packs, ("ld", 2): 18, ("st", 16): 5 * packs, ("st", 2): 15}
+
+
+def test_the_mean_of_what_is_stored_is_the_value() -> None:
+    """Of one value 2^16 times: within 4 standard errors, for e of any size, and v."""
+    numel, backend = 2**16, cpu.CpuBackend()
+    for value in (0.1234567, -3.3e-5, 2.345e-7, 1.0, 1000.1):
+        entry = make_entry(torch.float32, numel, moments="v")
+        run = make_run()
+        run.group_coefs.zero_()
+        run.tensor_coefs.zero_()
+        run.group_coefs[0, [GroupCoef.EPS, GroupCoef.E_KEPT, GroupCoef.GRAD_TO_V]] = 1
+        run.group_coefs[0, GroupCoef.OMEGA] = 1
+        run.tensor_coefs[1, TensorCoef.STEP_SIZE] = 0
+        for tensor in (entry.param, entry.displacement, entry.exp_avg_sq):
+            assert tensor is not None
+            tensor.zero_()
+        entry.param.fill_(-value)  # delta = omega y, e = -delta
+        plan = backend.plan([entry], CPU)
+        grad = torch.full((numel,), abs(value) ** 0.5)
+        backend.set_gradients(plan, [grad])
+        backend.update(plan, run)
+        v = torch.full((1,), abs(value) ** 0.5).square()
+        for stored, exact in ((entry.displacement, torch.tensor(value)), (entry.exp_avg_sq, v)):
+            assert stored is not None
+            several = stored.double()
+            error = float(several.mean() - exact.double())
+            assert abs(error) <= 4 * float(several.std()) / numel**0.5, (value, stored.dtype)
+            assert len(several.unique()) <= 2
