@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfplus_kernels.optim import unwrap
 
-PER_GROUP = {"scheduled_lr": "gamma", "ckp1": "averaging_weight"}
+PER_GROUP = {"scheduled_lr": "gamma", "capped": "capped", "ckp1": "averaging_weight"}
 GLOBAL = ("polyak_lr", "grad_norm", "skipped_steps")
 
 
@@ -24,9 +24,10 @@ class Figures:
     def read(self) -> dict[str, float]:
         """The newest figures that have arrived on the host; on a GPU those of an earlier step.
 
-        ``gamma`` (the step size), ``averaging_weight`` (c_k), ``polyak_lr``, ``skipped_steps``,
-        ``grad_norm`` before clipping, ``weight_norm`` of what the parameters hold; ``gamma/1`` and so on
-        where groups differ. Norms are left out where parameters are divided among processes.
+        ``gamma`` (the step size), ``capped`` (1 where ``max_lr`` held it down), ``averaging_weight`` (c_k),
+        ``polyak_lr``, ``skipped_steps``, ``grad_norm`` before clipping, ``weight_norm`` of what the
+        parameters hold; ``gamma/1`` and so on where groups differ. Norms are left out where parameters are
+        divided among processes.
         """
         metrics = self._optimizer.metrics(wait=False)
         values: dict[str, float] = {}

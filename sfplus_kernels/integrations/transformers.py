@@ -4,7 +4,7 @@
         model,
         TrainingArguments(..., lr_scheduler_type="constant"),
         train_dataset=dataset,
-        optimizer_cls_and_kwargs=(AdamCScheduleFreePlus, {"lr": 1.0, "warmup_steps": 500}),
+        optimizer_cls_and_kwargs=(AdamCScheduleFreePlus, {"max_lr": 3e-4, "warmup_steps": 500}),
     )
 
 The groups' weight decay is ``TrainingArguments(weight_decay=)``, whatever the keywords of the optimizer say.

@@ -24,9 +24,22 @@ def test_figures_of_plus() -> None:
     metrics, found = optimizer.metrics(), figures.read()
     assert found["gamma"] == metrics["scheduled_lr"][0]
     assert found["averaging_weight"] == metrics["ckp1"][0]
+    assert found["capped"] == 0
     for name in ("polyak_lr", "grad_norm", "skipped_steps"):
         assert found[name] == metrics[name]
     assert found["weight_norm"] == pytest.approx(norm_of(params), rel=1e-6)
+
+
+def test_whether_the_cap_held_gamma_down() -> None:
+    params = make_params([(5,), (3, 2)], torch.float32)
+    groups = [{"params": params[:1], "max_lr": 1e-9}, {"params": params[1:]}]
+    optimizer = AdamCScheduleFreePlus(groups, lr=0.1)
+    figures = Figures(optimizer)
+    figures.read()
+    run(optimizer, params, 1)
+    found = figures.read()
+    assert (found["capped/0"], found["capped/1"]) == (1, 0)
+    assert found["gamma/0"] == pytest.approx(1e-9)
 
 
 def test_figures_of_groups_and_of_gradients_that_nobody_looked_at() -> None:
