@@ -3,12 +3,25 @@ program finishes it."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, device_of, make_params, set_gradients, snapshot
+from support import (
+    ROOT,
+    assert_same_bits,
+    device_of,
+    make_params,
+    search_path,
+    set_gradients,
+    snapshot,
+)
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -116,3 +129,24 @@ def test_same_bits_whichever_program_finishes_the_step(
         assert_same_bits(usual, steps(optimizer_class, shapes=shapes))
     monkeypatch.setattr(triton_backend.TritonBackend, "steps_at_once", lambda self, plan: False)
     assert_same_bits(usual, steps(optimizer_class, shapes=shapes))
+
+
+def test_one_variant_of_a_kernel_serves_all_models() -> None:
+    """By the compiler's own way in: nothing is compiled anew for another size, number of groups or address of
+    the loss."""
+    folder = Path(__file__).parent
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
+    done = subprocess.run(
+        [sys.executable, str(folder / "triton_just_in_time.py")],
+        env=environment | {"PYTHONPATH": search_path(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "reduce fp32 fp32 finishing": 1,
+        "update fp32 fp32": 1,
+        "update fp32 fp32 finishing": 1,
+    }
