@@ -148,6 +148,8 @@ def tensor_bits(name: str) -> tuple[list[int], list[int]]:
     kernel, param, other, *direction = name.removesuffix(" finishing").split()
     state = state_bits(param)
     own = [BITS[param]] if param in HALVES else []  # a parameter that is not y itself
+    if kernel == "reduce_half":
+        return [16, BITS[other]], []
     if kernel == "reduce":
         # e, g; the sums are no tensors
         return [BITS[other]] if direction else [state, BITS[other]], []
@@ -162,7 +164,7 @@ def tensor_bits(name: str) -> tuple[list[int], list[int]]:
 
 def whole_block_accesses(kernel: Kernel, name: str, bits: list[int]) -> Counter[int]:
     """128 bits of state at a time; of all else as many elements, again at most 128 bits."""
-    elements_at_once = 128 // state_bits(name.split()[1])
+    elements_at_once = 8 if "half" in name else 128 // state_bits(name.split()[1])
     expected: Counter[int] = Counter()
     for width in bits:
         access = min(128, elements_at_once * width)
@@ -300,7 +302,9 @@ def test_what_finishes_the_step_takes_nothing_from_the_memory_pass(kernels: Kern
         assert kernel.stack <= 128, name
         assert not kernel.local_beside_vectors, name
         in_flight = kernel.resident_warps * 32 * kernel.elements_per_thread * sum(loads) // 8
-        assert in_flight >= 40_000, (name, in_flight)
+        # reduce of gradients of 16 bits, or of such an e too, has fewer bytes for as many registers
+        least = 24_000 if "half" in name else 36_000 if name.startswith("reduce") else 40_000
+        assert in_flight >= least, (name, in_flight)
 
 
 def test_tickets_are_the_only_atomics(kernels: Kernels) -> None:
