@@ -53,7 +53,7 @@ def test_a_replaced_tensor_counts(backend: str, key: str) -> None:
     """It decides the next step as if it had always been there, and the old one is left alone."""
     dtype = torch.bfloat16 if key == "master_param" else torch.float64
     optimizer, params = trained("adamw", backend, dtype)
-    twin, twins = copy.deepcopy((optimizer, params))
+    twin, twins = trained("adamw", backend, dtype)
     replaced = [optimizer.state[p][key] for p in params]
     kept = [value.clone() for value in replaced]
     for p, q in zip(params, twins, strict=True):

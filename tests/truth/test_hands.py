@@ -43,10 +43,11 @@ def make(name: str, backend: str, dtype: torch.dtype) -> tuple[Any, list[Tensor]
 
 
 def gradients_of(params: list[Tensor], k: int) -> list[Tensor | None]:
+    """Some have none, from the third step on always the same, so that only the hand can spoil a plan."""
     generator = torch.Generator().manual_seed(k)
     gradients = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
     return [
-        g if p.requires_grad and (k + i) % 4 else None
+        g if p.requires_grad and (min(k, 2) + i) % 4 else None
         for i, (p, g) in enumerate(zip(params, gradients, strict=True))
     ]
 
