@@ -72,13 +72,12 @@ class ScheduleFreePlus(ScheduleFree):
         warmup = min(LONGEST_WARMUP, warmup_steps(settings))
         self.optimizer = AdamCScheduleFreePlus(
             parameters,
-            # The best of 13 settings. Without the cap the best lr was 0.3, and from 0.5 on the run ran away.
+            # Without a cap the best lr was 0.3, and from 0.5 on the run ran away.
             lr=settings.lr_factor,
             max_lr=0.03 * scale(settings),  # AdamWScheduleFree's rate; gamma is there in most steps
             betas=(0.0, 0.99),
             r=1,
-            warmup_steps=warmup,
-            c_warmup=warmup,
+            warmup_steps=warmup,  # with c_warmup, too, nothing is averaged at first: too much for this gamma
             backend=settings.backend,
         )
         self.optimizer.train()
