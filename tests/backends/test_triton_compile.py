@@ -304,6 +304,8 @@ def test_what_finishes_the_step_takes_nothing_from_the_memory_pass(kernels: Kern
         in_flight = kernel.resident_warps * 32 * kernel.elements_per_thread * sum(loads) // 8
         # reduce of gradients of 16 bits, or of such an e too, has fewer bytes for as many registers
         least = 24_000 if "half" in name else 36_000 if name.startswith("reduce") else 40_000
+        if "fp64" in name:  # for tests and small models
+            least = 30_000
         assert in_flight >= least, (name, in_flight)
 
 

@@ -256,7 +256,7 @@ def test_another_format_of_state_is_refused(tmp_path: Path) -> None:
     optimizer = MAKERS["plus"](model)
     train(model, optimizer)
     for change in (
-        lambda state: state.update(displacement=state["displacement"].half()),
+        lambda state: state.update(displacement=state["displacement"].bfloat16()),
         lambda state: state.pop("displacement"),
     ):
         saved = optimizer.state_dict()

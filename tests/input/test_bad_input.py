@@ -288,7 +288,7 @@ def test_a_parameter_that_is_cut_where_it_is(backend: str) -> None:
     params[0].data = params[0].data[:2]
     params[0].grad = torch.ones_like(params[0])
     before = snapshot(optimizer, params)
-    with pytest.raises(RuntimeError, match=r"holds shape \(2, 3\), but its state is"):
+    with pytest.raises(RuntimeError, match=r"holds shape \(2, 3\), .*but its state is"):
         optimizer.step(loss=1.0)
     assert_same_bits(snapshot(optimizer, params), before)
 

@@ -160,7 +160,7 @@ def test_scalars_and_learning_rate_zero_that_upstream_cannot() -> None:
 def test_arguments_are_upstreams() -> None:
     ours = inspect.signature(ScheduleFreeWrapper).parameters
     upstream = inspect.signature(schedulefree.ScheduleFreeWrapper).parameters
-    assert list(ours) == [*upstream, "backend"]
+    assert list(ours) == [*upstream, "state_format", "backend"]
     assert all(ours[key].default == value.default for key, value in upstream.items())
 
 
