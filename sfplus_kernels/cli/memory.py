@@ -106,7 +106,7 @@ def lines(counts: dict[str, float]) -> Iterator[str]:
         state = sum(numel * (single if d == "float32" else half) for d, numel in counts.items())
         yield f"{name:<38} {'':<13} {state / 1e9:>9.2f} {(state + held) / 1e9:>9.2f}"
     yield ""
-    yield "The last four are for comparison, as their sources have it; they keep no average of the weights."
+    yield "The last four are for comparison, computed from what they store; none keeps an average of weights."
 
 
 def bytes_per_parameter(dtype: str, buffers: Sequence[str], state_format: str) -> int:

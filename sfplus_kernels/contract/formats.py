@@ -29,7 +29,7 @@ HALF_DTYPES = {
     "exp_avg": torch.bfloat16,
     "exp_avg_sq": torch.bfloat16,
     "displacement": torch.float16,  # small, and an integral: it needs the bits more than the range
-    "y_low": torch.bfloat16,  # bits of an int16, a dtype that no process group can send
+    "y_low": torch.bfloat16,  # bits of an int16, a dtype that gloo does not send
     "y_high": torch.bfloat16,
 }
 """In ``Format.HALF``. bfloat16 parameters are the upper half of y, ``y_low`` is the lower one; ``y_high`` has

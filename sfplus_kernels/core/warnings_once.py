@@ -23,14 +23,14 @@ TEXTS = {
         "0.001 to 0.1. Either the loss is not the one that backward() was called on (a GradScaler's scaled "
         "one, a sum over batches), or the gradients were clipped before step() (clip with max_grad_norm, or "
         "tell step() the clip_coef), or lr is too large for this model (as with a frozen backbone): set "
-        "max_lr to the peak learning rate that AdamW would have, or divide lr by 10"
+        "max_lr to the peak learning rate that AdamW would have, or divide lr by 3"
     ),
     "gamma-jump": (
         "the Polyak step size, which gamma is proportional to, is {now:.3g} at step {k} and was {early:.3g} "
         "in the early steps; in runs that go well it does not grow so. Is the loss still the one that "
         "backward() was called on, unscaled, and are the gradients unclipped (clip with max_grad_norm, or "
         "tell step() the clip_coef)? If so, lr is too large: set max_lr to the peak learning rate that AdamW "
-        "would have, or divide lr by 10"
+        "would have, or divide lr by 3"
     ),
     "gamma-zero": (
         "gamma, the size of a step, has been 0 for {steps} steps: nothing trains. The loss is below f_star "

@@ -62,7 +62,30 @@ class FactorLR(LRScheduler):
         self.__dict__.update({key: state_dict[key] for key in POSITION})
 
 
-class LinearDecayLR(FactorLR):
+class _DecayLR(FactorLR):
+    """A decay to ``end_factor`` over the whole run, after a warmup."""
+
+    _schedule: Callable[..., float]
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        warmup_steps: int = 0,
+        end_factor: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        factor = partial(
+            type(self)._schedule,
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            end_factor=end_factor,
+        )
+        super().__init__(optimizer, factor, last_epoch)
+
+
+class LinearDecayLR(_DecayLR):
     """Linear decay, after a warmup: `linear_decay`.
 
     Args:
@@ -76,46 +99,16 @@ class LinearDecayLR(FactorLR):
         ValueError: an argument out of its range.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int,
-        *,
-        warmup_steps: int = 0,
-        end_factor: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        factor = partial(
-            functions.linear_decay,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            end_factor=end_factor,
-        )
-        super().__init__(optimizer, factor, last_epoch)
+    _schedule = staticmethod(functions.linear_decay)
 
 
-class CosineLR(FactorLR):
+class CosineLR(_DecayLR):
     """Cosine decay, after a warmup: `cosine`.
 
     Arguments and errors are those of `LinearDecayLR`.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int,
-        *,
-        warmup_steps: int = 0,
-        end_factor: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        factor = partial(
-            functions.cosine,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            end_factor=end_factor,
-        )
-        super().__init__(optimizer, factor, last_epoch)
+    _schedule = staticmethod(functions.cosine)
 
 
 class WarmupStableDecayLR(FactorLR):
