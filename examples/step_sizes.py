@@ -2,6 +2,7 @@
 
     python examples/step_sizes.py             # all of it, about 15 minutes on one core
     python examples/step_sizes.py --case mlp
+    python examples/step_sizes.py --resume    # only what is not in the file yet
 
 Each line of step_size_results.jsonl is one run: the learning rate, the gamma that came of it, and the loss
 at the end.
@@ -25,13 +26,24 @@ RESULTS = Path(__file__).with_name("step_size_results.jsonl")
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ScheduleFree+'s lr
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # the others'
 CAPS = (0.003, 0.01, 0.03, 0.1)  # ScheduleFree+'s max_lr at lr=1
+# Where the best rate was the largest, until it no longer is.
+LARGER = {
+    "quadratic": (0.3, 1.0, 3.0, 10.0),
+    "regression": (0.3,),
+    "frozen backbone": (0.3, 1.0, 3.0, 10.0),
+    "mlp": (0.3,),
+}
 
-GRID = [
-    *(("schedule-free-plus", lr, None) for lr in FACTORS),
-    *(("schedule-free-plus", 1.0, cap) for cap in CAPS),
-    *((kind, lr, None) for kind in ("adamw-schedulefree", "adamw") for lr in RATES),
-]
-"""Optimizer, lr, max_lr."""
+
+def grid(case: str) -> list[tuple[str, float, float | None]]:
+    """Optimizer, lr and max_lr of each run."""
+    larger = LARGER.get(case, ())
+    kinds = ("adamw-schedulefree", "adamw")
+    return [
+        *(("schedule-free-plus", lr, None) for lr in FACTORS),
+        *(("schedule-free-plus", 1.0, cap) for cap in CAPS + larger),
+        *((kind, lr, None) for kind in kinds for lr in RATES + larger),
+    ]
 
 
 def train(case: Case, kind: str, lr: float, cap: float | None = None) -> dict[str, Any]:
@@ -89,18 +101,30 @@ def summary(result: dict[str, Any], steps: int) -> dict[str, Any]:
     return line
 
 
+def known(results: Path) -> set[tuple[Any, ...]]:
+    """What the file has: case, seed, optimizer, lr and max_lr of each of its runs."""
+    lines = map(json.loads, results.read_text().splitlines()) if results.exists() else ()
+    return {(r["case"], r["seed"], r["optimizer"], r["lr"], r.get("max_lr")) for r in lines}
+
+
 def main(
     case: Annotated[
         list[str] | None, typer.Option(help="Only this one; may be given several times.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     results: Annotated[Path, typer.Option(help="Lines are added to this file.")] = RESULTS,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only what the file does not have.")
+    ] = False,
 ) -> None:
     """Scan learning rates of three optimizers on problems of eight kinds."""
     torch.set_num_threads(1)
+    done = known(results) if resume else set()
     for name in case or CASES:
         for seed in range(seeds):
-            for kind, lr, cap in GRID:
+            for kind, lr, cap in grid(name):
+                if (name, seed, kind, lr, cap) in done:
+                    continue
                 problem = CASES[name](seed)
                 line = {"case": name, "optimizer": kind, "seed": seed, "steps": problem.steps}
                 line["parameters"] = sum(p.numel() for p in problem.parameters())

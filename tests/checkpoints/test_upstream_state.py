@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -268,6 +269,17 @@ def test_scheduleplus_with_polyak_beta_is_refused_both_ways() -> None:
         optimizer.load_state_dict(saved)
     with pytest.raises(ValueError, match="polyak_beta is 0.5; expected 0"):
         AdamCScheduleFreePlus(params, polyak_beta=0.5).to_upstream_state_dict()
+
+
+def test_a_cap_on_gamma_is_not_lost_in_silence() -> None:
+    first, second = make_params(SHAPES)[-2:]
+    groups = [{"params": [first]}, {"params": [second], "max_lr": 0.03}]
+    optimizer = AdamCScheduleFreePlus(groups, max_lr=math.inf)
+    with pytest.raises(ValueError, match="max_lr is 0.03; expected None: upstream has no cap"):
+        optimizer.to_upstream_state_dict()
+    optimizer.param_groups[1]["max_lr"] = None  # what the message says
+    saved = optimizer.to_upstream_state_dict()
+    assert all("max_lr" not in group for group in saved["param_groups"])
 
 
 # -- what is refused -------------------------------------------------------------------------------
