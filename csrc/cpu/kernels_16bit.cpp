@@ -131,8 +131,17 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
     } else {
       ask_ahead<float>(y, i);
     }
-    for_each_vector([&](int at_in_block) {
-      const std::int64_t at = i + at_in_block;
+    // In stages. A vector's way from memory and back is so long that a processor, which sees some hundred instructions
+    // ahead, would hardly meet the next one's; in a stage the vectors of a block are beside each other.
+    decltype(indices) words[kVectors];
+    Widest ms[kVectors], vs[kVectors], ys[kVectors], es[kVectors];
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      words[n] = random_word(key, indices + static_cast<std::uint32_t>(i + n * L::kCount));
+    }
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      const std::int64_t at = i + n * L::kCount;
       Widest m_i = {}, v_i = {}, y_i, e_i = L::read(e + at);
       if constexpr (kHasM) m_i = L::read(m + at);
       if constexpr (kHasV) v_i = L::read(v + at);
@@ -141,17 +150,24 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
       } else {
         y_i = L::read(y + at);
       }
-      update_element<direction>(L::read(g + at_in_block), m_i, v_i, y_i, e_i, coefs);
-      const auto word = random_word(key, indices + static_cast<std::uint32_t>(at));
-      if constexpr (kHasM) L::write_nearest(m + at, m_i);
-      if constexpr (kHasV) L::write_at_random(v + at, v_i, word);
-      L::write_at_random(e + at, e_i, word);
+      update_element<direction>(L::read(g + n * L::kCount), m_i, v_i, y_i, e_i, coefs);
+      ms[n] = m_i;
+      vs[n] = v_i;
+      ys[n] = y_i;
+      es[n] = e_i;
+    }
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      const std::int64_t at = i + n * L::kCount;
+      if constexpr (kHasM) L::write_nearest(m + at, ms[n]);
+      if constexpr (kHasV) L::write_at_random(v + at, vs[n], words[n]);
+      L::write_at_random(e + at, es[n], words[n]);
       if constexpr (is_split) {
-        L::write_split(upper + at, lower + at, y_i);
+        L::write_split(upper + at, lower + at, ys[n]);
       } else {
-        L::write(y + at, y_i);
+        L::write(y + at, ys[n]);
       }
-    });
+    }
   }
 }
 

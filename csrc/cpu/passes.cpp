@@ -50,6 +50,19 @@ Piece piece_of(const Table& table, std::int64_t index) {
   return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns};
 }
 
+// run(piece) for the chunks from ``first`` to before ``end``, those of one tensor in one piece: they follow each other in
+// memory, and each beginning costs a processor more than its instructions.
+template <class Function>
+void for_each_piece(const Table& table, std::int64_t first, std::int64_t end, const Function& run) {
+  for (std::int64_t index = first; index < end;) {
+    Piece piece = piece_of(table, index);
+    while (++index < end && table.chunks[index * Chunk::WIDTH + Chunk::ROW] == piece.row) {
+      piece.numel = std::min(piece.numel + table.chunk_size, piece.columns[Row::NUMEL] - piece.start);
+    }
+    run(piece);
+  }
+}
+
 // run(start, numel, index) for each part of a piece whose elements follow each other in the whole tensor: from element
 // ``start`` of this memory on, the first of them being number ``index`` there, modulo 2^32.
 template <class Function>
@@ -78,8 +91,7 @@ void for_each_chunk(const Table& table, int n_threads, const Function& function)
   const std::int64_t n_tasks = (table.n_chunks + per_task - 1) / per_task;
   parallel_for(n_tasks, n_threads, [&](std::int64_t task) {
     const std::int64_t first = (n_tasks - 1 - task) * per_task;
-    const std::int64_t end = std::min(first + per_task, table.n_chunks);
-    for (std::int64_t index = first; index < end; ++index) function(piece_of(table, index));
+    for_each_piece(table, first, std::min(first + per_task, table.n_chunks), function);
   });
 }
 
