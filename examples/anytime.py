@@ -20,10 +20,11 @@ from typing import Annotated
 import extras  # noqa: F401 ends the program if something is missing
 import torch
 import typer
+from anytime_parts.charts import draw
 from anytime_parts.corpus import Corpus
 from anytime_parts.forecasts import summary, try_all
 from anytime_parts.plan import PLAN, Point, read_plan
-from anytime_parts.report import draw, load, rows
+from anytime_parts.report import COLUMNS, TABLE, load, rows, write_table
 from anytime_parts.run import Run, commit_of, write
 from rich.console import Console
 from rich.table import Table
@@ -105,16 +106,17 @@ def report(
     results: Results = RESULTS,
     chart: Annotated[Path, typer.Option(help="Where the chart goes.")] = Path("anytime.png"),
 ) -> None:
-    """Print the best of each optimizer at each length, with its seeds, and draw the charts."""
+    """Print and write the best of each optimizer at each length, with its seeds; draw the charts."""
     found = load(results)
     if not found:
         raise typer.BadParameter(f"no results in {results}", param_hint="--results")
-    table = Table("model", "batch", "optimizer", "bytes/param", "tried", "loss by seed", "settings")
+    table = Table(*COLUMNS)
     for row in rows(found):
         table.add_row(*row)
     Console().print(table)
+    write_table(found, results)
     draw(found, chart)
-    typer.echo(f"drawn in {chart}")
+    typer.echo(f"written to {results / TABLE}, drawn in {chart}")
 
 
 @app.command()

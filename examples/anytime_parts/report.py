@@ -1,4 +1,4 @@
-"""What the finished points say: a table, and the charts."""
+"""What the finished points say, as a table; charts.py draws it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")  # no window
-
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from anytime_parts.plan import CAPPED
 
 Result = dict[str, Any]
-COLOURS = {
-    "adamw": "tab:orange",
-    "adamw-schedulefree": "tab:green",
-    "schedule-free-plus": "tab:blue",
-    "schedule-free-plus, capped": "tab:cyan",
-}
-LABELS = {
-    "adamw": "AdamW, {}: a run for each length",
-    "adamw-schedulefree": "AdamWScheduleFree: one run",
-    "schedule-free-plus": "ScheduleFree+: one run",
-    "schedule-free-plus, capped": "ScheduleFree+ with max_lr: one run",
-}
-STYLES = {"linear": "o-", "wsd": "s--", "cosine": "^:", None: "o-"}
 Kind = tuple[str, str | None]
+COLUMNS = ("model", "batch", "optimizer", "bytes/param", "tried", "loss by seed", "settings")
+TABLE = "README.md"  # among the result files
+HEAD = """# Every point that was run
+
+Written by `python examples/anytime.py report` from the files beside it. For each model, batch (times 2,048
+bytes), optimizer and length (bytes per parameter): how many settings were tried with seed 0, the validation
+loss (nats per byte) of the best of them, by seed, and its settings. A Schedule-Free run is read off at every
+length that it passes, so the best of one length may be another run than that of the next.
+"""
 
 
 def load(folder: Path) -> list[Result]:
@@ -47,8 +38,8 @@ def kinds(results: list[Result]) -> dict[Kind, list[Result]]:
     found: dict[Kind, list[Result]] = {}
     for result in results:
         point = result["point"]
-        capped = ", capped" if "max_lr" in point["settings"] else ""
-        found.setdefault((point["optimizer"] + capped, point["schedule"]), []).append(result)
+        name = CAPPED if "max_lr" in point["settings"] else point["optimizer"]
+        found.setdefault((name, point["schedule"]), []).append(result)
     return found
 
 
@@ -97,65 +88,8 @@ def reaches(result: Result, length: int) -> bool:
     return point["length"] == length or (point["schedule"] is None and point["length"] > length)
 
 
-def draw(results: list[Result], path: Path) -> None:
-    """The frontier of loss against tokens, and how wide the valley of the learning rate is."""
-    figure, (frontier, valley) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    first = [r for r in results if (r["point"]["model"], r["point"]["batch"]) == ("31k", 1)]
-    draw_frontier(frontier, first)
-    draw_valley(valley, first, 100)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def draw_frontier(axes: Axes, results: list[Result]) -> None:
-    """One line a kind: AdamW's joins runs, a Schedule-Free line is one run, the longest and best."""
-    for (optimizer, schedule), runs in kinds(results).items():
-        seed = [run for run in runs if run["point"]["seed"] == 0]
-        if schedule is None:
-            length = max(run["point"]["length"] for run in seed)
-            found = best([run for run in seed if run["point"]["length"] == length], length)
-            values = losses(found) if found else {}
-        else:
-            lengths = sorted({run["point"]["length"] for run in seed})
-            chosen = {t: best(seed, t) for t in lengths}
-            values = {t: losses(run)[t] for t, run in chosen.items() if run}
-        label = LABELS[optimizer].format(schedule)
-        axes.semilogx(
-            list(values),
-            list(values.values()),
-            STYLES[schedule],
-            color=COLOURS[optimizer],
-            label=label,
-        )
-    axes.set(
-        xlabel="bytes per parameter",
-        ylabel="validation loss (nats per byte)",
-        title="Loss against length, each AdamW point a run of its own",
-    )
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
-
-
-def draw_valley(axes: Axes, results: list[Result], length: int) -> None:
-    """Runs that differ in the learning rate alone from the best of their kind."""
-    for (optimizer, schedule), runs in kinds(results).items():
-        seed = [r for r in runs if r["point"]["seed"] == 0 and r["point"]["length"] == length]
-        found: dict[str, list[tuple[float, float]]] = {}
-        for run in filter(losses, seed):
-            settings = {k: v for k, v in run["point"]["settings"].items() if k != "lr"}
-            key = json.dumps(settings, sort_keys=True)
-            found.setdefault(key, []).append((run["point"]["settings"]["lr"], losses(run)[length]))
-        longest = max(
-            found.values(), key=lambda v: (len(v), -min(loss for _, loss in v)), default=[]
-        )
-        if len(longest) > 1:
-            rates, values = zip(*sorted(longest), strict=True)
-            label = f"{optimizer} {schedule or ''}"
-            axes.semilogx(rates, values, STYLES[schedule], color=COLOURS[optimizer], label=label)
-    axes.set(
-        xlabel="lr (for ScheduleFree+ a factor on the Polyak step)",
-        ylabel="validation loss (nats per byte)",
-        title=f"How wide the valley is, at {length} bytes per parameter",
-    )
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+def write_table(results: list[Result], folder: Path) -> None:
+    """The rows as a file that is read without running anything."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows(results)]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    (folder / TABLE).write_text(f"{HEAD}\n{body}\n")

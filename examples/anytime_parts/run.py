@@ -24,6 +24,7 @@ BINS = 250  # of the training loss in a result file
 SAVE_EVERY = 60  # seconds between the saves that --resume goes on from
 EVALUATION_BATCH = 64  # sequences
 HOPELESS = math.log(256) + 1  # nats per byte: worse than knowing nothing
+PATIENCE = 10  # bins: a run may come back from a spike
 
 
 class Run:
@@ -46,7 +47,8 @@ class Run:
         }
         self.done = 0
         self.seconds = self.cpu_seconds = 0.0
-        self.curve: dict[str, list[float]] = {"step": [], "loss": [], "deviation": [], "rate": []}
+        names = ("step", "loss", "deviation", "rate", "lowest_rate")
+        self.curve: dict[str, list[float]] = {name: [] for name in names}
         self.evaluations: list[dict[str, float]] = []
         self.diverged = False
 
@@ -69,13 +71,14 @@ class Run:
                 tell(f"  step {self.done:,} of {self.steps:,}, loss {self.curve['loss'][-1]:.3f}")
 
     def _bin(self) -> None:
-        losses = []
+        losses, lowest = [], math.inf
         for number in range(self.done, min(self.done + self.bin, self.steps)):
             loss = mean_loss(self.model, *self.stream.batch(number))
             loss.backward()
             self.method.step(number, loss.detach())
             self.method.optimizer.zero_grad()
             losses.append(float(loss.detach()))
+            lowest = min(lowest, self.method.rate())
             self.done += 1
             if self.done in self.read_off:
                 self.evaluations.append(self._evaluate())
@@ -85,7 +88,10 @@ class Run:
         self.curve["loss"].append(mean)
         self.curve["deviation"].append(float(values.std()) if len(losses) > 1 else 0.0)
         self.curve["rate"].append(self.method.rate())
-        self.diverged = not mean < HOPELESS
+        self.curve["lowest_rate"].append(
+            lowest
+        )  # a cap leaves few steps below it, between two bins' ends
+        self.diverged = hopeless(self.curve["loss"])
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
@@ -139,6 +145,12 @@ class Run:
             "corpus": fingerprint,
             "curve": curve,
         }
+
+
+def hopeless(losses: list[float]) -> bool:
+    """Whether the last bins are all worse than knowing nothing, or the last one is no number."""
+    late = losses[-PATIENCE:]
+    return not math.isfinite(late[-1]) or (len(late) == PATIENCE and min(late) >= HOPELESS)
 
 
 def processor() -> str:

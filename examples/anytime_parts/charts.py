@@ -1,0 +1,173 @@
+"""The charts: loss against length, against the learning rate, against the batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no window
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from anytime_parts.plan import CAPPED
+from anytime_parts.report import Result, best, kinds, losses
+
+COLOURS = {
+    "adamw": "tab:orange",
+    "adamw-schedulefree": "tab:green",
+    "schedule-free-plus": "tab:blue",
+    CAPPED: "tab:purple",
+}
+NAMES = {
+    "adamw": "AdamW, {}",
+    "adamw-schedulefree": "AdamWScheduleFree",
+    "schedule-free-plus": "ScheduleFree+, no cap",
+    CAPPED: "ScheduleFree+ with max_lr",
+}
+STYLES = {"linear": "o-", "wsd": "s--", "cosine": "^:", None: "o-"}
+LENGTH = 100  # of the charts in which it is not an axis
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """The frontier of each model, then the valleys and the batches of the smallest."""
+    plain = [r for r in results if r["point"]["batch"] == 1]
+    models = sorted({r["point"]["model"] for r in plain}, key=lambda m: sizes(plain)[m])
+    shown = [m for m in models if len({t for r in of_model(plain, m) for t in losses(r)}) > 1]
+    figure, axes = plt.subplots(2, 2, figsize=(12, 9.5), layout="constrained")
+    draw_frontier(axes[0, 0], of_model(plain, models[0]))
+    if len(shown) > 1:
+        draw_frontier(axes[0, 1], of_model(plain, shown[1]))
+    else:
+        axes[0, 1].set_visible(False)
+    draw_valley(axes[1, 0], of_model(plain, models[0]))
+    draw_batches(axes[1, 1], of_model(results, models[0]))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def sizes(results: list[Result]) -> dict[str, int]:
+    """Parameters of each model."""
+    return {r["point"]["model"]: r["parameters"] for r in results}
+
+
+def of_model(results: list[Result], model: str) -> list[Result]:
+    """Its runs."""
+    return [r for r in results if r["point"]["model"] == model]
+
+
+def seed(results: Iterable[Result], number: int = 0) -> list[Result]:
+    """The runs with that seed."""
+    return [r for r in results if r["point"]["seed"] == number]
+
+
+def draw_frontier(axes: Axes, results: list[Result]) -> None:
+    """A line a kind, seed 0: AdamW's joins runs, a Schedule-Free line is one run, the longest and best.
+
+    The other seeds of the same settings are points without a line.
+    """
+    for (optimizer, schedule), runs in kinds(results).items():
+        chosen = longest(runs) if schedule is None else best_of_each(runs)
+        values = {t: losses(run)[t] for t, run in sorted(chosen.items())}
+        colour = COLOURS[optimizer]
+        label = NAMES[optimizer].format(schedule)
+        label += ": a run for each length" if schedule else ": one run"
+        axes.semilogx(
+            list(values), list(values.values()), STYLES[schedule], color=colour, label=label
+        )
+        for length, run in chosen.items():
+            others = [losses(r)[length] for r in same_setting(runs, run, length)]
+            axes.plot([length] * len(others), others, ".", color=colour, markersize=4)
+    parameters = results[0]["parameters"]
+    axes.set_xticks(ticks := sorted({t for r in results for t in losses(r)}))
+    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(
+        xlabel="bytes per parameter",
+        ylabel="validation loss (nats per byte)",
+        title=f"Loss against length, {parameters:,} parameters (points: other seeds)",
+    )
+    finish(axes)
+
+
+def longest(runs: list[Result]) -> dict[int, Result]:
+    """The best of the longest runs, at every length at which it was read off."""
+    done = [run for run in seed(runs) if losses(run)]
+    length = max((run["point"]["length"] for run in done), default=0)
+    found = best([run for run in done if run["point"]["length"] == length], length)
+    return dict.fromkeys(losses(found), found) if found else {}
+
+
+def best_of_each(runs: list[Result]) -> dict[int, Result]:
+    """The best run of each length."""
+    lengths = {run["point"]["length"] for run in seed(runs)}
+    chosen = {t: best(seed(runs), t) for t in lengths}
+    return {t: run for t, run in chosen.items() if run}
+
+
+def same_setting(runs: list[Result], run: Result, length: int) -> list[Result]:
+    """The runs with other seeds."""
+    settings = run["point"]["settings"]
+    return [
+        r
+        for r in runs
+        if r["point"]["seed"] > 0 and r["point"]["settings"] == settings and length in losses(r)
+    ]
+
+
+def draw_valley(axes: Axes, results: list[Result]) -> None:
+    """Runs that differ in the learning rate alone, the largest set of each kind."""
+    for (optimizer, schedule), runs in kinds(results).items():
+        axis = "max_lr" if optimizer == CAPPED else "lr"
+        found: dict[str, dict[float, float]] = {}
+        for run in seed(runs):
+            value = losses(run).get(LENGTH)
+            settings = dict(run["point"]["settings"])
+            rate = settings.pop(axis)
+            if value is not None and run["point"]["length"] == LENGTH:
+                found.setdefault(json.dumps(settings, sort_keys=True), {})[rate] = value
+        largest = max(found.values(), key=lambda v: (len(v), -min(v.values())), default={})
+        if len(largest) > 1:
+            rates, values = zip(*sorted(largest.items()), strict=True)
+            label = NAMES[optimizer].format(schedule)
+            label += {"schedule-free-plus": ": lr, a factor", CAPPED: ""}.get(optimizer, ": lr")
+            axes.semilogx(rates, values, STYLES[schedule], color=COLOURS[optimizer], label=label)
+    axes.set(
+        xlabel="lr, or max_lr",
+        ylabel="validation loss (nats per byte)",
+        title=f"How wide the valley is, at {LENGTH} bytes per parameter",
+    )
+    finish(axes)
+
+
+def draw_batches(axes: Axes, results: list[Result]) -> None:
+    """The best of each kind at each batch, by how many settings were tried."""
+    for (optimizer, schedule), runs in kinds(results).items():
+        values: dict[int, float] = {}
+        for batch in sorted({run["point"]["batch"] for run in runs}):
+            found = best([r for r in seed(runs) if r["point"]["batch"] == batch], LENGTH)
+            if found:
+                values[found["bytes_per_step"]] = losses(found)[LENGTH]
+        if len(values) > 1:
+            label = NAMES[optimizer].format(schedule)
+            pairs = list(values), list(values.values())
+            axes.semilogx(*pairs, STYLES[schedule], color=COLOURS[optimizer], label=label)
+    axes.set_xticks(ticks := sorted({r["bytes_per_step"] for r in results}))
+    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(
+        xlabel="bytes per step",
+        ylabel="validation loss (nats per byte)",
+        title=f"The best at each batch, at {LENGTH} bytes per parameter",
+    )
+    finish(axes)
+
+
+def finish(axes: Axes) -> None:
+    """What all have."""
+    axes.grid(alpha=0.3, which="both")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
