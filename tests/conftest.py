@@ -55,10 +55,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduler(config, log)
 
 
-ONCE_IN_THE_INTERPRETER = ("checkpoints", "compiling", "input", "truth", "use")
-"""Folders of tests of what is above the backends. Triton's interpreter takes seconds for what the others
-do in a moment: there each test function runs with the first of its parameters, and with all of them in
-``make test-slow``."""
+KERNELS = ("backends", "numbers")
+"""Folders of tests of the kernels themselves. Triton's interpreter takes seconds for what other backends do
+in a moment: there each function of these folders runs with the first of its parameters. The others, and
+tests of what is above the backends, are left to ``make test-slow``, which is part of ``.ci/run`` too."""
 
 
 def backend_of(item: pytest.Item) -> str | None:
@@ -69,9 +69,9 @@ def backend_of(item: pytest.Item) -> str | None:
 def leave_to_the_slow_ones(items: list[pytest.Item]) -> None:
     seen = set()
     for item in items:
-        if backend_of(item) == "triton" and item.path.parent.name in ONCE_IN_THE_INTERPRETER:
+        if backend_of(item) == "triton":
             function = item.nodeid.partition("[")[0]
-            if function in seen:
+            if item.path.parent.name not in KERNELS or function in seen:
                 item.add_marker(pytest.mark.slow)
             seen.add(function)
 

@@ -51,6 +51,6 @@ def test_five_sequences() -> None:
     test_machine.run(5, derandomize=True, machine=OnHost)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand  # other sequences each time
 def test_two_hundred_sequences() -> None:
     test_machine.run(200, derandomize=False, machine=OnHost)

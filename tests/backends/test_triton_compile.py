@@ -1,7 +1,8 @@
 """What the Triton compiler makes of the kernels, on machines without a GPU too: the width of memory
 accesses, the rounding of the arithmetic, registers, shared memory, and what is compiled in.
 
-Every kernel is compiled for three generations of GPUs; for one of them with every pair of dtypes.
+Every kernel is compiled for three generations of GPUs; for one of them with every pair of dtypes. The first
+is for ``make test``, the others for ``make test-slow``.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,13 @@ Kernels = dict[str, Kernel]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Kernels]:
-    """All kernels by architecture and name."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Kernels]:
+    """All kernels of an architecture by name, compiled when they are first asked for."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     program = Path(__file__).with_name("triton_ahead_of_time.py")
 
+    @cache
     def compile_for(arch: int) -> Kernels:
         done = subprocess.run(
             [sys.executable, str(program), str(arch), *(["--every-pair"] * (arch == EVERY_PAIR))],
@@ -115,18 +117,23 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Kernels]:
         kernels: dict[str, Any] = json.loads(done.stdout)
         return {name: Kernel(**figures) for name, figures in kernels.items()}
 
-    with ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
-        return dict(zip(ARCHITECTURES, pool.map(compile_for, ARCHITECTURES), strict=True))
+    return compile_for
 
 
-@pytest.fixture(params=ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+@pytest.fixture(
+    params=[
+        pytest.param(arch, marks=[] if arch == ARCHITECTURES[0] else pytest.mark.slow)
+        for arch in ARCHITECTURES
+    ],
+    ids=[f"sm_{arch}" for arch in ARCHITECTURES],
+)
 def arch(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
 @pytest.fixture
-def kernels(compiled: dict[int, Kernels], arch: int) -> Kernels:
-    return compiled[arch]
+def kernels(compiled: Callable[[int], Kernels], arch: int) -> Kernels:
+    return compiled(arch)
 
 
 def named(kernels: Kernels, *passes: str) -> list[str]:
@@ -353,9 +360,9 @@ def test_threads_exchange_nothing_but_sums(kernels: Kernels) -> None:
         assert 0 < kernels[name].shared <= 3 * one_figure_per_warp, name
 
 
-def test_dtypes_make_different_kernels(compiled: dict[int, Kernels], arch: int) -> None:
+def test_dtypes_make_different_kernels(kernels: Kernels) -> None:
     by_code: dict[str, list[str]] = {}
-    for name, kernel in compiled[arch].items():
+    for name, kernel in kernels.items():
         code = "\n".join(
             line for line in kernel.ptx.splitlines() if not line.lstrip().startswith((".loc", "//"))
         )

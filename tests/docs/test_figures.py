@@ -62,7 +62,7 @@ ANSWER = """async id => {
 }"""
 
 
-@pytest.mark.slow  # needs a quiet machine
+@pytest.mark.by_hand  # needs a quiet machine
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_slider_answers_within_100_ms(visit: Any, name: str) -> None:
     page = visit(name).page

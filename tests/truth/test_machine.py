@@ -202,12 +202,12 @@ def test_three_sequences_in_the_interpreter() -> None:
     run(3, derandomize=True, machine=InTheInterpreter)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand  # other sequences each time
 @without_gpu
 def test_a_hundred_sequences_in_the_interpreter() -> None:
     run(100, derandomize=False, machine=InTheInterpreter)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand  # other sequences each time
 def test_a_thousand_sequences() -> None:
     run(1000, derandomize=False)
