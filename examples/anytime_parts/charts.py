@@ -30,20 +30,22 @@ NAMES = {
 }
 STYLES = {"linear": "o-", "wsd": "s--", "cosine": "^:", None: "o-"}
 LENGTH = 100  # of the charts in which it is not an axis
+SHORTEST = 20
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """The frontier of each model, then the valleys and the batches of the smallest."""
+    """The frontier of the two smallest models, then the valleys and the batches of the smallest."""
     plain = [r for r in results if r["point"]["batch"] == 1]
     models = sorted({r["point"]["model"] for r in plain}, key=lambda m: sizes(plain)[m])
-    shown = [m for m in models if len({t for r in of_model(plain, m) for t in losses(r)}) > 1]
     figure, axes = plt.subplots(2, 2, figsize=(12, 9.5), layout="constrained")
     draw_frontier(axes[0, 0], of_model(plain, models[0]))
-    if len(shown) > 1:
-        draw_frontier(axes[0, 1], of_model(plain, shown[1]))
-    else:
+    if len(models) == 1:
         axes[0, 1].set_visible(False)
-    draw_valley(axes[1, 0], of_model(plain, models[0]))
+    elif max(t for r in of_model(plain, models[1]) for t in losses(r)) > SHORTEST:
+        draw_frontier(axes[0, 1], of_model(plain, models[1]))
+    else:
+        draw_valley(axes[0, 1], of_model(plain, models[1]), SHORTEST)
+    draw_valley(axes[1, 0], of_model(plain, models[0]), LENGTH)
     draw_batches(axes[1, 1], of_model(results, models[0]))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -118,16 +120,16 @@ def same_setting(runs: list[Result], run: Result, length: int) -> list[Result]:
     ]
 
 
-def draw_valley(axes: Axes, results: list[Result]) -> None:
+def draw_valley(axes: Axes, results: list[Result], length: int) -> None:
     """Runs that differ in the learning rate alone, the largest set of each kind."""
     for (optimizer, schedule), runs in kinds(results).items():
         axis = "max_lr" if optimizer == CAPPED else "lr"
         found: dict[str, dict[float, float]] = {}
         for run in seed(runs):
-            value = losses(run).get(LENGTH)
+            value = losses(run).get(length)
             settings = dict(run["point"]["settings"])
             rate = settings.pop(axis)
-            if value is not None and run["point"]["length"] == LENGTH:
+            if value is not None and run["point"]["length"] == length:
                 found.setdefault(json.dumps(settings, sort_keys=True), {})[rate] = value
         largest = max(found.values(), key=lambda v: (len(v), -min(v.values())), default={})
         if len(largest) > 1:
@@ -138,7 +140,7 @@ def draw_valley(axes: Axes, results: list[Result]) -> None:
     axes.set(
         xlabel="lr, or max_lr",
         ylabel="validation loss (nats per byte)",
-        title=f"How wide the valley is, at {LENGTH} bytes per parameter",
+        title=f"How wide the valley is, {results[0]['parameters']:,} parameters, {length} bytes for each",
     )
     finish(axes)
 

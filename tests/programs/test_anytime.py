@@ -142,6 +142,13 @@ def test_the_best_is_chosen_by_seed_0_and_told_with_its_seeds(tmp_path: Path) ->
     }
     charts.draw(found, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 10_000
+    larger = [
+        result(plus, {20: 1.7}, model="135k", settings={"max_lr": rate}) for rate in (0.1, 0.2)
+    ]
+    for one in larger:
+        one["parameters"] = 135_488
+    charts.draw([*found, *larger], tmp_path / "two.png")
+    assert (tmp_path / "two.png").read_bytes() != (tmp_path / "chart.png").read_bytes()
     one_run = charts.longest([r for r in found if r["point"]["batch"] == 1][5:])
     assert {t: report.losses(r)[t] for t, r in one_run.items()} == {100: 2.1, 300: 1.7}
 

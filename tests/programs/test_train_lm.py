@@ -97,8 +97,8 @@ def test_loss_falls(tmp_path: Path) -> None:
 def test_adamw_schedule(tmp_path: Path) -> None:
     folder = train(tmp_path, "rates", "--optimizer", "adamw", "--log-every", "1", steps=20)
     rates = [line["lr"] for line in metrics(folder)]
-    assert rates[:2] == pytest.approx([0.025, 0.05])
-    assert rates[2:] == pytest.approx([0.05 * k / 18 for k in range(18, 0, -1)])
+    assert rates[:6] == pytest.approx([0.03 * k / 6 for k in range(1, 7)])
+    assert rates[6:] == pytest.approx([0.03 * k / 14 for k in range(14, 0, -1)])
 
 
 def test_schedule_free_adamw(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_schedule_free_adamw(tmp_path: Path) -> None:
     losses = [line["loss"] for line in lines]
     assert sum(losses[-10:]) / 10 < losses[0] - 0.5
     assert lines[-1]["validation_loss_x"] < losses[0] - 0.5
-    # warmup over a tenth of the run, and no decay after it
+    # warmup over three tenths of the run, and no decay after it
     peak = max(line["gamma"] for line in lines)
     assert [line["gamma"] for line in lines] == pytest.approx(
-        [peak * min(1, k / 12) for k in range(1, 121)]
+        [peak * min(1, k / 36) for k in range(1, 121)]
     )
     assert (folder / report.PICTURE).exists()
 
