@@ -13,15 +13,18 @@ namespace sfplus {
 namespace avx512 {
 extern const Kernels table;
 extern const Kernels16bit table_16bit;
+extern const Kernels8bit table_8bit;
 }
 namespace avx2 {
 extern const Kernels table;
 extern const Kernels16bit table_16bit;
+extern const Kernels8bit table_8bit;
 }
 #endif
 namespace portable {
 extern const Kernels table;
 extern const Kernels16bit table_16bit;
+extern const Kernels8bit table_8bit;
 }
 
 namespace {
@@ -30,6 +33,7 @@ struct Variant {
   std::string name;
   const Kernels* table;
   const Kernels16bit* table_16bit;
+  const Kernels8bit* table_8bit;
 };
 
 #ifdef SFPLUS_X86_VARIANTS
@@ -46,11 +50,13 @@ std::vector<Variant> available() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    variants.push_back({"avx512", &avx512::table, &avx512::table_16bit});
+    variants.push_back({"avx512", &avx512::table, &avx512::table_16bit, &avx512::table_8bit});
   }
-  if (__builtin_cpu_supports("avx2") && has_f16c()) variants.push_back({"avx2", &avx2::table, &avx2::table_16bit});
+  if (__builtin_cpu_supports("avx2") && has_f16c()) {
+    variants.push_back({"avx2", &avx2::table, &avx2::table_16bit, &avx2::table_8bit});
+  }
 #endif
-  variants.push_back({"portable", &portable::table, &portable::table_16bit});
+  variants.push_back({"portable", &portable::table, &portable::table_16bit, &portable::table_8bit});
   return variants;
 }
 
@@ -87,6 +93,8 @@ const std::string& isa() { return current().name; }
 const Kernels& kernels() { return *current().table; }
 
 const Kernels16bit& kernels_16bit() { return *current().table_16bit; }
+
+const Kernels8bit& kernels_8bit() { return *current().table_8bit; }
 
 void set_isa(const std::string& name) { current() = find(name); }
 

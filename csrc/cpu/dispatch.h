@@ -16,6 +16,7 @@ std::vector<std::string> available_isas();
 const std::string& isa();
 const Kernels& kernels();
 const Kernels16bit& kernels_16bit();
+const Kernels8bit& kernels_8bit();
 
 // Take another set from now on (for tests). Throws as isa().
 void set_isa(const std::string& name);

@@ -20,9 +20,10 @@ struct UpdateChunk {
   void* param;  // null where the parameter is y itself
   std::int64_t numel;
   const double *group_coefs, *tensor_coefs;
+  std::uint8_t* exponents;  // of v, where the moments are kept in 8 bits
 };
 
-// Of a chunk that is stored in 16 bits: the tensor's keys of this step, and the index of the chunk's first element in
+// Of a chunk of state in fewer than 32 bits: the tensor's keys of this step, and the index of the chunk's first element in
 // the whole tensor; those of the others follow it.
 struct Noise {
   std::uint32_t key_a, key_b, index;
@@ -53,8 +54,15 @@ struct Kernels16bit {
   void (*reduce)(const ReduceChunk&, int grad_dtype, double* sums);
   // by [Direction][whether the parameter is half of y]
   void (*update[3][2])(const UpdateChunk&, int grad_dtype, const Noise&);
-  // by [Move][whether the parameter is half of y]; null for those that write e
-  void (*interpolate[Move::WIDTH][2])(const MoveChunk&);
+  // by [Move][y whole, or 16 bits of it beside a parameter, or 8]; null for those that write e
+  void (*interpolate[Move::WIDTH][3])(const MoveChunk&);
+};
+
+// For Format::QUARTER, where every number of elements is a multiple of 32. Nothing is known of float32 parameters without
+// moments: they are Format::HALF.
+struct Kernels8bit {
+  // as in Kernels16bit
+  void (*update[3][2])(const UpdateChunk&, int grad_dtype, const Noise&);
 };
 
 }  // namespace sfplus

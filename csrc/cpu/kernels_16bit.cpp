@@ -1,29 +1,15 @@
 // The element loops over state of 16 bits (Format::HALF), compiled once per instruction set as kernels.cpp is. What an
 // element looks like in memory is known to lanes.h alone; what happens to it is the same as in any format.
 #include "../math/move_rule.h"
+#include "blocks.h"
 #include "kernels.h"
-#include "lanes.h"
-#include "loops.h"
 
 namespace sfplus {
 inline namespace SFPLUS_ISA {
 namespace {
 
-using L = Lanes<Widest>;
-
-// Elements of a block. The loops are over whole blocks; the last few elements of a chunk are done in a copy, so that
-// there is no second loop for them.
-constexpr int kElements = kBlock<float>;
-constexpr int kVectors = kElements / L::kCount;
-
-// element(i) for the first one of each vector of a block.
-template <class Element>
-SFPLUS_INLINE void for_each_vector(const Element& element) {
-  SFPLUS_INDEPENDENT
-  for (int i = 0; i < kElements; i += L::kCount) element(i);
-}
-
-// A copy of the ``count`` elements at the end of an array, with zeros behind them.
+// A copy of the ``count`` elements at the end of an array, with zeros behind them: the loops are over whole blocks, so
+// that there is no second loop for the last few elements of a chunk.
 struct End {
   unsigned char bytes[kElements * sizeof(double)] = {};
 
@@ -39,36 +25,8 @@ struct End {
 
 constexpr std::size_t kStored = 2;  // bytes of a moment, of e, of a half of y
 
-template <bool is_split>
-constexpr std::size_t kWidthOfY = is_split ? kStored : sizeof(float);
-
 SFPLUS_INLINE std::size_t width_of_gradient(int dtype) {
   return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
-}
-
-template <class Grad>
-SFPLUS_INLINE const float* widened(const void* grad, std::int64_t i, float* to) {
-  const Grad* from = static_cast<const Grad*>(grad) + i;
-  ask_ahead<float>(from, 0);
-  for_each_vector([=](int at) { L::write(to + at, L::read(from + at)); });
-  return to;
-}
-
-// A block of the gradient in float32: where it is, or in ``to``. So the loops need not be compiled once for each dtype
-// of the gradient.
-SFPLUS_INLINE const float* gradient_block(const void* grad, int dtype, std::int64_t i, float* to) {
-  switch (dtype) {
-    case DType::FLOAT64:
-      for (int at = 0; at < kElements; ++at) to[at] = widen<float>(load(static_cast<const double*>(grad) + i + at));
-      return to;
-    case DType::FLOAT32:
-      ask_ahead<float>(static_cast<const float*>(grad), i);
-      return static_cast<const float*>(grad) + i;
-    case DType::BFLOAT16:
-      return widened<bfloat16>(grad, i, to);
-    default:
-      return widened<float16>(grad, i, to);
-  }
 }
 
 void reduce_16bit(const ReduceChunk& chunk, int grad_dtype, double* sums) {
@@ -106,18 +64,18 @@ void reduce_16bit(const ReduceChunk& chunk, int grad_dtype, double* sums) {
   }
 }
 
-// Whole blocks. ``is_split``: the parameter is the upper half of y, and chunk.y the lower one.
-template <Direction direction, bool is_split>
+// Whole blocks. Y is what chunk.y points at: y, or its lower bits where the parameter is the upper half.
+template <Direction direction, class Y>
 SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
+  constexpr bool is_split = kIsSplit<Y>;
   constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
   const UpdateCoefs<float> coefs = update_coefs<float>(chunk.group_coefs, chunk.tensor_coefs);
   const NoiseKey key = {noise.key_a, noise.key_b};
   bfloat16* m = static_cast<bfloat16*>(chunk.exp_avg);
   bfloat16* v = static_cast<bfloat16*>(chunk.exp_avg_sq);
   float16* e = static_cast<float16*>(chunk.displacement);
-  float* y = static_cast<float*>(chunk.y);
+  Y* y = static_cast<Y*>(chunk.y);
   bfloat16* upper = static_cast<bfloat16*>(chunk.param);
-  std::uint16_t* lower = static_cast<std::uint16_t*>(chunk.y);
   float buffer[kElements];
   auto indices = L::indices(noise.index);
   for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
@@ -125,12 +83,8 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
     if constexpr (kHasM) ask_ahead<float>(m, i);
     if constexpr (kHasV) ask_ahead<float>(v, i);
     ask_ahead<float>(e, i);
-    if constexpr (is_split) {
-      ask_ahead<float>(upper, i);
-      ask_ahead<float>(lower, i);
-    } else {
-      ask_ahead<float>(y, i);
-    }
+    ask_ahead<float>(y, i);
+    if constexpr (is_split) ask_ahead<float>(upper, i);
     // In stages. A vector's way from memory and back is so long that a processor, which sees some hundred instructions
     // ahead, would hardly meet the next one's; in a stage the vectors of a block are beside each other.
     decltype(indices) words[kVectors];
@@ -146,7 +100,7 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
       if constexpr (kHasM) m_i = L::read(m + at);
       if constexpr (kHasV) v_i = L::read(v + at);
       if constexpr (is_split) {
-        y_i = L::read_split(upper + at, lower + at);
+        y_i = L::read_split(upper + at, y + at);
       } else {
         y_i = L::read(y + at);
       }
@@ -161,9 +115,9 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
       const std::int64_t at = i + n * L::kCount;
       if constexpr (kHasM) L::write_nearest(m + at, ms[n]);
       if constexpr (kHasV) L::write_at_random(v + at, vs[n], words[n]);
-      L::write_at_random(e + at, es[n], words[n]);
+      L::write_at_random(e + at, es[n], part_of_float16(words[n]));
       if constexpr (is_split) {
-        L::write_split(upper + at, lower + at, ys[n]);
+        L::write_split(upper + at, y + at, ys[n]);
       } else {
         L::write(y + at, ys[n]);
       }
@@ -171,88 +125,81 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
   }
 }
 
-template <Direction direction, bool is_split>
+template <Direction direction, class Y>
 void update_16bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
   const std::int64_t left = chunk.numel % kElements, whole = chunk.numel - left;
   UpdateChunk blocks = chunk;
   blocks.numel = whole;
-  if (whole > 0) update_blocks<direction, is_split>(blocks, grad_dtype, noise);
+  if (whole > 0) update_blocks<direction, Y>(blocks, grad_dtype, noise);
   if (left == 0) return;
   End grad, y, m, v, e, param;
-  constexpr std::size_t kY = kWidthOfY<is_split>;
   blocks.grad = grad.copy(chunk.grad, whole, left, width_of_gradient(grad_dtype));
-  blocks.y = y.copy(chunk.y, whole, left, kY);
+  blocks.y = y.copy(chunk.y, whole, left, sizeof(Y));
   blocks.exp_avg = m.copy(chunk.exp_avg, whole, left, kStored);
   blocks.exp_avg_sq = v.copy(chunk.exp_avg_sq, whole, left, kStored);
   blocks.displacement = e.copy(chunk.displacement, whole, left, kStored);
   blocks.param = param.copy(chunk.param, whole, left, kStored);
   blocks.numel = kElements;
-  update_blocks<direction, is_split>(blocks, grad_dtype,
+  update_blocks<direction, Y>(blocks, grad_dtype,
                                      {noise.key_a, noise.key_b, noise.index + static_cast<std::uint32_t>(whole)});
-  y.copy_back(chunk.y, whole, left, kY);
+  y.copy_back(chunk.y, whole, left, sizeof(Y));
   m.copy_back(chunk.exp_avg, whole, left, kStored);
   v.copy_back(chunk.exp_avg_sq, whole, left, kStored);
   e.copy_back(chunk.displacement, whole, left, kStored);
   param.copy_back(chunk.param, whole, left, kStored);
 }
 
-// Whole blocks; e is read and never written. ``is_split`` as in update: TO_X and TO_Y then find y's upper half beside the
-// parameter, which holds x.
-template <int move, bool is_split>
+// Whole blocks; e is read and never written. Where y is split TO_X and TO_Y find its upper half beside the parameter,
+// which holds x.
+template <int move, class Y>
 SFPLUS_NOT_INLINE void move_blocks(const MoveChunk& chunk) {
+  constexpr bool is_split = kIsSplit<Y>;
   const MoveCoefs<float> coefs = move_coefs<float>(move, chunk.globals, chunk.hyper, chunk.group_coefs,
                                                    chunk.scalars, chunk.tensor_coefs);
   const float16* e = static_cast<const float16*>(chunk.displacement);
-  float* y = static_cast<float*>(chunk.y);
-  std::uint16_t* lower = static_cast<std::uint16_t*>(chunk.y);
+  Y* y = static_cast<Y*>(chunk.y);
   bfloat16* param = static_cast<bfloat16*>(chunk.param);
   const bfloat16* upper = static_cast<const bfloat16*>(move == Move::SHIFT ? chunk.param : chunk.y_high);
   for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
     ask_ahead<float>(e, i);
-    if constexpr (is_split) {
-      ask_ahead<float>(lower, i);
-      ask_ahead<float>(param, i);
-      if constexpr (move != Move::SHIFT) ask_ahead<float>(upper, i);
-    } else {
-      ask_ahead<float>(y, i);
-    }
+    ask_ahead<float>(y, i);
+    if constexpr (is_split) ask_ahead<float>(param, i);
+    if constexpr (is_split && move != Move::SHIFT) ask_ahead<float>(upper, i);
     for_each_vector([&](int at_in_block) {
       const std::int64_t at = i + at_in_block;
       const auto by_e = coefs.e_to_y * L::read(e + at);
       if constexpr (!is_split) {
         L::write(y + at, L::read(y + at) + by_e);
       } else if constexpr (move == Move::SHIFT) {
-        L::write_split(param + at, lower + at, L::read_split(upper + at, lower + at) + by_e);
+        L::write_split(param + at, y + at, L::read_split(upper + at, y + at) + by_e);
       } else if constexpr (move == Move::TO_X) {
-        L::write_nearest(param + at, L::read_split(upper + at, lower + at) + by_e);
+        L::write_nearest(param + at, L::read_split(upper + at, y + at) + by_e);
       } else {
-        L::write_y_of_x(param + at, lower + at, upper + at, by_e);
+        L::write_y_of_x(param + at, y + at, upper + at, by_e);
       }
     });
   }
 }
 
-template <int move, bool is_split>
+template <int move, class Y>
 void move_16bit(const MoveChunk& chunk) {
   const std::int64_t left = chunk.numel % kElements, whole = chunk.numel - left;
   MoveChunk blocks = chunk;
   blocks.numel = whole;
-  if (whole > 0) move_blocks<move, is_split>(blocks);
+  if (whole > 0) move_blocks<move, Y>(blocks);
   if (left == 0) return;
   End y, e, param, y_high;
-  constexpr std::size_t kY = kWidthOfY<is_split>;
-  blocks.y = y.copy(chunk.y, whole, left, kY);
+  blocks.y = y.copy(chunk.y, whole, left, sizeof(Y));
   blocks.displacement = e.copy(chunk.displacement, whole, left, kStored);
   blocks.param = param.copy(chunk.param, whole, left, kStored);
   blocks.y_high = y_high.copy(chunk.y_high, whole, left, kStored);
   blocks.numel = kElements;
-  move_blocks<move, is_split>(blocks);
-  y.copy_back(chunk.y, whole, left, kY);
+  move_blocks<move, Y>(blocks);
+  y.copy_back(chunk.y, whole, left, sizeof(Y));
   param.copy_back(chunk.param, whole, left, kStored);
 }
 
-#define SFPLUS_UPDATES(direction) {update_16bit<direction, false>, update_16bit<direction, true>}
-#define SFPLUS_MOVES(move) {move_16bit<move, false>, move_16bit<move, true>}
+#define SFPLUS_UPDATES(direction) {update_16bit<direction, float>, update_16bit<direction, std::uint16_t>}
 
 }  // namespace
 
@@ -261,7 +208,11 @@ extern const Kernels16bit table_16bit;
 const Kernels16bit table_16bit = {
     reduce_16bit,
     {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM), SFPLUS_UPDATES(Direction::SGD)},
-    {SFPLUS_MOVES(Move::TO_X), SFPLUS_MOVES(Move::TO_Y), SFPLUS_MOVES(Move::SHIFT), {}, {}},
+    {{move_16bit<Move::TO_X, float>, move_16bit<Move::TO_X, std::uint16_t>, move_16bit<Move::TO_X, std::uint8_t>},
+     {move_16bit<Move::TO_Y, float>, move_16bit<Move::TO_Y, std::uint16_t>, move_16bit<Move::TO_Y, std::uint8_t>},
+     {move_16bit<Move::SHIFT, float>, move_16bit<Move::SHIFT, std::uint16_t>},
+     {},
+     {}},
 };
 
 }  // namespace SFPLUS_ISA

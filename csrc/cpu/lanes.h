@@ -34,16 +34,17 @@ struct Lanes<float> {
   static SFPLUS_INLINE float read(const Stored* from) {
     return widen<float>(load(from));
   }
-  static SFPLUS_INLINE float read_split(const bfloat16* upper, const std::uint16_t* lower) {
-    return join({load(upper), load(lower)});
+  template <class Lower>
+  static SFPLUS_INLINE float read_split(const bfloat16* upper, const Lower* lower) {
+    return join({load(upper), lower_half(load(lower))});
   }
   static SFPLUS_INLINE void write(float* to, float x) { store(to, x); }
   static SFPLUS_INLINE void write_nearest(bfloat16* to, float x) { store(to, narrow<bfloat16>(x)); }
   static SFPLUS_INLINE void write_at_random(bfloat16* to, float x, Word word) {
     store(to, bfloat16_at_random(x, word));
   }
-  static SFPLUS_INLINE void write_at_random(float16* to, float x, Word word) {
-    store(to, float16_at_random(x, word));
+  static SFPLUS_INLINE void write_at_random(float16* to, float x, Word part) {
+    store(to, float16_at_random(x, part));
   }
   static SFPLUS_INLINE void write_split(bfloat16* upper, std::uint16_t* lower, float y) {
     const SplitFloat parts = split(y);
@@ -51,10 +52,11 @@ struct Lanes<float> {
     store(lower, parts.lower);
   }
   // y after the parameter was x: see split_y_of_x.
-  static SFPLUS_INLINE void write_y_of_x(bfloat16* param, std::uint16_t* lower, const bfloat16* upper, float by_e) {
-    const SplitFloat parts = split_y_of_x({load(upper), load(lower)}, by_e, load(param));
+  template <class Lower>
+  static SFPLUS_INLINE void write_y_of_x(bfloat16* param, Lower* lower, const bfloat16* upper, float by_e) {
+    const SplitFloat parts = split_y_of_x<Lower>({load(upper), lower_half(load(lower))}, by_e, load(param));
     store(param, parts.upper);
-    store(lower, parts.lower);
+    store(lower, static_cast<Lower>(parts.lower >> (sizeof(Lower) == 1 ? 8 : 0)));
   }
   static SFPLUS_INLINE float magnitude(float x) { return x < 0 ? -x : x; }
   static SFPLUS_INLINE float lane(const float* vectors, int i) { return vectors[i]; }
@@ -74,6 +76,7 @@ constexpr int kWidth = 8;
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef std::int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef std::uint32_t Words __attribute__((vector_size(4 * kWidth)));
+typedef std::uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 
 using Widest = Floats;
 
@@ -115,13 +118,13 @@ struct Lanes<Floats> {
     return (Floats)_mm256_cvtph_ps(shorts_of(from));
 #endif
   }
-  static SFPLUS_INLINE Floats read_split(const bfloat16* upper, const std::uint16_t* lower) {
+  template <class Lower>
+  static SFPLUS_INLINE Floats read_split(const bfloat16* upper, const Lower* lower) {
     const Words high = words_of(upper) << 16;
+    const Ints low = signed_of(lower);
 #ifdef __AVX512BW__
-    const Ints low = (Ints)_mm512_cvtepi16_epi32(shorts_of(lower));
     const Ints not_negative = (Ints)_mm512_max_epi32((__m512i)low, __m512i{});
 #else
-    const Ints low = (Ints)_mm256_cvtepi16_epi32(shorts_of(lower));
     const Ints not_negative = (Ints)_mm256_max_epi32((__m256i)low, __m256i{});
 #endif
     return (Floats)(high + (Words)((high << 1) == 0 ? not_negative : low));
@@ -134,46 +137,70 @@ struct Lanes<Floats> {
   static SFPLUS_INLINE void write_at_random(bfloat16* to, Floats x, Words word) {
     write_words(to, as_bfloat16(x, (Words)x + (word >> 16)));
   }
-  static SFPLUS_INLINE void write_at_random(float16* to, Floats x, Words word) {
-    const Words sign = (Words)x & ~kMagnitude;
-    const Floats magnitude = at_most((Floats)((Words)x & kMagnitude), kLargestFloat16);
-    const Words binade = at_least((Words)magnitude & kInfinity, kLeastNormalFloat16);
-    const Floats part = (Floats)(binade | (word & 0x1FFFu)) - (Floats)binade;
-    const Floats raised = (Floats)((Words)(magnitude + part) | sign);
+  static SFPLUS_INLINE void write_at_random(float16* to, Floats x, Words part) {
+    // of a NaN the NaN: these instructions take their second operand then
 #ifdef __AVX512BW__
-    const __m256i halves = _mm512_cvtps_ph((__m512)raised, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+    const Floats held = (Floats)_mm512_min_ps(_mm512_set1_ps(kLargestFloat16), (__m512)magnitude(x));
 #else
-    const __m128i halves = _mm256_cvtps_ph((__m256)raised, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
+    const Floats held = (Floats)_mm256_min_ps(_mm256_set1_ps(kLargestFloat16), (__m256)magnitude(x));
 #endif
+    const Halves halves = cut_to_float16(held, (Words)x & ~kMagnitude, part);
+    std::memcpy(to, &halves, sizeof halves);
   }
   static SFPLUS_INLINE void write_split(bfloat16* upper, std::uint16_t* lower, Floats y) {
     const Words bits = split_bits(y);
     write_words(upper, (bits + 0x8000u) >> 16);
-    write_words(lower, bits & 0xFFFFu);
+    write_lower(lower, bits);
   }
-  static SFPLUS_INLINE void write_y_of_x(bfloat16* param, std::uint16_t* lower, const bfloat16* upper, Floats by_e) {
+  template <class Lower>
+  static SFPLUS_INLINE void write_y_of_x(bfloat16* param, Lower* lower, const bfloat16* upper, Floats by_e) {
     const Floats y = read_split(upper, lower);
-    const Words now = words_of(param), written = split_bits((Floats)(now << 16) + by_e);
+    const Words now = words_of(param), added = Words{} + (sizeof(Lower) == 1 ? kToNearest24 : 0u);
+    const Words written = (split_bits((Floats)(now << 16) + by_e) + added) & (sizeof(Lower) == 1 ? ~0xFFu : ~0u);
     const auto untouched = now == nearest_bfloat16(y - by_e);
     write_words(param, untouched ? words_of(upper) : (written + 0x8000u) >> 16);
-    write_words(lower, (untouched ? words_of(lower) : written) & 0xFFFFu);
+    write_lower(lower, untouched ? (Words)signed_of(lower) : written);
   }
   static SFPLUS_INLINE float lane(const Floats* vectors, int i) { return vectors[i / kCount][i % kCount]; }
   static SFPLUS_INLINE Floats magnitude(Floats x) { return (Floats)((Words)x & kMagnitude); }
 
- private:
+ protected:
+  static SFPLUS_INLINE Halves cut_to_float16(Floats magnitude, Words sign, Words part) {
+    const Words binade = at_least((Words)magnitude & kInfinity, kLeastNormalFloat16);
+    const Floats added = (Floats)(binade | part) - (Floats)binade;
+    const Floats raised = (Floats)((Words)(magnitude + added) | sign);
+#ifdef __AVX512BW__
+    return (Halves)_mm512_cvtps_ph((__m512)raised, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+#else
+    return (Halves)_mm256_cvtps_ph((__m256)raised, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+#endif
+  }
 #ifdef __AVX512BW__
   static SFPLUS_INLINE __m256i shorts_of(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
   }
   static SFPLUS_INLINE Words words_of(const void* from) { return (Words)_mm512_cvtepu16_epi32(shorts_of(from)); }
+  static SFPLUS_INLINE __m128i bytes_of(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+  // the lower bits of y, counted from its upper half
+  static SFPLUS_INLINE Ints signed_of(const std::uint16_t* lower) {
+    return (Ints)_mm512_cvtepi16_epi32(shorts_of(lower));
+  }
+  static SFPLUS_INLINE Ints signed_of(const std::uint8_t* lower) {
+    return (Ints)_mm512_cvtepi8_epi32(bytes_of(lower)) << 8;
+  }
 #else
   static SFPLUS_INLINE __m128i shorts_of(const void* from) {
     return _mm_loadu_si128(static_cast<const __m128i*>(from));
   }
   static SFPLUS_INLINE Words words_of(const void* from) { return (Words)_mm256_cvtepu16_epi32(shorts_of(from)); }
+  static SFPLUS_INLINE __m128i bytes_of(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+  // the lower bits of y, counted from its upper half
+  static SFPLUS_INLINE Ints signed_of(const std::uint16_t* lower) {
+    return (Ints)_mm256_cvtepi16_epi32(shorts_of(lower));
+  }
+  static SFPLUS_INLINE Ints signed_of(const std::uint8_t* lower) {
+    return (Ints)_mm256_cvtepi8_epi32(bytes_of(lower)) << 8;
+  }
 #endif
   static SFPLUS_INLINE Words split_bits(Floats y) { return y != y ? Words{} + 0x7FC00000u : (Words)y; }
   static SFPLUS_INLINE Words nearest_bfloat16(Floats x) {
@@ -193,18 +220,23 @@ struct Lanes<Floats> {
     _mm_storeu_si128(static_cast<__m128i*>(to), packed);
 #endif
   }
+  static SFPLUS_INLINE void write_lower(std::uint16_t* to, Words bits) { write_words(to, bits & 0xFFFFu); }
+  static SFPLUS_INLINE void write_lower(std::uint8_t* to, Words bits) { write_bytes(to, (bits >> 8) & 0xFFu); }
+  // Words below 2^8.
+  static SFPLUS_INLINE void write_bytes(std::uint8_t* to, Words words) {
+#ifdef __AVX512BW__
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i)words));
+#else
+    const __m256i whole = (__m256i)words;
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(packed, packed));
+#endif
+  }
   static SFPLUS_INLINE Words at_least(Words x, std::uint32_t bound) {
 #ifdef __AVX512BW__
     return (Words)_mm512_max_epu32((__m512i)x, _mm512_set1_epi32(static_cast<int>(bound)));
 #else
     return (Words)_mm256_max_epu32((__m256i)x, _mm256_set1_epi32(static_cast<int>(bound)));
-#endif
-  }
-  static SFPLUS_INLINE Floats at_most(Floats x, float bound) {  // of a NaN the NaN: these take their second operand then
-#ifdef __AVX512BW__
-    return (Floats)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
-#else
-    return (Floats)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
 #endif
   }
 };

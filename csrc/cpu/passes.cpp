@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../math/eight_bits.h"
 #include "../math/random_rounding.h"
 #include "../math/update_rule.h"
 #include "dispatch.h"
@@ -27,14 +28,16 @@ std::int64_t width_of(int dtype) {
   return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
 }
 
-// Bytes of an element of the parameter, of what Row::Y points at, and of a moment or e.
+// Bytes of an element of the parameter, of what Row::Y points at, of a moment and of e.
 struct Widths {
-  std::int64_t param, y, state;
+  std::int64_t param, y, moment, e;
 };
 
 Widths widths_of(int format, int param_dtype) {
   const std::int64_t param = width_of(param_dtype), full = param_dtype == DType::FLOAT64 ? 8 : 4;
-  return format == Format::HALF ? Widths{param, param, 2} : Widths{param, full, full};
+  return format == Format::QUARTER ? Widths{param, param == 4 ? 4 : 1, 1, 2}
+         : format == Format::HALF  ? Widths{param, param, 2, 2}
+                                   : Widths{param, full, full, full};
 }
 
 // One chunk of the table: which tensor, where in it, how many elements.
@@ -103,7 +106,7 @@ void reduce(const Table& table, int format, int param_dtype, int grad_dtype, boo
   const std::int64_t grad = width_of(grad_dtype);
   const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
   const auto kernel = kernels().reduce[with_e ? 1 : 0][state_dtype][grad_dtype];
-  const auto kernel_16bit = with_e && format == Format::HALF ? kernels_16bit().reduce : nullptr;
+  const auto kernel_16bit = with_e && format != Format::FULL ? kernels_16bit().reduce : nullptr;
   n_threads = useful_threads(table.n_elements, n_threads);
   const std::int64_t per_task = chunks_per_task(n_partials, n_threads);
   parallel_for((n_partials + per_task - 1) / per_task, n_threads, [&](std::int64_t task) {
@@ -113,7 +116,7 @@ void reduce(const Table& table, int format, int param_dtype, int grad_dtype, boo
       for (std::int64_t slot = first; slot < std::min(end, table.n_chunks - round); ++slot) {
         const Piece piece = piece_of(table, round + slot);
         const ReduceChunk chunk = {at<void>(table.gradients[piece.row], piece.start * grad),
-                                   at<void>(piece.columns[Row::DISPLACEMENT], piece.start * widths.state),
+                                   at<void>(piece.columns[Row::DISPLACEMENT], piece.start * widths.e),
                                    piece.numel};
         double* sums = partials + slot * Sum::WIDTH;
         if (kernel_16bit != nullptr) {
@@ -138,16 +141,18 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
   const auto chunk_of = [&](const Piece& piece, std::int64_t start, std::int64_t numel) {
     return UpdateChunk{at<void>(table.gradients[piece.row], start * grad),
                        at<void>(piece.columns[Row::Y], start * widths.y),
-                       at<void>(piece.columns[Row::EXP_AVG], start * widths.state),
-                       at<void>(piece.columns[Row::EXP_AVG_SQ], start * widths.state),
-                       at<void>(piece.columns[Row::DISPLACEMENT], start * widths.state),
+                       at<void>(piece.columns[Row::EXP_AVG], start * widths.moment),
+                       at<void>(piece.columns[Row::EXP_AVG_SQ], start * widths.moment),
+                       at<void>(piece.columns[Row::DISPLACEMENT], start * widths.e),
                        at<void>(piece.columns[Row::PARAM], start * widths.param),
                        numel,
                        run.group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
-                       run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH};
+                       run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH,
+                       at<std::uint8_t>(piece.columns[Row::EXPONENTS], start / kScaledTogether)};
   };
-  if (format == Format::HALF) {
-    const auto kernel = kernels_16bit().update[static_cast<int>(direction)][param_dtype == DType::BFLOAT16];
+  if (format != Format::FULL) {
+    const auto& kernels_of = format == Format::HALF ? kernels_16bit().update : kernels_8bit().update;
+    const auto kernel = kernels_of[static_cast<int>(direction)][param_dtype == DType::BFLOAT16];
     for_each_chunk(table, n_threads, [&](const Piece& piece) {
       const NoiseKey key = noise_key(run.settings, run.tensors, piece.columns[Row::SLOT]);
       for_each_run(piece, [&](std::int64_t start, std::int64_t numel, std::uint32_t index) {
@@ -163,12 +168,13 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
 
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, int n_threads) {
   const Widths widths = widths_of(format, param_dtype);
-  const auto kernel = format == Format::HALF ? kernels_16bit().interpolate[move][param_dtype == DType::BFLOAT16]
-                                             : kernels().interpolate[move][param_dtype];
+  const int bits_beside = param_dtype != DType::BFLOAT16 ? 0 : format == Format::HALF ? 1 : 2;
+  const auto kernel = format == Format::FULL ? kernels().interpolate[move][param_dtype]
+                                             : kernels_16bit().interpolate[move][bits_beside];
   for_each_chunk(table, n_threads, [&](const Piece& piece) {
     const std::int64_t group = piece.columns[Row::GROUP], slot = piece.columns[Row::SLOT];
     kernel({at<void>(piece.columns[Row::Y], piece.start * widths.y),
-            at<void>(piece.columns[Row::DISPLACEMENT], piece.start * widths.state),
+            at<void>(piece.columns[Row::DISPLACEMENT], piece.start * widths.e),
             at<void>(piece.columns[Row::PARAM], piece.start * widths.param),
             at<void>(piece.columns[Row::Y_HIGH], piece.start * widths.param), piece.numel, run.globals,
             run.hyper + group * Hyper::WIDTH, run.group_coefs + group * GroupCoef::WIDTH,

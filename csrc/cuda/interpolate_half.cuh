@@ -1,4 +1,4 @@
-// The parameters between y and x, over state of 16 bits (Format::HALF): e is read and never written.
+// The parameters between y and x, where e has 16 bits (Format::HALF, Format::QUARTER): it is read and never written.
 #pragma once
 
 #include <type_traits>
@@ -11,8 +11,8 @@
 namespace sfplus {
 namespace cuda {
 
-// One chunk per warp. TO_X and TO_Y find y's upper half beside the parameter, which holds x.
-template <int move, class Param>
+// One chunk per warp. Lower is what is beside a bfloat16 parameter. TO_X and TO_Y find y's upper half beside the parameter, which holds x.
+template <int move, class Param, class Lower>
 __device__ __forceinline__ void interpolate_half_pass(const Table& table, const Run& run) {
   constexpr bool kSplit = std::is_same<Param, bfloat16>::value;
   constexpr bool kWritesLower = move != Move::TO_X, kReadsParam = move != Move::TO_X;
@@ -27,21 +27,21 @@ __device__ __forceinline__ void interpolate_half_pass(const Table& table, const 
       run.tensors + slot * Scalar::WIDTH, run.tensor_coefs + slot * TensorCoef::WIDTH);
   const float16* e = piece.at<float16>(Row::DISPLACEMENT);
   float* y = kSplit ? nullptr : piece.at<float>(Row::Y);
-  std::uint16_t* lower = kSplit ? piece.at<std::uint16_t>(Row::Y) : nullptr;
+  Lower* lower = kSplit ? piece.at<Lower>(Row::Y) : nullptr;
   bfloat16* param = kSplit ? piece.at<bfloat16>(Row::PARAM) : nullptr;
   const bfloat16* kept = kSplit && move != Move::SHIFT ? piece.at<bfloat16>(Row::Y_HIGH) : nullptr;
-  const bool vectors = aligned<float16, n>(e) && aligned<float, n>(y) && aligned<std::uint16_t, n>(lower) &&
+  const bool vectors = aligned<float16, n>(e) && aligned<float, n>(y) && aligned<Lower, n>(lower) &&
                        aligned<bfloat16, n>(param) && aligned<bfloat16, n>(kept);
 
   share_out<n, 1>(piece.numel, vectors, lane, [&](auto count, auto, int at) {
     constexpr int kCount = decltype(count)::value;
     using Halves = Pack<bfloat16, kCount>;
-    Pack<std::uint16_t, kCount> lower_pack;
+    Pack<Lower, kCount> lower_pack;
     Pack<float, kCount> y_pack;
     Halves param_pack, kept_pack;
     const auto e_pack = Pack<float16, kCount>::template read<Cache::STREAM>(e + at);
     if constexpr (kSplit) {
-      lower_pack = Pack<std::uint16_t, kCount>::template read<Cache::STREAM>(lower + at);
+      lower_pack = Pack<Lower, kCount>::template read<Cache::STREAM>(lower + at);
       if constexpr (kReadsParam) param_pack = Halves::template read<Cache::STREAM>(param + at);
       if constexpr (move != Move::SHIFT) kept_pack = Halves::template read<Cache::STREAM>(kept + at);
     } else {
@@ -54,16 +54,16 @@ __device__ __forceinline__ void interpolate_half_pass(const Table& table, const 
         y_pack.elements[i] = y_pack.elements[i] + by_e;
       } else if constexpr (move == Move::TO_X) {
         param_pack.elements[i] =
-            narrow<bfloat16>(join({kept_pack.elements[i], lower_pack.elements[i]}) + by_e);
+            narrow<bfloat16>(join({kept_pack.elements[i], lower_half(lower_pack.elements[i])}) + by_e);
       } else {
         SplitFloat parts;
         if constexpr (move == Move::SHIFT) {
-          parts = split(join({param_pack.elements[i], lower_pack.elements[i]}) + by_e);
+          parts = split(join({param_pack.elements[i], lower_half(lower_pack.elements[i])}) + by_e);
         } else {
-          parts = split_y_of_x({kept_pack.elements[i], lower_pack.elements[i]}, by_e, param_pack.elements[i]);
+          parts = split_y_of_x<Lower>({kept_pack.elements[i], lower_half(lower_pack.elements[i])}, by_e, param_pack.elements[i]);
         }
         param_pack.elements[i] = parts.upper;
-        lower_pack.elements[i] = parts.lower;
+        lower_pack.elements[i] = static_cast<Lower>(parts.lower >> (sizeof(Lower) == 1 ? 8 : 0));
       }
     }
     if constexpr (kSplit) {

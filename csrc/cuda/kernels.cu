@@ -6,6 +6,7 @@
 #include "reduce.cuh"
 #include "update.cuh"
 #include "update_half.cuh"
+#include "update_quarter.cuh"
 
 namespace sfplus {
 namespace cuda {
@@ -93,13 +94,36 @@ SFPLUS_UPDATES_HALF(sgd, Direction::SGD)
 #define SFPLUS_INTERPOLATE_HALF(name, move, Param)                                               \
   extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
       interpolate_half_##name##_##Param(const Table table, const Run run) {                      \
-    interpolate_half_pass<move, Param>(table, run);                                              \
+    interpolate_half_pass<move, Param, std::uint16_t>(table, run);                               \
   }
 #define SFPLUS_INTERPOLATES_HALF(name, move) \
   SFPLUS_INTERPOLATE_HALF(name, move, float32) SFPLUS_INTERPOLATE_HALF(name, move, bfloat16)
 SFPLUS_INTERPOLATES_HALF(to_x, Move::TO_X)
 SFPLUS_INTERPOLATES_HALF(to_y, Move::TO_Y)
 SFPLUS_INTERPOLATES_HALF(shift, Move::SHIFT)
+
+// Over state of 8 bits: what is not here the kernels over 16 bits do.
+#define SFPLUS_UPDATE_QUARTER(name, direction, Param, Grad)                                      \
+  extern "C" __global__ void __launch_bounds__(kThreads, kUpdateQuarterBlocks<direction>)        \
+      update_quarter_##name##_##Param##_##Grad(const Table table, const __grid_constant__ Finish finish) { \
+    update_quarter_pass<direction, Param, Grad>(table, finish);                                  \
+  }
+#define SFPLUS_UPDATES_QUARTER(name, direction, Param)      \
+  SFPLUS_UPDATE_QUARTER(name, direction, Param, float32)    \
+  SFPLUS_UPDATE_QUARTER(name, direction, Param, bfloat16)
+SFPLUS_UPDATES_QUARTER(adam, Direction::ADAM, float32)
+SFPLUS_UPDATES_QUARTER(adam, Direction::ADAM, bfloat16)
+SFPLUS_UPDATES_QUARTER(no_momentum, Direction::ADAM_NO_MOMENTUM, float32)
+SFPLUS_UPDATES_QUARTER(no_momentum, Direction::ADAM_NO_MOMENTUM, bfloat16)
+SFPLUS_UPDATES_QUARTER(sgd, Direction::SGD, bfloat16)
+
+#define SFPLUS_INTERPOLATE_QUARTER(name, move)                                                   \
+  extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
+      interpolate_quarter_##name##_bfloat16(const Table table, const Run run) {                  \
+    interpolate_half_pass<move, bfloat16, std::uint8_t>(table, run);                             \
+  }
+SFPLUS_INTERPOLATE_QUARTER(to_x, Move::TO_X)
+SFPLUS_INTERPOLATE_QUARTER(to_y, Move::TO_Y)
 
 extern "C" __global__ void __launch_bounds__(kThreads) finalize(const __grid_constant__ Finish finish) {
   finalize_pass(finish);

@@ -23,7 +23,10 @@ constexpr int kHalfTypes = 2, kHalfMoves = 3;
 constexpr int kReduceHalf = kFinalizeTensors + 1;                                     // [grad]
 constexpr int kUpdateHalf = kReduceHalf + kHalfTypes;                                 // [direction][param][grad]
 constexpr int kInterpolateHalf = kUpdateHalf + kDirections * kHalfTypes * kHalfTypes;  // [move][param]
-constexpr int kKernels = kInterpolateHalf + kHalfMoves * kHalfTypes;
+// Over state of 8 bits: without moments for bfloat16 parameters only, and so in interpolate.
+constexpr int kUpdateQuarter = kInterpolateHalf + kHalfMoves * kHalfTypes;  // [direction][param][grad], then [grad]
+constexpr int kInterpolateQuarter = kUpdateQuarter + 2 * kHalfTypes * kHalfTypes + kHalfTypes;  // [move]
+constexpr int kKernels = kInterpolateQuarter + 2;
 
 inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
 
@@ -37,6 +40,15 @@ inline std::string kernel_name(int kernel) {
   };
   const auto half_pair = [&](int i) { return pair(DType::FLOAT32 + i / kHalfTypes, DType::FLOAT32 + i % kHalfTypes); };
   constexpr int n = DType::WIDTH;
+  if (kernel >= kInterpolateQuarter) {
+    return std::string("interpolate_quarter_") + moves[kernel - kInterpolateQuarter] + "_bfloat16";
+  }
+  if (kernel >= kUpdateQuarter) {
+    constexpr int kPairs = kHalfTypes * kHalfTypes;
+    const int i = kernel - kUpdateQuarter, of_sgd = i - 2 * kPairs;
+    return std::string("update_quarter_") + directions[i / kPairs] +
+           half_pair(of_sgd < 0 ? i % kPairs : kHalfTypes + of_sgd);
+  }
   if (kernel >= kInterpolateHalf) {
     const int i = kernel - kInterpolateHalf;
     return std::string("interpolate_half_") + moves[i / kHalfTypes] + "_" + dtypes[DType::FLOAT32 + i % kHalfTypes];

@@ -13,6 +13,10 @@ namespace cuda {
 template <int bytes>
 struct Word;
 template <>
+struct Word<1> {
+  using Type = unsigned char;
+};
+template <>
 struct Word<2> {
   using Type = unsigned short;
 };

@@ -33,7 +33,7 @@ void reduce(const Table& table, int format, int param_dtype, int grad_dtype, boo
   Finish groups = groups_of(finish);
   void* arguments[] = {&own, &partials, &n_partials, &weight, &groups};
   const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
-  const bool half = with_e && format == Format::HALF;
+  const bool half = with_e && format != Format::FULL;
   launch(half ? kReduceHalf + half_type(grad_dtype)
               : kReduce + ((with_e ? 2 : 0) + state_dtype) * DType::WIDTH + grad_dtype,
          queue, n_partials, arguments, false);
@@ -51,22 +51,27 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, boo
             const Finish& finish, const Queue& queue) {
   Table own = table;
   Finish given = finish;
-  const bool whole = finish.tickets != nullptr && finish.n_rows <= kManyTensors && format != Format::HALF;
+  const bool whole = finish.tickets != nullptr && finish.n_rows <= kManyTensors && format == Format::FULL;
   if (finish.tickets != nullptr && !whole) finalize(finish, queue);
   const int direction = has_exp_avg ? 0 : has_exp_avg_sq ? 1 : 2;
   void* arguments[] = {&own, &given};
   const int half = (direction * kHalfTypes + half_type(param_dtype)) * kHalfTypes + half_type(grad_dtype);
+  const int quarter = half - (direction == 2 ? kHalfTypes : 0);  // there is no float32 parameter without moments
   const int full = (direction * DType::WIDTH + param_dtype) * DType::WIDTH + grad_dtype;
-  launch(format == Format::HALF ? kUpdateHalf + half : (whole ? kStep : kUpdate) + full, queue,
-         blocks_for(table.n_chunks, kWarps), arguments, !whole);
+  launch(format == Format::QUARTER ? kUpdateQuarter + quarter
+         : format == Format::HALF  ? kUpdateHalf + half
+                                   : (whole ? kStep : kUpdate) + full,
+         queue, blocks_for(table.n_chunks, kWarps), arguments, !whole);
 }
 
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, const Queue& queue) {
   Table own = table;
   Run given = run;
   void* arguments[] = {&own, &given};
-  launch(format == Format::HALF ? kInterpolateHalf + move * kHalfTypes + half_type(param_dtype)
-                                : kInterpolate + move * DType::WIDTH + param_dtype,
+  const bool quarter = format == Format::QUARTER && param_dtype == DType::BFLOAT16;
+  launch(quarter                   ? kInterpolateQuarter + move
+         : format != Format::FULL ? kInterpolateHalf + move * kHalfTypes + half_type(param_dtype)
+                                  : kInterpolate + move * DType::WIDTH + param_dtype,
          queue, blocks_for(table.n_chunks, kWarps), arguments, false);
 }
 

@@ -109,7 +109,7 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
       const std::uint32_t word = random_word(key, index.next());
       m_pack.elements[i] = narrow<bfloat16>(m_i);
       v_pack.elements[i] = bfloat16_at_random(v_i, word);
-      e_pack.elements[i] = float16_at_random(e_i, word);
+      e_pack.elements[i] = float16_at_random(e_i, part_of_float16(word));
       if constexpr (kSplit) {
         const SplitFloat parts = split(y_i);
         upper_pack.elements[i] = parts.upper;

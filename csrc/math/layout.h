@@ -3,7 +3,7 @@
 #pragma once
 
 #define SFPLUS_RULE(X) X(POLYAK) X(GIVEN_LR) X(PAPER) X(RECTIFIED)
-#define SFPLUS_FORMAT(X) X(FULL) X(HALF)
+#define SFPLUS_FORMAT(X) X(FULL) X(HALF) X(QUARTER)
 #define SFPLUS_MOVE(X) X(TO_X) X(TO_Y) X(SHIFT) X(EXPOSE_Z) X(ABSORB_Z)
 #define SFPLUS_HYPER(X)                                                                    \
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \
@@ -24,7 +24,7 @@
 #define SFPLUS_SUM(X) X(GRAD_L1) X(GRAD_DOT_E) X(GRAD_SQ)
 #define SFPLUS_ROW(X)                                                                      \
   X(Y) X(PARAM) X(EXP_AVG) X(EXP_AVG_SQ) X(DISPLACEMENT) X(NUMEL) X(GROUP) X(SLOT)         \
-  X(Y_HIGH) X(INDEX_START) X(INDEX_RUN) X(INDEX_STRIDE)
+  X(Y_HIGH) X(INDEX_START) X(INDEX_RUN) X(INDEX_STRIDE) X(EXPONENTS)
 #define SFPLUS_CHUNK(X) X(ROW) X(START)
 #define SFPLUS_DTYPE(X) X(FLOAT64) X(FLOAT32) X(BFLOAT16) X(FLOAT16)
 

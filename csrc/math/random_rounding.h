@@ -59,7 +59,12 @@ SFPLUS_INLINE bfloat16 bfloat16_at_random(float x, std::uint32_t word) {
   return {static_cast<std::uint16_t>(is_nan ? 0x7FC0u : rounded)};
 }
 
-// -- to float16: the lower 13 bits of the word do; held at the largest finite value ------------------------------
+// -- to float16: 13 bits are below the last place ----------------------------------------------------------------
+
+template <class Word>
+SFPLUS_INLINE Word part_of_float16(Word word) {
+  return word & 0x1FFFu;
+}
 
 constexpr float kLargestFloat16 = 65504;
 constexpr std::uint32_t kLeastNormalFloat16 = 113u << 23;  // the bits of 2^-14
@@ -79,16 +84,19 @@ SFPLUS_INLINE std::uint32_t float16_below(float x) {
 #endif
 }
 
-// A part of float16's last place at x is added to |x|, in float, and the rest dropped. Below 2^-14 the last place is
-// that of 2^-14.
-SFPLUS_INLINE float16 float16_at_random(float x, std::uint32_t word) {
+// ``part`` of the float's bits that float16 does not have is added to ``magnitude``, below 65,520, and the rest dropped.
+// Below 2^-14 the last place is that of 2^-14.
+SFPLUS_INLINE std::uint32_t cut_to_float16(float magnitude, std::uint32_t part) {
+  const std::uint32_t exponent = bits_of(magnitude) & kInfinity;
+  const std::uint32_t binade = exponent < kLeastNormalFloat16 ? kLeastNormalFloat16 : exponent;
+  return float16_below(magnitude + (float_of(binade | part) - float_of(binade)));
+}
+
+SFPLUS_INLINE float16 float16_at_random(float x, std::uint32_t part) {
   const std::uint32_t sign = (bits_of(x) >> 16) & 0x8000u;
   const float whole = float_of(bits_of(x) & kMagnitude);
   const float magnitude = kLargestFloat16 < whole ? kLargestFloat16 : whole;  // a NaN stays one
-  const std::uint32_t exponent = bits_of(magnitude) & kInfinity;
-  const std::uint32_t binade = exponent < kLeastNormalFloat16 ? kLeastNormalFloat16 : exponent;
-  const float part = float_of(binade | (word & 0x1FFFu)) - float_of(binade);
-  return {static_cast<std::uint16_t>(float16_below(magnitude + part) | sign)};
+  return {static_cast<std::uint16_t>(cut_to_float16(magnitude, part) | sign)};
 }
 
 }  // namespace SFPLUS_ISA

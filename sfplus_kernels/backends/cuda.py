@@ -25,7 +25,7 @@ WARPS_PER_BLOCK = 4
 """As ``kWarps`` in csrc/cuda/walk.cuh."""
 
 HALF_GRADIENTS = (torch.float32, torch.bfloat16)
-"""Of which there are kernels in ``Format.HALF``: as ``half_type`` in csrc/cuda/kernels.h."""
+"""Of which there are kernels in ``Format.HALF`` and ``QUARTER``: as ``half_type`` in csrc/cuda/kernels.h."""
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 512, 4096
 

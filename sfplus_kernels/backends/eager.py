@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sfplus_kernels.backends import sixteen_bits
+from sfplus_kernels.backends import eight_bits, sixteen_bits
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
 from sfplus_kernels.contract.formats import halves, state_dtype, whole
 from sfplus_kernels.contract.layout import (
@@ -169,23 +169,26 @@ class EagerBackend:
             )
             step_size, inv_sqrt_bc2, e_to_y = _columns(tensor_coefs, TensorCoef)
             g = gradient.to(e.dtype)
-            new: dict[str, Tensor] = {}
-            if entry.exp_avg is None:
+            kept, new = _moments(entry), {}
+            if "exp_avg" not in kept:
                 m = grad_to_m * g
             else:
-                m = beta1 * entry.exp_avg.to(e.dtype) + grad_to_m * g
+                m = beta1 * kept["exp_avg"] + grad_to_m * g
                 new["exp_avg"] = m
-            if entry.exp_avg_sq is None:
+            if "exp_avg_sq" not in kept:
                 delta = step_size * m + omega * y
             else:
-                v = beta2 * entry.exp_avg_sq.to(e.dtype) + grad_to_v * g * g
+                v = beta2 * kept["exp_avg_sq"] + grad_to_v * g * g
                 delta = step_size * m / (v.sqrt() * inv_sqrt_bc2 + eps) + omega * y
                 new["exp_avg_sq"] = v
             y = y + (e_to_y * e + delta_to_y * delta)
             new["displacement"] = e_kept * (e - delta)
-            if entry.format == Format.HALF:
-                new = _in_16_bits(new, sixteen_bits.random_words(entry, run))
-            for name, value in {**new, **_stored_y(entry, y)}.items():
+            words = None
+            if entry.format != Format.FULL:
+                words = sixteen_bits.random_words(entry, run)
+                keep = sixteen_bits if entry.format == Format.HALF else eight_bits
+                new = keep.stored(new, words)
+            for name, value in {**new, **_stored_y(entry, y, words)}.items():
                 old = getattr(entry, name).detach()
                 old.copy_(torch.where(skip, old, value))
         plan.gradients = []  # kept longer, they would be memory that zero_grad() does not free
@@ -239,24 +242,24 @@ def _values(entry: Entry) -> tuple[Tensor, Tensor]:
     return entry.y.detach(), e
 
 
-def _stored_y(entry: Entry, y: Tensor) -> dict[str, Tensor]:
-    """Where y goes: the buffers and their new values."""
+def _moments(entry: Entry) -> dict[str, Tensor]:
+    """Those that there are, in the type of the arithmetic."""
+    if entry.format == Format.QUARTER:
+        return eight_bits.moments(entry)
+    found = {"exp_avg": entry.exp_avg, "exp_avg_sq": entry.exp_avg_sq}
+    dtype = state_dtype(entry.param.dtype)
+    return {name: kept.to(dtype) for name, kept in found.items() if kept is not None}
+
+
+def _stored_y(entry: Entry, y: Tensor, words: Tensor | None = None) -> dict[str, Tensor]:
+    """Where y goes: the buffers and their new values. In a move there are no random ``words``."""
     if entry.y_low is not None:
-        high, low = halves(y)
+        quarter = entry.format == Format.QUARTER
+        high, low = eight_bits.parts(y, words) if quarter else halves(y)
         return {"param": high, "y_low": low}
     if entry.master_param is not None:
         return {"master_param": y, "param": y.to(entry.param.dtype)}
     return {"param": y}
-
-
-def _in_16_bits(new: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
-    """The moments and e as they are stored in ``Format.HALF``."""
-    stored = {"displacement": sixteen_bits.displacement(new["displacement"], words)}
-    if "exp_avg" in new:
-        stored["exp_avg"] = new["exp_avg"].to(torch.bfloat16)
-    if "exp_avg_sq" in new:
-        stored["exp_avg_sq"] = sixteen_bits.exp_avg_sq(new["exp_avg_sq"], words)
-    return stored
 
 
 def _take_what_was_written(entry: Entry, skip: Tensor | None = None) -> None:

@@ -36,6 +36,16 @@ def random_words(entry: Entry, run: RunState) -> Tensor:
     return words
 
 
+def stored(new: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
+    """The moments and e as they are stored."""
+    result = {"displacement": displacement(new["displacement"], words)}
+    if "exp_avg" in new:
+        result["exp_avg"] = new["exp_avg"].to(torch.bfloat16)
+    if "exp_avg_sq" in new:
+        result["exp_avg_sq"] = exp_avg_sq(new["exp_avg_sq"], words)
+    return result
+
+
 def displacement(e: Tensor, words: Tensor) -> Tensor:
     """float32 -> float16, rounded by chance with 13 of the random bits; never infinite."""
     size, random = e.abs().view(torch.int32), (words & 0x1FFF).to(torch.int32)

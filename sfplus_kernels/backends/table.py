@@ -115,8 +115,8 @@ def build_table(
     """Make the table on the host and send it to ``device`` without waiting for it.
 
     Args:
-        half_gradients: the dtypes of gradients that the backend has kernels for in ``Format.HALF``; others
-            are brought to it in float32.
+        half_gradients: the dtypes of gradients that the backend has kernels for where the state is not in
+            ``Format.FULL``; others are brought to it in float32.
     """
     launches: list[Launch] = []
     chunk_tables: list[Tensor] = []
@@ -128,7 +128,7 @@ def build_table(
     for indices in sort_into_launches(entries):
         members = [entries[i] for i in indices]
         grad_dtype = members[0].grad_dtype
-        if members[0].format == Format.HALF and grad_dtype not in (None, *half_gradients):
+        if members[0].format != Format.FULL and grad_dtype not in (None, *half_gradients):
             grad_dtype = torch.float32
             converted.update(range(len(rows), len(rows) + len(members)))
         chunks = cut_into_chunks([e.param.numel() for e in members], chunk_size, len(rows))
@@ -273,6 +273,7 @@ def _row(entry: Entry, param: Tensor) -> tuple[int, ...]:
         entry.slot,
         0 if entry.y_high is None else entry.y_high.data_ptr(),
         *((0, max(param.numel(), 1), 0) if entry.part is None else entry.part),
+        0 if entry.exponents is None else entry.exponents.data_ptr(),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfplus_kernels.contract.formats import HALF_DTYPES, state_dtype, whole
+from sfplus_kernels.contract.formats import HALF_DTYPES, low_of, state_dtype, whole
 from sfplus_kernels.state.containers import has_own
 
 
@@ -83,7 +83,7 @@ def checked(found: Found) -> Found:
 def _is_known(param: torch.dtype, e: torch.dtype, state: Mapping[str, Tensor]) -> bool:
     """Whether state like this is kept of such a parameter."""
     if e == HALF_DTYPES["displacement"]:
-        return param == (torch.bfloat16 if "y_low" in state else torch.float32)
+        return param == (torch.float32 if low_of(state) is None else torch.bfloat16)
     return e == state_dtype(param)
 
 
@@ -122,8 +122,8 @@ def _x(found: Found, name: str) -> Tensor:
     value, state = found.weights[name], found.state[name]
     e = state["displacement"]
     dtype = state_dtype(value.dtype)
-    if "y_low" in state:
-        y = whole(value, state["y_low"])
+    if (low := low_of(state)) is not None:
+        y = whole(value, low)
     else:
         y = state["master_param"] if "master_param" in state else value.to(dtype)
     return (y - (1 - _b(found, name)).to(dtype) * e.to(dtype)).to(value.dtype)

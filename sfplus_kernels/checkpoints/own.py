@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,21 @@ from torch import Tensor
 from sfplus_kernels.checkpoints import upstream
 from sfplus_kernels.checkpoints.unsettled import Y_BETA
 from sfplus_kernels.contract.algorithm import Algorithm
-from sfplus_kernels.contract.formats import BUFFERS, HALF_DTYPES, STEP, buffer_dtypes
-from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
+from sfplus_kernels.contract.eight_bits import exponents_shape
+from sfplus_kernels.contract.formats import (
+    BUFFERS,
+    CODES,
+    EXPONENTS,
+    HALF_DTYPES,
+    LOW,
+    STEP,
+    buffer_dtypes,
+    is_quarter,
+)
+from sfplus_kernels.contract.layout import Format
+from sfplus_kernels.processes.sharding import as_part_of, local, placed_as, plain
 from sfplus_kernels.state.containers import TensorState, has_own
+from sfplus_kernels.state.moments import fits_blocks, moments_of
 from sfplus_kernels.state.tensors import of_others
 
 
@@ -95,14 +107,14 @@ def _check_class(expected: str, saved_groups: list[dict[str, Any]]) -> None:
 
 
 def _copied(
-    param: Tensor, buffers: Iterable[str], state: Mapping[str, Any], index: object, train_mode: bool
+    param: Tensor, buffers: Sequence[str], state: Mapping[str, Any], index: object, train_mode: bool
 ) -> TensorState:
     """In the format that it was saved in: ``settle`` changes that, when the parameters are there."""
     if not has_own(state):  # the parameter has not begun, and others keep something of theirs there
         return of_others(param, state, ())
-    in_halves = getattr(state.get("displacement"), "dtype", None) == HALF_DTYPES["displacement"]
-    dtypes = buffer_dtypes(param.dtype, buffers, "16bit" if in_halves else "float32")
-    if "y_low" in dtypes and not train_mode:
+    kept = _format_of_saved(state)
+    dtypes = buffer_dtypes(param.dtype, buffers, kept)
+    if any(name in dtypes for name in LOW) and not train_mode:
         dtypes["y_high"] = HALF_DTYPES["y_high"]
     missing = sorted({*dtypes, STEP} - set(state))
     foreign = sorted({*BUFFERS} & set(state) - {*dtypes})
@@ -114,16 +126,27 @@ def _copied(
             "with, and load its state in the mode that it was saved in"
         )
     copied: TensorState = {}
+    if kept == Format.QUARTER and EXPONENTS in dtypes and not fits_blocks(param):
+        state, dtypes = _without_codes(state, dtypes, index, param.shape)
     # in an order that is the same in all processes: DTensors are distributed together, one by one
     for name, dtype in dtypes.items():
         value = state[name]
-        if value.shape != param.shape or value.dtype != dtype:
+        shape = tuple(param.shape)
+        if name == EXPONENTS:
+            shape = exponents_shape(param.shape)
+            _check_exponents(value, shape, index)
+        if tuple(value.shape) != shape or value.dtype != dtype:
             raise ValueError(
                 f"{name} of parameter {index} has shape {tuple(value.shape)} and dtype "
-                f"{value.dtype}; expected {tuple(param.shape)} and {dtype}"
+                f"{value.dtype}; expected {shape} and {dtype}"
             )
+        placed = placed_as(value, param)
+        if name == EXPONENTS:
+            part = placed.detach().to(local(param).device, copy=True)
+            copied[name] = as_part_of(part, param, exponents_shape(param.shape))
+            continue
         # the parameter's own layout in memory, whatever that of the saved tensor
-        part = torch.empty_like(local(param).detach(), dtype=dtype).copy_(placed_as(value, param))
+        part = torch.empty_like(local(param).detach(), dtype=dtype).copy_(placed)
         copied[name] = as_part_of(part, param)
     for name in (STEP, *([Y_BETA] if Y_BETA in state else [])):
         value = torch.as_tensor(state[name])
@@ -133,6 +156,39 @@ def _copied(
             )
         copied[name] = value.detach().to(param.device, torch.float64, copy=True)
     return {**copied, **of_others(param, state, copied)}
+
+
+def _format_of_saved(state: Mapping[str, Any]) -> Format:
+    if is_quarter(state):
+        return Format.QUARTER
+    in_halves = getattr(state.get("displacement"), "dtype", None) == HALF_DTYPES["displacement"]
+    return Format.HALF if in_halves else Format.FULL
+
+
+def _check_exponents(value: Tensor, expected: tuple[int, int], index: object) -> None:
+    if tuple(value.shape) != expected:
+        raise ValueError(
+            f"{EXPONENTS} of parameter {index} has shape {tuple(value.shape)}; expected {expected}: one for "
+            "32 elements of a row"
+        )
+
+
+def _without_codes(
+    state: Mapping[str, Any], dtypes: Mapping[str, torch.dtype], index: object, shape: torch.Size
+) -> tuple[dict[str, Any], dict[str, torch.dtype]]:
+    """Moments in float32 in place of their codes, for a parameter whose parts would cut blocks.
+
+    All processes must take part, and each has them whole for a moment.
+    """
+    whole = {
+        name: plain(state[name]) if name in (*CODES.values(), EXPONENTS) else state[name]
+        for name in state
+    }
+    _check_exponents(whole[EXPONENTS], exponents_shape(shape), index)
+    found = moments_of(whole)
+    state = {**{n: v for n, v in whole.items() if n not in (*CODES.values(), EXPONENTS)}, **found}
+    kept = {n: d for n, d in dtypes.items() if n not in (*CODES.values(), EXPONENTS)}
+    return state, {**dict.fromkeys(found, torch.float32), **kept}
 
 
 def _beta_of_group(states: Sequence[TensorState]) -> float:

@@ -29,7 +29,7 @@ def settle(param: Tensor, state: TensorState, group: Mapping[str, Any]) -> None:
     elif Y_BETA in state:
         _to_beta_of_group(param, state, b, train_mode)
     if "displacement" in state:
-        to_format(param, state, group["state_format"], train_mode=train_mode)
+        to_format(param, state, group["state_format"], b, train_mode=train_mode)
 
 
 def _from_iterates(param: Tensor, state: TensorState, b: float, train_mode: bool) -> None:

@@ -18,6 +18,7 @@ from sfplus_kernels.contract.formats import BUFFERS, STEP, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
 from sfplus_kernels.state.containers import TensorState, has_own
 from sfplus_kernels.state.iterates import iterates
+from sfplus_kernels.state.moments import moments_of
 from sfplus_kernels.state.tensors import of_others
 
 RUN_KEYS = ("k", "lr_max", "weight_sum")
@@ -136,10 +137,9 @@ def upstream_state_dict(
             local, iterates(param, own, betas[number], saved["param_groups"][0]["train_mode"])
         )
         sequences = {"x": x, "y": y, "z": z} if with_x_and_y else {"z": z}
-        moments = {name: local(own[name]) for name in ("exp_avg", "exp_avg_sq") if name in own}
         states[number] = {
             name: as_part_of(tensor.detach().to(param.dtype, copy=True), param)
-            for name, tensor in (sequences | moments).items()
+            for name, tensor in (sequences | moments_of(own)).items()
         }
     names = [*algorithm.upstream_arguments(), *RUN_KEYS, "scheduled_lr", "params"]
     names += ["train_mode"] if algorithm.has_modes else []

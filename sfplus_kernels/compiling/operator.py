@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.backend import Entry, RunState
-from sfplus_kernels.contract.formats import BUFFERS
+from sfplus_kernels.contract.formats import FIELDS
 from sfplus_kernels.engine.engine import Passes
 from sfplus_kernels.engine.runtime import HeldStep, Runtime
 from sfplus_kernels.processes.collective import Collective
@@ -32,6 +32,9 @@ MAX_KINDS = 4
 """A step with yet another set of parameters that have a gradient stays outside of the graph. Where the set
 changes at each step (experts that got no token), each step would be compiled anew."""
 
+NAMES = tuple(dict.fromkeys(FIELDS.values()))
+"""What an ``Entry`` may have beside the parameter."""
+
 WRITTEN = ("globals", "groups", "tensors", "group_coefs", "tensor_coefs")
 READ = ("hyper", "settings")
 
@@ -41,7 +44,7 @@ class Operands:
     """The tensors of a plan as the operator takes them."""
 
     params: list[Tensor]  # without requires_grad: there is nothing to differentiate
-    state: list[Tensor]  # of each parameter in turn those of BUFFERS that it has
+    state: list[Tensor]  # of each parameter in turn those of NAMES that it has
     run: list[Tensor]  # those of the engine named in WRITTEN
     settings: list[Tensor]  # those named in READ
     traceable: bool  # whether the operator is to be called at all
@@ -140,7 +143,7 @@ def _calls(optimizer: Holding, held: HeldStep) -> list[tuple]:
 
 def _operands(run: RunState, entries: Sequence[Entry], kinds: set[tuple]) -> Operands:
     params = [entry.param.detach() for entry in entries]
-    buffers = [getattr(entry, name) for entry in entries for name in BUFFERS]
+    buffers = [getattr(entry, name) for entry in entries for name in NAMES]
     state = [buffer for buffer in buffers if buffer is not None]
     memory = [tensor.untyped_storage().data_ptr() for tensor in (*params, *state) if tensor.numel()]
     # torch 2.6 is wrong about operators that write to several views of one piece of memory
@@ -187,7 +190,7 @@ def _step(
     buffers = iter(state)
     entries = []
     for entry, param in zip(kept.entries, params, strict=True):
-        given: dict[str, Any] = {n: next(buffers) for n in BUFFERS if getattr(entry, n) is not None}
+        given: dict[str, Any] = {n: next(buffers) for n in NAMES if getattr(entry, n) is not None}
         entries.append(entry._replace(param=param.detach(), **given))
     names = (*WRITTEN, *READ)
     copy = RunState(**dict(zip(names, (*run, *settings), strict=True)))

@@ -40,7 +40,8 @@ class Entry(NamedTuple):
     ``contract.formats``: in ``Format.FULL`` float64 for a float64 parameter, else float32. A moment is None
     where the algorithm keeps none, ``exp_avg`` also where it keeps only the other; ``master_param`` is None
     where the parameter itself holds y. Of a bfloat16 parameter in ``Format.HALF`` ``y_low`` is the lower
-    half of y, and the parameter the upper one; while that holds x, the upper one is in ``y_high``.
+    half of y, and the parameter the upper one; while that holds x, the upper one is in ``y_high``. So it is
+    in ``Format.QUARTER``, where the moments are codes, and all state lies row by row.
     """
 
     param: Tensor
@@ -55,6 +56,7 @@ class Entry(NamedTuple):
     y_low: Tensor | None = None
     y_high: Tensor | None = None
     part: tuple[int, int, int] | None = None  # INDEX_START, _RUN, _STRIDE; None: all is here
+    exponents: Tensor | None = None  # of v in ``Format.QUARTER``, one for 32 elements
 
     @property
     def y(self) -> Tensor:
@@ -62,6 +64,10 @@ class Entry(NamedTuple):
 
     @property
     def format(self) -> Format:
+        if self.exponents is not None or (
+            self.y_low is not None and self.y_low.dtype == torch.int8
+        ):
+            return Format.QUARTER
         return Format.HALF if self.displacement.dtype == torch.float16 else Format.FULL
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sfplus_kernels.contract.layout import Format
+
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of parameters and gradients."""
 
-STATE_FORMATS = ("float32", "16bit")
-"""In the type of the arithmetic (float64 for float64 parameters), or in 16 bits a number."""
+STATE_FORMATS = ("float32", "16bit", "8bit")
+"""In the type of the arithmetic (float64 for float64 parameters), in 16 bits a number, or in 8."""
 
 DEFAULTS = {"state_format": "float32", "rounding_seed": 0}
 """Of groups that say nothing of it, such as those that an older version saved."""
@@ -19,11 +22,32 @@ DEFAULTS = {"state_format": "float32", "rounding_seed": 0}
 ALGORITHM_BUFFERS = ("exp_avg", "exp_avg_sq", "displacement")
 """Those that an algorithm may ask for."""
 
-BUFFERS = (*ALGORITHM_BUFFERS, "master_param", "y_low", "y_high")
-"""All buffers of a parameter's shape, under their names in its state and in ``contract.backend.Entry``."""
+CODES = {"exp_avg": "exp_avg_codes", "exp_avg_sq": "exp_avg_sq_codes"}
+"""What a moment is called in ``Format.QUARTER``. Other names for other meanings: a loader of sharded
+checkpoints copies values from name to name, and codes are none."""
+
+EXPONENTS = "exp_avg_sq_exponents"
+"""Of v in ``Format.QUARTER``: one for 32 elements of a row, in a shape of its own."""
+
+LOW = ("y_low", "y_low_byte")
+"""The lower half of y of a bfloat16 parameter, in ``Format.HALF`` and ``Format.QUARTER``."""
+
+OF_Y = ("master_param", *LOW, "y_high")
+"""What may be kept of y beside the parameter."""
+
+BUFFERS = (*ALGORITHM_BUFFERS, *OF_Y, *CODES.values(), EXPONENTS)
+"""All that may be kept of a parameter and grows with it, under the names in its state."""
+
+FIELDS = {
+    **{name: name for name in (*ALGORITHM_BUFFERS, *OF_Y)},
+    **{code: name for name, code in CODES.items()},
+    "y_low_byte": "y_low",
+    EXPONENTS: "exponents",
+}
+"""Name in the state -> name in ``contract.backend.Entry``."""
 
 STEP = "step"
-"""The count of a parameter's steps: all in its state that has not its shape."""
+"""The count of a parameter's steps."""
 
 HALF_DTYPES = {
     "exp_avg": torch.bfloat16,
@@ -46,24 +70,65 @@ def needs_master(param_dtype: torch.dtype) -> bool:
     return param_dtype != state_dtype(param_dtype)
 
 
-def is_half(param_dtype: torch.dtype, state_format: str) -> bool:
-    """Whether the state of such a parameter is in 16 bits a number. That of a float16 one never is."""
-    return state_format == "16bit" and param_dtype in (torch.float32, torch.bfloat16)
+QUARTER_DTYPES = {
+    "exp_avg": torch.uint8,
+    "exp_avg_sq": torch.uint8,
+    EXPONENTS: torch.uint8,
+    "displacement": torch.float16,  # in 8 bits its error would grow without end
+    "y_low_byte": torch.int8,
+    "y_high": torch.bfloat16,
+}
+"""In ``Format.QUARTER``: as in ``HALF_DTYPES``, and the moments are codes (contract/eight_bits.py)."""
+
+
+def format_of(
+    param_dtype: torch.dtype, names: Collection[str], state_format: str, *, in_blocks: bool
+) -> Format:
+    """How the state of such a parameter is kept.
+
+    Args:
+        names: of ``ALGORITHM_BUFFERS`` those that the algorithm asks for.
+        in_blocks: whether its rows consist of whole blocks, so that it may be kept in 8 bits.
+    """
+    if state_format == "float32" or param_dtype not in (torch.float32, torch.bfloat16):
+        return Format.FULL
+    smaller = needs_master(param_dtype) or "exp_avg_sq" in names  # than in 16 bits
+    return Format.QUARTER if state_format == "8bit" and in_blocks and smaller else Format.HALF
 
 
 def buffer_dtypes(
-    param_dtype: torch.dtype, names: Iterable[str], state_format: str
+    param_dtype: torch.dtype, names: Collection[str], kept: Format
 ) -> dict[str, torch.dtype]:
     """What a parameter has in its state, in train mode.
 
     Args:
         names: of ``ALGORITHM_BUFFERS`` those that the algorithm asks for.
+        kept: as ``format_of`` says.
     """
-    if is_half(param_dtype, state_format):
-        beside = ("y_low",) if needs_master(param_dtype) else ()
-        return {name: HALF_DTYPES[name] for name in (*names, *beside)}
-    beside = ("master_param",) if needs_master(param_dtype) else ()
-    return dict.fromkeys((*names, *beside), state_dtype(param_dtype))
+    beside = needs_master(param_dtype)
+    if kept == Format.QUARTER:
+        dtypes = {CODES.get(name, name): QUARTER_DTYPES[name] for name in names}
+        more = [EXPONENTS] if "exp_avg_sq" in names else []
+        more += ["y_low_byte"] if beside else []
+        return dtypes | {name: QUARTER_DTYPES[name] for name in more}
+    if kept == Format.HALF:
+        return {name: HALF_DTYPES[name] for name in (*names, *(["y_low"] if beside else []))}
+    return dict.fromkeys((*names, *(["master_param"] if beside else [])), state_dtype(param_dtype))
+
+
+def asked(state: Mapping[str, Any]) -> list[str]:
+    """Those of ``ALGORITHM_BUFFERS`` that were asked for, whatever they are kept as."""
+    return [name for name in ALGORITHM_BUFFERS if name in state or CODES.get(name) in state]
+
+
+def is_quarter(state: Mapping[str, Any]) -> bool:
+    """Whether there is something in it that is only in ``Format.QUARTER``."""
+    return any(name in state for name in (*CODES.values(), EXPONENTS, "y_low_byte"))
+
+
+def low_of(state: Mapping[str, Any]) -> Any:
+    """The lower half of y, or None."""
+    return next((state[name] for name in LOW if name in state), None)
 
 
 def halves(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +144,8 @@ def halves(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def whole(high: Tensor, low: Tensor) -> Tensor:
     """float32 y of its two halves; where somebody wrote a zero into the upper one, no NaN but zero."""
-    rest = low.view(torch.int16).to(torch.int32)
+    eight = low.dtype == torch.int8  # the upper ones of the 16
+    rest = low.to(torch.int32) * 256 if eight else low.view(torch.int16).to(torch.int32)
     rest = torch.where((high == 0) & (rest < 0), 0, rest)
     return ((high.view(torch.int16).to(torch.int32) << 16) + rest).view(torch.float32)
 

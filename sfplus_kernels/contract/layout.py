@@ -45,6 +45,7 @@ class Format(IntEnum):
 
     FULL = 0  # in the type of the arithmetic
     HALF = 1  # in 16 bits a number, for float32 and bfloat16 parameters
+    QUARTER = 2  # moments in 8 bits, and 24 bits of y of a bfloat16 parameter; e in 16
 
 
 class Move(IntEnum):
@@ -178,6 +179,8 @@ class Row(IntEnum):
 
     Of a bfloat16 parameter in ``Format.HALF`` y is in two halves: ``Y`` is the address of the lower one,
     ``y_low``. The upper one is the parameter; while that holds x it is kept at ``Y_HIGH``, else 0.
+    In ``Format.QUARTER`` the same with 8 bits, the moments are codes, and ``EXPONENTS`` is the address of the
+    exponents of v, one for 32 elements, else 0; NUMEL and INDEX_RUN are multiples of 32 there.
 
     Element j of the memory is element INDEX_START + (j // INDEX_RUN) INDEX_STRIDE + j % INDEX_RUN (modulo
     2^32) of the whole tensor, of which this process may hold a part: its random numbers are of that index.
@@ -196,6 +199,7 @@ class Row(IntEnum):
     INDEX_START = 9
     INDEX_RUN = 10  # at least 1
     INDEX_STRIDE = 11
+    EXPONENTS = 12
 
 
 class Chunk(IntEnum):

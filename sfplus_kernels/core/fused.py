@@ -25,7 +25,7 @@ from sfplus_kernels.state import run
 from sfplus_kernels.state.checks import is_fake
 from sfplus_kernels.state.containers import Containers, has_own
 from sfplus_kernels.state.conversion import park
-from sfplus_kernels.state.tensors import create_missing_state
+from sfplus_kernels.state.tensors import create_missing_state, elements_by_format
 
 ALONE = Collective()
 """With the processes of the default group, if there are any."""
@@ -243,6 +243,14 @@ class FusedOptimizer(StatefulOptimizer):
     def figures(self) -> tuple[Global, ...]:
         """What ``metrics()`` shows beside the figures of the groups."""
         return tuple(self.global_keys.values())
+
+    def state_formats(self) -> dict[str, int]:
+        """How many elements of the parameters that have state are kept in which format, in this process.
+
+        That may be another one than ``state_format``, which not all tensors can have: see docs/memory.md.
+        """
+        self._settle()
+        return elements_by_format(self.state.get(p, {}) for p in self._parameters())
 
     @untraced
     @of_the_inner

@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from sfplus_kernels.contract.layout import Hyper
+from sfplus_kernels.state.containers import Containers
+
 
 def check_number(
     name: str,
@@ -96,6 +99,21 @@ def check_shared(groups: Sequence[Mapping[str, Any]], names: Iterable[str]) -> N
                     f"group {index} has {name}={group[name]!r}, group 0 has {groups[0][name]!r}; it is "
                     "one for all groups: set it once, as an argument of the optimizer"
                 )
+
+
+def check_bounds_of_m(hyper: Sequence[Sequence[float]], containers: Containers) -> None:
+    """Raise ValueError unless m is bounded by a multiple of sqrt(v) wherever ``"8bit"`` keeps it so.
+
+    Args:
+        hyper: of each group its row of ``layout.Hyper``.
+    """
+    for row, buffers, kept in zip(hyper, containers.buffers, containers.formats, strict=True):
+        beta1, beta2 = row[Hyper.BETA1], row[Hyper.BETA2]
+        if kept == "8bit" and "exp_avg" in buffers and beta1**2 >= beta2:
+            raise ValueError(
+                f"state_format is '8bit', and the betas of m and v are ({beta1}, {beta2}); expected that of "
+                "m, squared, below that of v, else m has no bound in units of sqrt(v); or '16bit'"
+            )
 
 
 def check_seed(value: object) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.compiling.tracing import untraced
+from sfplus_kernels.contract.formats import OF_Y
 from sfplus_kernels.contract.layout import Hyper, Move
 from sfplus_kernels.core.fused import FusedOptimizer
 from sfplus_kernels.core.pairs import LoadedPair, probe, witness
@@ -124,7 +125,7 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         params = [
             local(p)
             for p in self._parameters()
-            if not {"master_param", "y_low"}.intersection(self.state.get(p, {}))
+            if not set(OF_Y).intersection(self.state.get(p, {}))
         ]
         saved = [p.detach().clone() for p in params]
         self.eval()

@@ -16,7 +16,7 @@ from sfplus_kernels.contract.formats import DEFAULTS
 from sfplus_kernels.contract.layout import Global, Hyper, Setting
 from sfplus_kernels.core.backend_choice import tell_choice, tell_left_behind
 from sfplus_kernels.core.description import described, offered
-from sfplus_kernels.core.hyperparameters import check_seed, check_shared
+from sfplus_kernels.core.hyperparameters import check_bounds_of_m, check_seed, check_shared
 from sfplus_kernels.core.kept_rows import KeptRows, Rows
 from sfplus_kernels.core.known_groups import KnownGroups
 from sfplus_kernels.core.untraced_steps import UntracedSteps
@@ -166,6 +166,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
 
     def _rows(self) -> Rows:
         hyper = [self.hyper_row(group) for group in self.param_groups]
+        check_bounds_of_m(hyper, self._containers())
         check_shared(self.param_groups, (*self.shared_arguments, "rounding_seed"))
         settings = self.settings_row(self.param_groups[0])[: Setting.ROUNDING_SEED]
         return hyper, (*settings, check_seed(self.param_groups[0]["rounding_seed"]))
@@ -176,8 +177,7 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
     def _containers(self) -> Containers:
         """What a step reads of this optimizer: as it is now, for one call."""
         buffers = [self.buffers(group) for group in self.param_groups]
-        formats = [group["state_format"] for group in self.param_groups]
-        return Containers(self.param_groups, self.state, buffers, formats)
+        return Containers(self.param_groups, self.state, buffers, not self.has_modes)
 
     # -- run state and checkpoints ------------------------------------------------------------------
 

@@ -68,9 +68,9 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
             (ZeroRedundancyOptimizer, FSDP1's flat parameters); None where each process holds all.
         loss_reduce: "mean" or "sum" of the losses of the processes; None if they are the same already.
         shared_step: makes the steps of several optimizers those of one; see ``SharedStep``.
-        state_format: "float32", or "16bit" for half the state (docs/memory.md); that of float16 parameters
-            stays in float32.
-        rounding_seed: of the roundings by chance of "16bit", 0 to 4294967295; the same in all processes.
+        state_format: "float32", "16bit" for half the state, or "8bit" for a third (docs/memory.md); that of
+            float16 parameters stays in float32.
+        rounding_seed: of the roundings by chance of these, 0 to 4294967295; the same in all processes.
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:

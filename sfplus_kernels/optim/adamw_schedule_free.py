@@ -46,9 +46,9 @@ class AdamWScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
             ``metrics()["skipped_steps"]``.
         process_group, shard_group: with whom the look at the gradients is shared, as in
             ``AdamCScheduleFreePlus``.
-        state_format: "float32", or "16bit" for half the state (docs/memory.md); that of float16 parameters
-            stays in float32.
-        rounding_seed: of the roundings by chance of "16bit", 0 to 4294967295; the same in all processes.
+        state_format: "float32", "16bit" for half the state, or "8bit" for a third (docs/memory.md); that of
+            float16 parameters stays in float32.
+        rounding_seed: of the roundings by chance of these, 0 to 4294967295; the same in all processes.
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 PLAIN = frozenset({Tensor, nn.Parameter, NoneType})
 """What is certainly no DTensor: a look at each type is all that other models pay."""
@@ -52,8 +52,12 @@ def local_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
     ]
 
 
-def as_part_of(part: Tensor, whole: Tensor) -> Tensor:
-    """``part`` as what this process holds of a tensor that is divided as ``whole`` is; or just ``part``."""
+def as_part_of(part: Tensor, whole: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    """``part`` as what this process holds of a tensor that is divided as ``whole`` is; or just ``part``.
+
+    Args:
+        shape: of that tensor, if it is not that of ``whole``.
+    """
     if not is_dtensor(whole):
         return part
     from torch.distributed.tensor import DTensor
@@ -64,9 +68,28 @@ def as_part_of(part: Tensor, whole: Tensor) -> Tensor:
         like.device_mesh,
         like.placements,
         run_check=False,
-        shape=whole.shape,
-        stride=whole.stride(),
+        shape=whole.shape if shape is None else Size(shape),
+        stride=whole.stride() if shape is None else (shape[1], 1),
     )
+
+
+def rows_in_blocks(param: Tensor, block: int) -> bool:
+    """Whether dimension 0 has rows of whole blocks, in the whole tensor and in what each process holds.
+
+    The answer is the same in all processes.
+    """
+    if param.dim() < 2 or param.shape[1:].numel() % block:
+        return False
+    pieces = 1  # of a row
+    if is_dtensor(param):
+        like: Any = param
+        for size, placement in zip(like.device_mesh.shape, like.placements, strict=True):
+            dim = getattr(placement, "dim", 0)  # a replica has none
+            if dim > 1:
+                return False
+            pieces *= size if dim == 1 else 1
+    width, within = param.shape[1], param.shape[2:].numel()
+    return width % pieces == 0 and width // pieces * within % block == 0
 
 
 def shards(param: Tensor) -> int:
@@ -129,8 +152,9 @@ def plain(value: Any) -> Any:
 def placed_as(value: Tensor, param: Tensor) -> Tensor:
     """What this process holds of ``value`` once it is divided as ``param`` is.
 
-    ``value`` may be a DTensor, divided in any way, or a plain tensor with all elements. If it is not placed
-    as ``param`` already, all processes of its mesh must take part.
+    ``value`` may be a DTensor, divided in any way, or a plain tensor with all elements; its shape that of
+    ``param``, or another that is to be divided alike. If it is not placed as ``param`` already, all processes
+    of its mesh must take part.
     """
     like: Any = param
     if is_dtensor(value):
@@ -143,7 +167,7 @@ def placed_as(value: Tensor, param: Tensor) -> Tensor:
             value = found.redistribute(placements=like.placements)
     if is_dtensor(value):
         return local(value)
-    if is_dtensor(param) and value.shape == param.shape:
+    if is_dtensor(param):
         from torch.distributed.tensor import distribute_tensor
 
         whole = value.detach().to(like.device_mesh.device_type)

@@ -66,13 +66,21 @@ def check_containers(containers: Containers) -> None:
     touched = {id(param) for _, param in containers.touched}
     for index, state_format in enumerate(containers.formats):
         if state_format not in STATE_FORMATS:
-            expected = " or ".join(map(repr, STATE_FORMATS))
+            *first, last = map(repr, STATE_FORMATS)
+            expected = f"{', '.join(first)} or {last}"
             raise ValueError(f"state_format is {state_format!r}; expected {expected}")
         params = containers.groups[index]["params"] if state_format != "float32" else []
         if any(p.dtype == torch.float64 and id(p) in touched for p in params):
             raise ValueError(
                 f"state_format is {state_format!r}, but a parameter is float64; expected 'float32', which "
                 "keeps float64 state for it"
+            )
+        in_24_bits = state_format == "8bit" and containers.twice_a_step
+        if in_24_bits and any(p.dtype == torch.bfloat16 and id(p) in touched for p in params):
+            raise ValueError(
+                "state_format is '8bit', but a closure form writes y and x into a bfloat16 parameter in turn "
+                "and would round it to 24 bits twice a step; expected '16bit' or 'float32', or float32 "
+                "parameters"
             )
 
 

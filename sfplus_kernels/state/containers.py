@@ -26,8 +26,13 @@ class Containers:
     groups: list[dict[str, Any]]  # param_groups itself
     state: MutableMapping[Tensor, TensorState]  # the optimizer's state itself
     buffers: list[tuple[str, ...]]  # which a parameter of each group has; see formats
-    formats: list[str]  # in which of formats.STATE_FORMATS each group keeps them
+    twice_a_step: bool  # whether y and x are written into the parameters in turn
     rank: int = 0  # of this process among those that plain tensors are divided among
+
+    @property
+    def formats(self) -> list[str]:
+        """In which of ``formats.STATE_FORMATS`` each group keeps them."""
+        return [group["state_format"] for group in self.groups]
 
     @cached_property
     def params(self) -> list[Tensor]:

@@ -5,61 +5,90 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfplus_kernels.contract.eight_bits import HALF_OF_Y, exponents_shape, parts
 from sfplus_kernels.contract.formats import (
-    ALGORITHM_BUFFERS,
+    CODES,
+    EXPONENTS,
+    OF_Y,
+    asked,
     buffer_dtypes,
+    format_of,
     halves,
+    low_of,
     nearest,
     needs_master,
 )
+from sfplus_kernels.contract.layout import Format
 from sfplus_kernels.processes.sharding import as_part_of, local
 from sfplus_kernels.state.containers import TensorState
-from sfplus_kernels.state.iterates import kept_y
-
-OF_Y = ("master_param", "y_low", "y_high")
-"""What may be kept of y beside the parameter."""
+from sfplus_kernels.state.iterates import iterates, kept_y
+from sfplus_kernels.state.moments import goes_in_blocks, in_codes, moments_of
 
 
-def to_format(param: Tensor, state: TensorState, state_format: str, *, train_mode: bool) -> None:
+def to_format(
+    param: Tensor, state: TensorState, state_format: str, b: float, *, train_mode: bool
+) -> None:
     """Bring ``state`` into ``state_format``, in place; nothing happens if it is in it.
 
-    A bfloat16 parameter that holds y becomes the upper half of it, or its rounding to even, by which another
-    format knows that nobody has written to it.
+    A bfloat16 parameter becomes what it is in that format, by which that knows that nobody has written to it:
+    the upper half of y, or its rounding to even; or the rounding of x as y and e are from now on.
 
     Args:
+        b: beta with which y was written.
         train_mode: whether ``param`` holds y, else x.
     """
-    names = [name for name in ALGORITHM_BUFFERS if name in state]
-    wanted = buffer_dtypes(param.dtype, names, state_format)
+    names = asked(state)
+    kept = format_of(param.dtype, names, state_format, in_blocks=goes_in_blocks(param))
+    wanted = buffer_dtypes(param.dtype, names, kept)
+    if all(name in state and state[name].dtype == dtype for name, dtype in wanted.items()):
+        return
+    y = local(iterates(param, state, b, train_mode).y) if needs_master(param.dtype) else None
+    found = moments_of(state)
+    put = {"displacement": nearest(local(state["displacement"]), wanted["displacement"])}
+    if kept == Format.QUARTER:
+        put |= in_codes(found)
+    else:
+        put |= {name: nearest(value, wanted[name]) for name, value in found.items()}
+    for name in (*names, *CODES.values(), EXPONENTS):
+        if name not in put:
+            state.pop(name, None)
+    for name, value in put.items():
+        if name in state and state[name].dtype == value.dtype:
+            continue
+        shape = exponents_shape(param.shape) if name == EXPONENTS else None
+        like = value if kept == Format.QUARTER else local(param).detach()
+        buffer = torch.empty_like(like, dtype=value.dtype, device=param.device)
+        state[name] = as_part_of(buffer.copy_(value), param, shape)
+    if y is not None:
+        _put_y(param, state, y, kept, train_mode=train_mode)
+        if not train_mode:
+            y, e = kept_y(param, state), local(state["displacement"]).to(y.device, y.dtype)
+            local(param).detach().copy_(y - torch.as_tensor(1 - b, dtype=e.dtype) * e)
+
+
+def _put_y(param: Tensor, state: TensorState, y: Tensor, kept: Format, *, train_mode: bool) -> None:
     value = local(param).detach()
+    for name in OF_Y:
+        state.pop(name, None)
 
     def put(name: str, values: Tensor) -> None:
-        buffer = torch.empty_like(value, dtype=wanted.get(name, value.dtype))
+        buffer = torch.empty_like(value, dtype=values.dtype)
         state[name] = as_part_of(buffer.copy_(values), param)
 
-    if needs_master(param.dtype) and not all(name in state for name in wanted):
-        y = kept_y(param, state)
-        if train_mode and "master_param" in state:
-            y = torch.where(y.to(value.dtype) == value, y, value.to(y.dtype))
-        for name in OF_Y:
-            state.pop(name, None)
-        if "y_low" in wanted:
-            high, low = halves(y)
-            put("y_low", low)
-            if train_mode:
-                value.copy_(high)
-            else:
-                put("y_high", high)
-        else:
-            put("master_param", y)
-            if train_mode:
-                value.copy_(y)
-    for name in names:
-        if state[name].dtype != wanted[name]:
-            put(name, nearest(local(state[name]).to(value.device), wanted[name]))
+    if kept == Format.FULL:
+        put("master_param", y)
+        if train_mode:
+            value.copy_(y)
+        return
+    high, low = parts(y, HALF_OF_Y) if kept == Format.QUARTER else halves(y)
+    put("y_low_byte" if kept == Format.QUARTER else "y_low", low)
+    if train_mode:
+        value.copy_(high)
+    else:
+        put("y_high", high)
 
 
 def park(param: Tensor, state: TensorState) -> None:
     """Before the parameter becomes x: keep the upper half of y, if the parameter is that."""
-    if "y_low" in state and "y_high" not in state:
+    if low_of(state) is not None and "y_high" not in state:
         state["y_high"] = as_part_of(local(param).detach().clone(), param)

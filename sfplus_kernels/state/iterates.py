@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfplus_kernels.contract.formats import state_dtype, whole
+from sfplus_kernels.contract.formats import low_of, state_dtype, whole
 from sfplus_kernels.processes.sharding import as_part_of, local
 from sfplus_kernels.state.containers import TensorState
 
@@ -37,9 +37,10 @@ def iterates(
     b = torch.as_tensor(b, dtype=torch.float64, device=e.device)
     z_share, x_share = b.to(e.dtype) * e, (1 - b).to(e.dtype) * e
     y = value.to(e.dtype) if train_mode else value.to(e.dtype) + x_share
-    if "y_low" in state and train_mode:
-        y = whole(value, local(state["y_low"]).to(param.device))
-    elif "y_low" in state or "master_param" in state:
+    low = low_of(state)
+    if low is not None and train_mode:
+        y = whole(value, local(low).to(param.device))
+    elif low is not None or "master_param" in state:
         # the parameter follows what is kept, unless somebody wrote to it
         kept = kept_y(param, state)
         followed = (kept if train_mode else kept - x_share).to(value.dtype)
@@ -53,4 +54,4 @@ def kept_y(param: Tensor, state: TensorState) -> Tensor:
     if "master_param" in state:
         return local(state["master_param"]).to(param.device)
     high = local(state["y_high"]).to(param.device) if "y_high" in state else local(param).detach()
-    return whole(high, local(state["y_low"]).to(param.device))
+    return whole(high, local(low_of(state)).to(param.device))

@@ -9,28 +9,41 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.backend import Entry
+from sfplus_kernels.contract.eight_bits import exponents_shape
 from sfplus_kernels.contract.formats import (
-    ALGORITHM_BUFFERS,
     BUFFERS,
+    EXPONENTS,
+    FIELDS,
     HALF_DTYPES,
+    LOW,
     STEP,
+    asked,
     buffer_dtypes,
+    format_of,
+    is_quarter,
     nearest,
 )
 from sfplus_kernels.contract.layout import Format
 from sfplus_kernels.processes.sharding import as_part_of, is_dtensor, local, part_of_whole, shards
 from sfplus_kernels.state.checks import check_memory
 from sfplus_kernels.state.containers import Containers, TensorState
+from sfplus_kernels.state.moments import fits_blocks, goes_in_blocks
 
 
-def new_state(param: Tensor, names: Iterable[str], state_format: str) -> TensorState:
+def new_state(param: Tensor, names: Sequence[str], state_format: str) -> TensorState:
     """State before the first step: zero moments, x = y = z = the parameter."""
     value = local(param).detach()
-    dtypes = buffer_dtypes(param.dtype, names, state_format)
-    buffers = {name: torch.zeros_like(value, dtype=dtype) for name, dtype in dtypes.items()}
-    if "master_param" in buffers:
-        buffers["master_param"].copy_(value)
-    state: TensorState = {name: as_part_of(buffer, param) for name, buffer in buffers.items()}
+    kept = format_of(param.dtype, names, state_format, in_blocks=goes_in_blocks(param))
+    state: TensorState = {}
+    for name, dtype in buffer_dtypes(param.dtype, names, kept).items():
+        buffer = torch.zeros_like(value, dtype=dtype)
+        if name == "master_param":
+            buffer.copy_(value)
+        if name == EXPONENTS:
+            buffer = value.new_zeros(exponents_shape(value.shape), dtype=dtype)
+            state[name] = as_part_of(buffer, param, exponents_shape(param.shape))
+        else:
+            state[name] = as_part_of(buffer, param)
     state[STEP] = torch.zeros((), dtype=torch.float64, device=param.device)
     return state
 
@@ -53,7 +66,7 @@ def create_missing_state(containers: Containers, gradients: Sequence[Tensor | No
             continue
         if state is None:
             missing.append((param, buffers, containers.formats[index]))
-        elif any((name in state) != (name in buffers) for name in ALGORITHM_BUFFERS):
+        elif set(asked(state)) != set(buffers):
             raise RuntimeError(
                 f"the settings of a group now ask for the buffers {buffers}, but the state of parameter "
                 f"{slot} has {sorted(state)}; put the settings back, or the state, or let the parameter "
@@ -80,9 +93,9 @@ def bring_to_parameters(containers: Containers) -> None:
         _check_fits(slot, param, state, state_format)
     seen: set[int] = set()
     for state_format, _, param, state in states:
-        layout = _dense_strides(local(state["displacement"]))
+        layout = _layout(state)
         for name, dtype in _dtypes(param, state, state_format).items():
-            _bring(param, state, name, dtype, layout, seen)
+            _bring(param, state, name, dtype, None if name == EXPONENTS else layout, seen)
 
 
 def make_entries(
@@ -102,7 +115,7 @@ def make_entries(
         if state is None:
             continue
         group_index, slot = places[id(param)]
-        buffers = {name: local(state[name]) for name in BUFFERS if name in state}
+        buffers = {FIELDS[name]: local(state[name]) for name in BUFFERS if name in state}
         entry = Entry(
             param=local(param),
             master_param=buffers.get("master_param"),
@@ -115,8 +128,9 @@ def make_entries(
             shards=shards(param),
             y_low=buffers.get("y_low"),
             y_high=buffers.get("y_high"),
+            exponents=buffers.get("exponents"),
         )
-        if entry.format == Format.HALF:
+        if entry.format != Format.FULL:
             entry = entry._replace(part=part_of_whole(param, containers.rank))
         entries.append(entry)
     return entries
@@ -124,9 +138,11 @@ def make_entries(
 
 def _dtypes(param: Tensor, state: TensorState, state_format: str) -> dict[str, torch.dtype]:
     """Of the buffers that a parameter has, or should have beside those that its algorithm asked for."""
-    asked = [name for name in ALGORITHM_BUFFERS if name in state]
-    dtypes = buffer_dtypes(param.dtype, asked, state_format)
-    if "y_high" in state and "y_low" in dtypes:
+    names = asked(state)
+    in_blocks = goes_in_blocks(param, state)
+    kept = format_of(param.dtype, names, state_format, in_blocks=in_blocks)
+    dtypes = buffer_dtypes(param.dtype, names, kept)
+    if "y_high" in state and any(name in dtypes for name in LOW):
         dtypes["y_high"] = HALF_DTYPES["y_high"]
     return dtypes
 
@@ -152,8 +168,14 @@ def _check_fits(slot: int, param: Tensor, state: TensorState, state_format: str)
         )
     buffers = {name: local(state[name]) for name in names}
     dtypes = _dtypes(param, state, state_format)
-    fits = dtypes.keys() == buffers.keys() and all(b.shape == part.shape for b in buffers.values())
-    fits = fits and all(b.dtype.is_floating_point for b in buffers.values())
+    if EXPONENTS in buffers:
+        _check_blocks(slot, param, state)
+    fits = dtypes.keys() == buffers.keys()
+    fits = fits and all(b.shape == part.shape for n, b in buffers.items() if n != EXPONENTS)
+    fits = fits and all(
+        b.dtype.is_floating_point == dtypes[name].is_floating_point for name, b in buffers.items()
+    )
+    fits = fits and all(b.dtype == dtypes[n] for n, b in buffers.items() if _is_code(dtypes[n]))
     # a single one of another dtype was replaced; where all are, the model was converted
     fits = fits and any(b.dtype == dtypes[name] for name, b in buffers.items())
     fits = fits and all(shards(state[name]) == shards(param) for name in names)
@@ -169,6 +191,41 @@ def _check_fits(slot: int, param: Tensor, state: TensorState, state_format: str)
         check_memory(buffer, f"state[{name!r}] of parameter {slot}")
 
 
+def _check_blocks(slot: int, param: Tensor, state: TensorState) -> None:
+    part = local(param)
+    if part.dim() < 2:
+        return
+    if is_dtensor(param) and not fits_blocks(param):
+        rows, width = part.shape[0], part.shape[1:].numel()
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} is divided so that this process holds {rows} x "
+            f"{width} of it, which cuts blocks of 32, but its state is '8bit'; make a new optimizer after "
+            "the model is divided"
+        )
+    found, expected = tuple(local(state[EXPONENTS]).shape), exponents_shape(part.shape)
+    if found != expected:
+        raise ValueError(
+            f"{EXPONENTS} of parameter {slot} has shape {found}; expected {expected}: one for 32 elements of "
+            "a row"
+        )
+
+
+def _is_code(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point
+
+
+def elements_by_format(states: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Of those that there are: how many elements are kept in which of ``formats.STATE_FORMATS``."""
+    counts: dict[str, int] = {}
+    for state in states:
+        if "displacement" in state:
+            e = local(state["displacement"])
+            name = "16bit" if e.dtype == HALF_DTYPES["displacement"] else "float32"
+            name = "8bit" if is_quarter(state) else name
+            counts[name] = counts.get(name, 0) + e.numel()
+    return counts
+
+
 def of_others(param: Tensor, state: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """What others put into the state of a parameter, beside the ``known`` keys; tensors on its device."""
     return {
@@ -181,6 +238,12 @@ def of_others(param: Tensor, state: Mapping[str, Any], known: Iterable[str]) -> 
 def has_number(value: object) -> bool:
     """Whether a count of steps may be kept like this: older versions of torch had it as a Python number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _layout(state: TensorState) -> tuple[int, ...]:
+    """The strides of all that has the parameter's shape; codes are kept row by row."""
+    e = local(state["displacement"])
+    return torch.empty(e.shape, device="meta").stride() if is_quarter(state) else _dense_strides(e)
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
@@ -199,16 +262,18 @@ def _bring(
     state: TensorState,
     name: str,
     dtype: torch.dtype,
-    layout: tuple[int, ...],
+    layout: tuple[int, ...] | None,
     seen: set[int],
 ) -> None:
     value = local(state[name])
+    layout = torch.empty(value.shape, device="meta").stride() if layout is None else layout
     same = (value.device, value.dtype, value.stride()) == (param.device, dtype, layout)
     # two buffers in one piece of memory would be written by two threads at once
     shared = value.numel() > 0 and value.data_ptr() in seen
     if not same or shared or value.is_inference() or value.is_neg():
         fresh = torch.empty_strided(value.shape, layout, dtype=dtype, device=param.device)
         fresh.copy_(value if value.dtype == dtype else nearest(value, dtype))
-        state[name] = as_part_of(fresh, param) if is_dtensor(state[name]) else fresh
+        shape = exponents_shape(param.shape) if name == EXPONENTS else None
+        state[name] = as_part_of(fresh, param, shape) if is_dtensor(state[name]) else fresh
         value = fresh
     seen.add(value.data_ptr())

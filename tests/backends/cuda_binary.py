@@ -46,8 +46,17 @@ class Kernel:
 
     @property
     def is_half(self) -> bool:
-        """Over state of 16 bits."""
-        return "half" in self.name.split()
+        """Over state of 16 bits, or of 8."""
+        return "half" in self.name.split() or self.is_quarter
+
+    @property
+    def is_quarter(self) -> bool:
+        """Over state of 8 bits."""
+        return "quarter" in self.name.split()
+
+    @property
+    def has_exponents(self) -> bool:
+        return self.is_quarter and self.is_update and not self.name.endswith("sgd")
 
     @property
     def is_update(self) -> bool:
@@ -90,15 +99,16 @@ class Kernel:
         return [state] * 2 + own, [state, *writes_e, *own]
 
     def _element_bits_of_half(self) -> tuple[list[int], list[int]]:
-        y = [16, 16] if self.arguments[0] == "bf16" else [32]  # in two halves
+        moment, lower = (8, 8) if self.is_quarter else (16, 16)
+        y = [16, lower] if self.arguments[0] == "bf16" else [32]  # in two parts
         if self.name.startswith("reduce"):
             return [16, BITS[self.arguments[1]]], []
         if self.is_update:
-            moments = {"adam": 2, "no momentum": 1, "sgd": 0}[self.name.partition("half ")[2]]
-            state = [16] * (moments + 1) + y
+            moments = {"adam": 2, "momentum": 1, "sgd": 0}[self.name.split()[-1]]
+            state = [moment] * moments + [16] + y
             return [*state, BITS[self.arguments[1]]], state
         if self.arguments == ("bf16", "to_x"):  # the parameter is written only
-            return [16] * 3, [16]
+            return [16, 16, lower], [16]
         kept = [16] if self.arguments == ("bf16", "to_y") else []
         return [16, *y, *kept], y
 
@@ -185,9 +195,9 @@ def _short(own_name: str) -> tuple[str, tuple[str, ...]]:
     words = own_name.split("_")
     types = tuple(TYPES[word] for word in words if word in TYPES)
     if words[0] == "interpolate":
-        half = words[1] == "half"
-        move = "_".join(words[2 if half else 1 : -1])
-        return "interpolate half" if half else "interpolate", (types[0], move)
+        small = words[1] in ("half", "quarter")
+        move = "_".join(words[2 if small else 1 : -1])
+        return f"interpolate {words[1]}" if small else "interpolate", (types[0], move)
     name = " ".join(word for word in words if word not in TYPES)
     return {"reduce grads": "reduce g only", "finalize tensors": "finalize_tensors"}.get(
         name, name

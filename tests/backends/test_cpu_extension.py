@@ -2,11 +2,13 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from enum import IntEnum
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,5 +206,41 @@ def test_element_loops_ask_for_memory_ahead() -> None:
     arrays = 2 * len(DTYPES) * (1 + 2)  # reduce without e and with it, for both state dtypes
     arrays += pairs * (3 + 4 + 5) + 3 * halves * len(DTYPES)  # update; the parameter that follows y
     arrays += len(Move) * (2 * len(DTYPES) + halves)  # interpolate
+    arrays += sum(
+        3 + split + n_moments for split in (0, 1) for n_moments in (0, 1, 2)
+    )  # over 16 bits
+    arrays += sum(
+        3 + split + n_moments for split in (0, 1) for n_moments in (split ^ 1, 1, 2)
+    )  # over 8
     n_isas = len(_C.available_isas())
     assert listing.stdout.count("prefetcht0") >= (arrays + 1) * n_isas  # and the loop for bandwidth
+
+
+def test_state_of_fewer_bits_has_few_loops() -> None:
+    """One for a direction and what is beside the parameter, whatever the gradient's dtype: together they add
+    a quarter to the extension at most."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm is not installed")
+    said = subprocess.run([nm, "-SC", _C.__file__], capture_output=True, text=True, check=True)
+    functions = re.findall(r"^\w+ (\w+) t (.*)$", said.stdout, re.MULTILINE)
+    if not functions:
+        pytest.skip("the extension is stripped")
+    small = [
+        (name, int(size, 16))
+        for size, name in functions
+        if re.search(r"_(?:8|16)bit|::(?:update|move)_blocks<", name)
+    ]
+    per_isa = {
+        (isa, loop): sum(
+            f"::{isa}::" in name and f"::{loop}<" in name and "cold" not in name
+            for name, _ in small
+        )
+        for isa in _C.available_isas()
+        for loop in ("update_8bit", "update_16bit", "move_16bit")
+    }
+    expected = {"update_8bit": 5, "update_16bit": 6, "move_16bit": 8}
+    assert per_isa == {(isa, loop): expected[loop] for isa, loop in per_isa}
+    images = sum(map(len, _C.CUDA_IMAGES.values())) if not _C.CUDA_MISSING else 0
+    ours = sum(size for _, size in small)
+    assert 0 < ours <= 0.25 * (Path(_C.__file__).stat().st_size - images - ours)

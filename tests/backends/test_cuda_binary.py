@@ -48,7 +48,7 @@ def disassembled() -> dict[str, Kernel]:
 def test_every_kernel_is_there(arch: str) -> None:
     listing = cuda_binary.dump(arch, "--dump-resource-usage")
     assert set(re.findall(r"Function (\w+):", listing)) == set(_C.CUDA_KERNELS)
-    assert len(_C.CUDA_KERNELS) == 154
+    assert len(_C.CUDA_KERNELS) == 166
 
 
 def test_the_ptx_for_later_gpus_has_every_kernel_too() -> None:
@@ -84,6 +84,8 @@ def test_registers_leave_room_for_enough_loads_in_flight(arch: str) -> None:
         least = 32_000 if kernel.name.startswith("step") else least
         # with no moments there are few bytes for an element
         least = 40_000 if kernel.is_half and "adam" not in kernel.name else least
+        # and codes of 8 bits are fewer yet
+        least = 32_000 if kernel.is_quarter else least
         least = 20_000 if "fp64" in kernel.arguments else least
         assert kernel.bytes_in_flight >= least, (kernel.label, kernel.registers)
 
@@ -103,11 +105,15 @@ def test_whole_packs_are_accessed_in_vectors(disassembled: dict[str, Kernel]) ->
         if not kernel.is_memory_pass:
             continue
         loads, stores = kernel.element_bits
+        # the exponent of a block, once beside packs and once beside elements
+        exponents = Counter({8: 2} if kernel.has_exponents else {})
         # tensors are told from tables by their hint: read once, or read only
         hint = "CONSTANT" if kernel.name.startswith("reduce") else "EF"
-        assert kernel.accesses("LDG", hint) == expected_accesses(kernel, loads), kernel.label
+        expected = expected_accesses(kernel, loads) + exponents
+        assert kernel.accesses("LDG", hint) == expected, kernel.label
         if kernel.name.startswith(("update", "interpolate")):  # others write coefficients too
-            assert kernel.accesses("STG") == expected_accesses(kernel, stores), kernel.label
+            expected = expected_accesses(kernel, stores) + exponents
+            assert kernel.accesses("STG") == expected, kernel.label
 
 
 def test_the_usual_update_is_nine_vectors(disassembled: dict[str, Kernel]) -> None:
@@ -125,6 +131,13 @@ def test_the_usual_update_of_half_is_eleven_vectors(disassembled: dict[str, Kern
     assert kernel.accesses("LDG", "EF") == {128: 6, 16: 6}
     assert kernel.accesses("STG") == {128: 5, 16: 5}
     assert kernel.accesses("STG", "EF") == {128: 4, 16: 4}
+
+
+def test_the_usual_update_of_quarter_has_codes_of_8_bytes(disassembled: dict[str, Kernel]) -> None:
+    """Of 8 elements: 16 bytes of e, g and the parameter, 8 of m, v and the rest of y; an exponent for 32."""
+    kernel = disassembled["update quarter adam bf16 bf16"]
+    assert kernel.accesses("LDG", "EF") == {128: 3, 64: 3, 16: 3, 8: 5}
+    assert kernel.accesses("STG") == {128: 2, 64: 3, 16: 2, 8: 5}
 
 
 def opcodes(kernel: Kernel) -> Counter[str]:
@@ -178,6 +191,9 @@ def test_a_kernel_that_begins_early_waits_for_the_one_before(
         ("update half adam fp32 fp32", 128),
         ("update half adam bf16 bf16", 128),
         ("interpolate half bf16 to_x", 64),
+        ("update quarter adam fp32 fp32", 128),
+        ("update quarter adam bf16 bf16", 128),
+        ("interpolate quarter bf16 to_y", 64),
         ("interpolate bf16 to_x", 64),
         ("interpolate fp16 to_y", 64),
         ("interpolate fp16 absorb_z", 64),

@@ -143,7 +143,7 @@ def named(kernels: Kernels, *passes: str) -> list[str]:
 
 def finishing(kernels: Kernels) -> list[str]:
     """Those of a memory pass in which one program forms the coefficients too."""
-    return [name for name in kernels if name.endswith("finishing")]
+    return [name for name in kernels if name.endswith("finishing") and "quarter" not in name]
 
 
 def state_bits(param: str) -> int:
@@ -194,7 +194,10 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
     for param in ("fp32", "bf16"):
         expected |= {f"reduce_half fp32 {param}", f"reduce_half fp32 {param} finishing"}
         expected |= {f"interpolate_half {param} to_x", f"interpolate_half {param} to_y"}
-        expected.add(f"update_half {param} {param}")
+        expected |= {f"update_half {param} {param}", f"update_quarter {param} {param}"}
+        no_momentum = f"update_quarter {param} {param} no_momentum"
+        expected |= {no_momentum, f"{no_momentum} finishing"}
+    expected |= {"interpolate_quarter bf16 to_x", "interpolate_quarter bf16 to_y"}
     assert set(kernels) == expected
     targets = {re.findall(r"^\.target sm_(\d+)", k.ptx, re.MULTILINE)[0] for k in kernels.values()}
     assert targets == {str(arch)}
@@ -289,7 +292,8 @@ def test_products_and_sums_are_fused_but_for_moves(kernels: Kernels) -> None:
     for name, kernel in kernels.items():
         assert kernel.warnings == [], name
     fused = {name for name, kernel in kernels.items() if "fma.rn.f" in kernel.ptx}
-    assert fused == set(kernels) - set(named(kernels, "interpolate", "interpolate_half"))
+    moves = ("interpolate", "interpolate_half", "interpolate_quarter")
+    assert fused == set(kernels) - set(named(kernels, *moves))
 
 
 def test_registers_do_not_spill(kernels: Kernels) -> None:
@@ -323,7 +327,7 @@ def test_tickets_are_the_only_atomics(kernels: Kernels) -> None:
     for name, kernel in kernels.items():
         found = sorted(order[a] for a in re.findall(r"\batom\.global(?:\.gpu)?\.(\w+)", kernel.ptx))
         expected = [3] if name.startswith("reduce") else [0, 0, 1, 2]
-        assert found == (expected if name in finishing(kernels) else []), name
+        assert found == (expected if name.endswith("finishing") else []), name
         assert not re.findall(r"^\s*(?:@\S+\s+)?red\.", kernel.ptx, re.MULTILINE), name
 
 
@@ -386,6 +390,27 @@ def test_state_of_16_bits_is_accessed_in_vectors(kernels: Kernels) -> None:
         assert kernel.resident_warps >= (16 if name.startswith("update") else 24), name
 
 
+def test_state_of_8_bits_is_accessed_in_vectors(kernels: Kernels) -> None:
+    """In figures: as 16 bits, codes in 64 or 32 bits, and the exponent of a block, a byte by itself."""
+    split = kernels[
+        "update_quarter bf16 bf16"
+    ]  # e, g and the parameter; m, v and what is beside it
+    assert (split.unmasked("ld"), split.unmasked("st")) == ({128: 3, 64: 3, 8: 1}, {128: 2, 64: 3})
+    whole = kernels["update_quarter fp32 fp32"]  # y and g; e; m and v
+    assert whole.unmasked("ld") == {128: 2, 64: 1, 32: 2, 8: 1}
+    assert whole.unmasked("st") == {128: 1, 64: 1, 32: 2}
+    for name in ("to_x", "to_y"):
+        assert kernels[f"interpolate_quarter bf16 {name}"].unmasked("ld")[64] == 1
+    for name in [name for name in kernels if "quarter" in name]:
+        kernel = kernels[name]
+        assert kernel.stack == 0, name
+        assert not kernel.local_beside_vectors, name
+        # exponents go to the threads of their blocks
+        finishing = 8 * kernel.num_warps if name.endswith("finishing") else 0
+        assert kernel.shared <= finishing + (64 if name.startswith("update") else 0), name
+        assert kernel.resident_warps >= (16 if name.startswith("update") else 24), name
+
+
 def test_nothing_that_changes_is_compiled_in(kernels: Kernels) -> None:
     """Else steps would be compiled anew: hyperparameters, step counts and sizes are arguments."""
     finish = {"COLUMNS", "MAX_COEFFICIENT", "SUM_BLOCK", "LANES"}
@@ -394,12 +419,13 @@ def test_nothing_that_changes_is_compiled_in(kernels: Kernels) -> None:
         "reduce": shape | finish | {"WITH_E", "STATE_DTYPE", "E_DTYPE", "GRAD_DTYPE"},
         "update": shape
         | finish
-        | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "HAS_EXP_AVG", "HAS_EXP_AVG_SQ", "HALF"},
-        "interpolate": shape | {"PARAM_DTYPE", "STATE_DTYPE", "MOVE", "HALF"},
+        | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "HAS_EXP_AVG", "HAS_EXP_AVG_SQ", "FORMAT"},
+        "interpolate": shape | {"PARAM_DTYPE", "STATE_DTYPE", "MOVE", "FORMAT"},
         "finalize": finish,
         "finalize_tensors": {"COLUMNS", "LANES"},
     }
     for name, kernel in kernels.items():
-        assert set(kernel.constants) == allowed[name.split()[0].removesuffix("_half")], name
+        pass_name = name.split()[0].removesuffix("_half").removesuffix("_quarter")
+        assert set(kernel.constants) == allowed[pass_name], name
         assert kernel.specialized_integers == [], name
         assert kernel.same_for_any_model, name

@@ -60,10 +60,16 @@ def main(arch: int, every_pair: bool) -> None:
                         figures = launch.compile(arch)
                         figures["same_for_any_model"] = str(launch) == str(other)
                         compiled[launch.name] = figures
-    for param_dtype in (torch.float32, torch.bfloat16):  # those whose state may be in 16 bits
-        for launch in record_launches(param_dtype, param_dtype, 2, [99], False, Format.HALF):
-            if launch.name not in compiled and "half" in launch.name:
-                compiled[launch.name] = {**launch.compile(arch), "same_for_any_model": True}
+    small_formats = ((Format.HALF, 2), (Format.QUARTER, 2), (Format.QUARTER, 1))
+    for param_dtype in (torch.float32, torch.bfloat16):  # those whose state may be in fewer bits
+        for state_format, n_moments in small_formats:
+            launches = record_launches(
+                param_dtype, param_dtype, n_moments, [4096], False, state_format
+            )
+            for launch in launches:
+                is_small = "half" in launch.name or "quarter" in launch.name
+                if launch.name not in compiled and is_small:
+                    compiled[launch.name] = {**launch.compile(arch), "same_for_any_model": True}
     json.dump(compiled, sys.stdout)
 
 
@@ -99,6 +105,16 @@ def record_launches(
                 displacement=entry.displacement.half(),
                 master_param=None,
                 y_low=None if master is None else master.bfloat16(),
+            )
+        if state_format == Format.QUARTER:
+            assert exp_avg_sq is not None
+            entry = entry._replace(
+                exp_avg=None if exp_avg is None else exp_avg.to(torch.uint8),
+                exp_avg_sq=exp_avg_sq.to(torch.uint8),
+                displacement=entry.displacement.half(),
+                master_param=None,
+                y_low=None if master is None else master.to(torch.int8),
+                exponents=torch.zeros(numel // 32, dtype=torch.uint8),
             )
         entries.append(entry)
     run = RunState.zeros(len(numels), len(numels), torch.device("cpu"))
@@ -160,7 +176,8 @@ class RecordedLaunch:
     def name(self) -> str:
         """The pass and what it is compiled for: ``update bf16 fp32``, ``interpolate fp16 to_x``."""
         words = [self.kernel.__name__.removesuffix("_kernel")]
-        half = self.constants.get("HALF", str(self.constants.get("E_DTYPE")) == "fp16")
+        own_e = str(self.constants.get("E_DTYPE")) == "fp16"
+        state_format = Format(self.constants.get("FORMAT", Format.HALF if own_e else Format.FULL))
         keys = {
             "reduce": ("STATE_DTYPE", "GRAD_DTYPE"),
             "update": ("PARAM_DTYPE", "GRAD_DTYPE"),
@@ -175,8 +192,8 @@ class RecordedLaunch:
             words.append("no_momentum" if self.constants["HAS_EXP_AVG_SQ"] else "sgd")
         if words[0] in ("reduce", "update") and "tickets_ptr" not in self.absent:
             words.append("finishing")
-        if half:
-            words[0] += "_half"
+        if state_format != Format.FULL:
+            words[0] += f"_{state_format.name.lower()}"
         return " ".join(words)
 
     def compile(self, arch: int) -> dict[str, Any]:

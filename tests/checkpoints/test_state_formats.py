@@ -1,4 +1,4 @@
-"""State in 16 bits: what is kept, saved, brought into another format, and what is refused."""
+"""State in 16 and in 8 bits: what is kept, saved, brought into another format, and what is refused."""
 
 import copy
 import io
@@ -13,10 +13,12 @@ from support.family import FAMILY, drive, groups_of
 import sfplus_kernels as ours
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
 from sfplus_kernels.contract.formats import whole
+from sfplus_kernels.state.moments import moments_of
 
-SHAPES = [(0,), (7,), (33, 5), (), (64, 3)]
+SHAPES = [(0,), (7,), (33, 5), (), (64, 3), (64, 2, 32)]
 DTYPES = [torch.float32, torch.bfloat16]
 MODES = ["train", "eval"]
+FORMATS = ["16bit", "8bit"]
 
 
 def make(
@@ -58,27 +60,31 @@ def load(optimizer: Any, params: list, saved: Any, *, model_first: bool = True) 
         optimizer.load_state_dict(saved[0])
 
 
+@pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_resumed_run_is_the_uninterrupted_one(backend: str, dtype: torch.dtype, mode: str) -> None:
-    optimizer, params = make(dtype, backend)
+def test_resumed_run_is_the_uninterrupted_one(
+    backend: str, dtype: torch.dtype, mode: str, state_format: str
+) -> None:
+    optimizer, params = make(dtype, backend, state_format)
     steps(optimizer, params, 4)
     getattr(optimizer, mode)()
     saved = through_a_file(everything_of(optimizer, params))
     steps(optimizer, params, 8, skip=4)
     for model_first in (True, False):
-        other, others = make(dtype, backend, rounding_seed=5)  # the saved seed counts
+        other, others = make(dtype, backend, state_format, rounding_seed=5)  # the saved one counts
         load(other, others, saved, model_first=model_first)
         assert other.param_groups[0]["train_mode"] == (mode == "train")
         steps(other, others, 8, skip=4)
         assert_same_bits(everything_of(other, others), everything_of(optimizer, params))
 
 
+@pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
 @pytest.mark.parametrize("mode", MODES)
-def test_copies_go_on_alike(mode: str, copied: Any) -> None:
-    optimizer, params = make(torch.bfloat16)
+def test_copies_go_on_alike(mode: str, copied: Any, state_format: str) -> None:
+    optimizer, params = make(torch.bfloat16, state_format=state_format)
     steps(optimizer, params, 4)
     getattr(optimizer, mode)()
     other, others = copied((optimizer, params))
@@ -87,10 +93,11 @@ def test_copies_go_on_alike(mode: str, copied: Any) -> None:
     assert_same_bits(everything_of(other, others), everything_of(optimizer, params))
 
 
+@pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_modes_are_exact(backend: str) -> None:
+def test_modes_are_exact(backend: str, state_format: str) -> None:
     """However often they change, and nothing is left behind."""
-    optimizer, params = make(torch.bfloat16, backend)
+    optimizer, params = make(torch.bfloat16, backend, state_format)
     steps(optimizer, params, 5)
     before = everything_of(optimizer, params)
     for _ in range(5):
@@ -107,9 +114,10 @@ def test_modes_are_exact(backend: str) -> None:
     assert not any("y_high" in state for state in optimizer.state.values())
 
 
+@pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_x_of_float32_parameters(backend: str) -> None:
-    optimizer, params = make(torch.float32, backend)
+def test_x_of_float32_parameters(backend: str, state_format: str) -> None:
+    optimizer, params = make(torch.float32, backend, state_format)
     steps(optimizer, params, 5)
     expected = []
     for p in params:
@@ -125,13 +133,14 @@ def test_x_of_float32_parameters(backend: str) -> None:
         assert torch.equal(p, x)
 
 
+@pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_written_wins(backend: str, mode: str) -> None:
-    optimizer, params = make(torch.bfloat16, backend)
+def test_what_is_written_wins(backend: str, mode: str, state_format: str) -> None:
+    optimizer, params = make(torch.bfloat16, backend, state_format)
     steps(optimizer, params, 5)
     getattr(optimizer, mode)()
-    p = params[2]
+    p = params[2 if state_format == "16bit" else -1]
     with torch.no_grad():
         p[:5] = 0
         p[5:9] = 0.75
@@ -144,33 +153,48 @@ def test_what_is_written_wins(backend: str, mode: str) -> None:
     optimizer.eval()
     optimizer.train()
     assert all(map(torch.equal, [bits(value[9:]) for value in optimizer.iterates(p)], untouched))
-    assert torch.allclose(optimizer.iterates(p).y, sequences.y, rtol=1e-6, atol=1e-7)
+    bits_of_y = 24 if state_format == "16bit" else 16
+    assert torch.allclose(optimizer.iterates(p).y, sequences.y, rtol=2.0**-bits_of_y * 8, atol=1e-7)
     steps(optimizer, params, 6, skip=5)
     assert p.isfinite().all()
 
 
+@pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_format_loads_into_any_other(dtype: torch.dtype, mode: str) -> None:
+def test_any_format_loads_into_any_other(dtype: torch.dtype, mode: str, state_format: str) -> None:
     optimizer, params = make(dtype, state_format="float32")
     steps(optimizer, params, 6)
     getattr(optimizer, mode)()
     saved = through_a_file(everything_of(optimizer, params))
     for model_first in (True, False):
-        other, others = make(dtype)
+        other, others = make(dtype, state_format=state_format)
         load(other, others, saved, model_first=model_first)
         for p, q in zip(params, others, strict=True):
+            in_8_bits = state_format == "8bit" and p.numel() >= 4096
+            in_24_bits = in_8_bits and dtype == torch.bfloat16
             for left, right in zip(other.iterates(q), optimizer.iterates(p), strict=True):
-                assert torch.allclose(left, right, rtol=1e-6, atol=1e-5)  # by the rounding of e
-            held = (
-                0 if dtype == torch.float32 and mode == "eval" else 1
-            )  # x or y are what they were
-            assert torch.equal(other.iterates(q)[held], optimizer.iterates(p)[held])
+                # by the rounding of e, and of y
+                by = (
+                    2**-11 * float(optimizer.state[p]["displacement"].abs().amax())
+                    if p.numel()
+                    else 0
+                )
+                assert torch.allclose(left, right, rtol=2**-16 if in_24_bits else 1e-6, atol=by)
+            # what is held is what it was
+            if dtype == torch.float32:
+                assert torch.equal(q, p)
+            elif not in_24_bits:
+                assert torch.equal(other.iterates(q).y, optimizer.iterates(p).y)
             kept, state = optimizer.state[p], other.state[q]
-            for name in ("exp_avg", "exp_avg_sq", "displacement"):
+            if in_8_bits:
+                compare_codes(kept, state)
+            for name in (
+                ("displacement",) if in_8_bits else ("exp_avg", "exp_avg_sq", "displacement")
+            ):
                 assert torch.equal(state[name], kept[name].to(state[name].dtype))
                 assert state[name].dtype.itemsize == 2
-        assert other.param_groups[0]["state_format"] == "16bit"
+        assert other.param_groups[0]["state_format"] == state_format
         once = through_a_file(everything_of(other, others))
         # and back, which loses nothing more, there and here
         back, backs = make(dtype, state_format="float32")
@@ -178,7 +202,7 @@ def test_any_format_loads_into_any_other(dtype: torch.dtype, mode: str) -> None:
         for q, r in zip(others, backs, strict=True):
             assert_same_bits(list(back.iterates(r)), list(other.iterates(q)))
             assert {v.dtype.itemsize for v in back.state[r].values() if v.dim()} <= {4}
-        again, agains = make(dtype)
+        again, agains = make(dtype, state_format=state_format)
         load(again, agains, through_a_file(everything_of(back, backs)))
         again.state_dict()
         for q, r in zip(others, agains, strict=True):
@@ -186,6 +210,19 @@ def test_any_format_loads_into_any_other(dtype: torch.dtype, mode: str) -> None:
         steps(again, agains, 9, skip=6)
         steps(other, others, 9, skip=6)
         assert_same_bits([p.detach() for p in agains], [p.detach() for p in others])
+
+
+def compare_codes(kept: Any, state: Any) -> None:
+    """To half a last place: 6.3 % of m and of v, and what v's rounding makes of m's unit."""
+    assert not {"exp_avg", "exp_avg_sq"} & state.keys()
+    assert state["exp_avg_codes"].dtype == state["exp_avg_sq_codes"].dtype == torch.uint8
+    found = moments_of(state)
+    v, m = kept["exp_avg_sq"], kept["exp_avg"]
+    assert torch.allclose(found["exp_avg_sq"], v, rtol=0.0626, atol=0)
+    assert (found["exp_avg_sq"] > 0).equal(v > 0)
+    # below 2^-6 of E4M3's unit places are equal
+    place = found["exp_avg_sq"].sqrt() / 32 * 2**-9
+    assert ((found["exp_avg"] - m).abs() <= 0.0626 * m.abs() + 0.51 * place).all()
 
 
 def test_a_checkpoint_from_before_the_formats() -> None:
@@ -209,45 +246,77 @@ def test_formats_of_groups() -> None:
     assert kept == [torch.float32, torch.float32, torch.float16]
 
 
+BYTES_OF_8 = {  # in state, of 4,096 elements of each class: with the exponents
+    "exp_avg": 1,
+    "exp_avg_sq": 1 + 1 / 32,
+    "displacement": 2,
+    "master_param": 1,  # y_low_byte
+}
+
+
+@pytest.mark.parametrize("small", FORMATS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_class_runs(name: str, dtype: torch.dtype) -> None:
-    """Close to what it does with float32 state, with half of the bytes."""
+def test_every_class_runs(name: str, dtype: torch.dtype, small: str) -> None:
+    """Close to what it does with float32 state, with half of the bytes, or less."""
+    if small == "8bit" and "closure" in name and dtype == torch.bfloat16:
+        pytest.skip("refused, which test_what_is_refused sees")
     found = []
-    for state_format in ("float32", "16bit"):
-        params = make_params([(40, 30), (300,)], dtype)
+    for state_format in ("float32", small):
+        params = make_params([(64, 64), (300,)], dtype)
         arguments = {**FAMILY[name].everything, "state_format": state_format}
         optimizer = FAMILY[name].ours(groups_of(params, name), **arguments)
         drive(optimizer, params, 12, missing=0.2)
         optimizer.eval()
-        held = {v.untyped_storage().data_ptr(): v.nbytes for v in state_of(optimizer, params)}
+        kept = [{k: v.nbytes for k, v in optimizer.state[p].items() if v.dim()} for p in params]
         optimizer.train()
-        found.append((torch.cat([optimizer.iterates(p).x.flatten() for p in params]), held))
-    (x, held), (x_16, held_16) = found
-    assert torch.allclose(x, x_16, rtol=0.02, atol=0.02)
-    assert torch.equal(x, x_16) == (dtype == torch.float16)
-    if dtype != torch.float16:
-        parked = 0 if dtype == torch.float32 or "closure" in name else 2 * 1500
-        assert sum(held_16.values()) == sum(held.values()) / 2 + parked
+        found.append((torch.cat([optimizer.iterates(p).x.flatten() for p in params]), kept))
+    (x, full), (x_small, kept) = found
+    assert ((x - x_small).abs().mean() < 0.02 * x.abs().mean()) == (x.abs().mean() > 0)
+    assert torch.equal(x, x_small) == (dtype == torch.float16)
+    if dtype == torch.float16:
+        assert kept == full
+        return
+    matrix, vector = (sum(n for k, n in one.items() if k != "y_high") for one in kept)
+    assert vector == sum(full[1].values()) / 2
+    if small == "16bit" or (dtype == torch.float32 and "exp_avg_sq" not in full[0]):
+        assert matrix == sum(full[0].values()) / 2
+    else:
+        assert matrix == 4096 * sum(BYTES_OF_8[k] for k in full[0])
+    parks = dtype == torch.bfloat16 and "closure" not in name
+    assert [one.get("y_high", 0) for one in kept] == ([8192, 600] if parks else [0, 0])
 
 
 def state_of(optimizer: Any, params: list) -> list[torch.Tensor]:
-    return [v for p in params for v in optimizer.state[p].values() if v.shape == p.shape]
+    return [v for p in params for v in optimizer.state[p].values() if v.dim()]
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, 8), (torch.float32, 6)])
-def test_bytes_of_a_transformer_block(dtype: torch.dtype, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("state_format", "dtype", "expected"),
+    [
+        ("16bit", torch.bfloat16, 8),
+        ("16bit", torch.float32, 6),
+        ("8bit", torch.bfloat16, 5.03),
+        ("8bit", torch.float32, 4.03),
+    ],
+)
+def test_bytes_of_a_transformer_block(
+    state_format: str, dtype: torch.dtype, expected: float
+) -> None:
     block = torch.nn.TransformerEncoderLayer(64, 4, 256, dtype=dtype)
-    params = list(block.parameters())
-    optimizer = AdamCScheduleFreePlus(params, state_format="16bit")
-    steps(optimizer, params, 2)
+    params = [p for p in block.parameters() if state_format == "16bit" or p.dim() > 1]
+    optimizer = AdamCScheduleFreePlus(params, state_format=state_format)
+    steps(optimizer, params, 6)
     numel = sum(p.numel() for p in params)
-    assert sum(v.nbytes for v in state_of(optimizer, params)) == expected * numel
-    assert {v.dtype.itemsize for v in state_of(optimizer, params)} == {2}
+    kept = sum(v.nbytes for v in state_of(optimizer, params)) / numel
+    assert kept == pytest.approx(expected, abs=0.0013)
+    assert max(v.dtype.itemsize for v in state_of(optimizer, params)) == 2
 
 
-def test_a_skipped_step_changes_nothing() -> None:
-    optimizer, params = make(torch.bfloat16)
+@pytest.mark.parametrize("state_format", FORMATS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_skipped_step_changes_nothing(backend: str, state_format: str) -> None:
+    optimizer, params = make(torch.bfloat16, backend, state_format)
     steps(optimizer, params, 3)
     before = [bits(t) for p in params for t in (p, *optimizer.state[p].values())]
     for p in params:
@@ -258,14 +327,15 @@ def test_a_skipped_step_changes_nothing() -> None:
     assert optimizer.metrics()["skipped_steps"] == 1
 
 
-def test_state_that_a_loader_makes() -> None:
+@pytest.mark.parametrize("state_format", FORMATS)
+def test_state_that_a_loader_makes(state_format: str) -> None:
     """In eval mode it has what is saved there, too."""
-    optimizer, params = make(torch.bfloat16)
+    optimizer, params = make(torch.bfloat16, state_format=state_format)
     steps(optimizer, params, 4)
     optimizer.eval()
     saved = everything_of(optimizer, params)
     for lr in (0.0,):
-        other, others = make(torch.bfloat16, lr=lr)
+        other, others = make(torch.bfloat16, state_format=state_format, lr=lr)
         other.eval()
         for p in others:
             p.grad = torch.zeros_like(p)
@@ -277,15 +347,16 @@ def test_state_that_a_loader_makes() -> None:
         assert_same_bits(everything_of(other, others)[0]["state"], saved[0]["state"])
 
 
+@pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_export_of_a_file(dtype: torch.dtype, mode: str, tmp_path: Any) -> None:
+def test_export_of_a_file(dtype: torch.dtype, mode: str, state_format: str, tmp_path: Any) -> None:
     from sfplus_kernels.checkpoints.files import read
     from sfplus_kernels.checkpoints.found import averaged
 
-    model = torch.nn.Linear(8, 5, dtype=dtype)
+    model = torch.nn.Linear(64, 70, dtype=dtype)
     params = list(model.parameters())
-    optimizer = SGDScheduleFree(params, lr=0.1, state_format="16bit")
+    optimizer = SGDScheduleFree(params, lr=0.1, state_format=state_format)
     steps(optimizer, params, 6)
     expected = [optimizer.iterates(p).x.to(dtype) for p in params]
     getattr(optimizer, mode)()
@@ -296,20 +367,23 @@ def test_export_of_a_file(dtype: torch.dtype, mode: str, tmp_path: Any) -> None:
         assert torch.equal(weights[name], x)
 
 
-def test_upstreams_state() -> None:
-    optimizer, params = make_given(torch.bfloat16, "16bit")
+@pytest.mark.parametrize("state_format", FORMATS)
+def test_upstreams_state(state_format: str) -> None:
+    optimizer, params = make_given(torch.bfloat16, state_format)
     steps(optimizer, params, 5)
     saved = optimizer.to_upstream_state_dict()
-    z = saved["state"][1]["z"]
-    assert torch.equal(z, optimizer.iterates(params[1]).z.to(z.dtype))
-    other, others = make_given(torch.bfloat16, "16bit")
+    z = saved["state"][0]["z"]
+    assert torch.equal(z, optimizer.iterates(params[0]).z.to(z.dtype))
+    v = moments_of(optimizer.state[params[0]])["exp_avg_sq"]
+    assert torch.equal(saved["state"][0]["exp_avg_sq"], v.to(torch.bfloat16))
+    other, others = make_given(torch.bfloat16, state_format)
     load(other, others, (saved, [p.detach() for p in params]))
     steps(other, others, 6, skip=5)
     assert other.state[others[1]]["displacement"].dtype == torch.float16
 
 
 def make_given(dtype: torch.dtype, state_format: str) -> tuple[Any, list]:
-    params = make_params([(40, 30), (300,)], dtype)
+    params = make_params([(64, 96), (300,)], dtype)
     return AdamWScheduleFree(params, lr=0.01, state_format=state_format), params
 
 
@@ -329,13 +403,29 @@ def refused(message: str, cls: Any, *arguments: Any, **named: Any) -> None:
 
 def test_what_is_refused() -> None:
     params = make_params([(5,)], torch.float32)
-    refused("'4bit'; expected 'float32' or '16bit'", AdamWScheduleFree, params, state_format="4bit")
+    refused(
+        "'4bit'; expected 'float32', '16bit' or '8bit'",
+        AdamWScheduleFree,
+        params,
+        state_format="4bit",
+    )
     double = make_params([(5,)])
     refused("is float64; expected 'float32'", AdamWScheduleFree, double, state_format="16bit")
     for seed in (-1, 2**32, 0.5, True):
         refused("rounding_seed is", AdamWScheduleFree, params, rounding_seed=seed)
     base = torch.optim.SGD(params, lr=0.1)
-    refused("which 16 bits cannot hold", ours.ScheduleFreeWrapper, base, state_format="16bit")
+    for state_format in FORMATS:
+        refused("16 bits cannot hold", ours.ScheduleFreeWrapper, base, state_format=state_format)
+    low = make_params([(5,)], torch.bfloat16)
+    for closure_form in (
+        ours.AdamWScheduleFreeClosure,
+        ours.SGDScheduleFreeClosure,
+        ours.RAdamScheduleFreeClosure,
+    ):
+        refused("24 bits twice a step", closure_form, low, state_format="8bit")
+    m_and_v: dict[str, Any] = {"inner_momentum": 0.98, "betas": (0.9, 0.95), "state_format": "8bit"}
+    refused(r"\(0.98, 0.95\); expected that of m, squared", AdamWScheduleFree, params, **m_and_v)
+    AdamWScheduleFree(params, **{**m_and_v, "inner_momentum": 0})
     groups = [
         {"params": params[:1]},
         {"params": make_params([(6,)], torch.float32), "rounding_seed": 1},
@@ -343,15 +433,19 @@ def test_what_is_refused() -> None:
     refused("rounding_seed", AdamWScheduleFree, groups)
 
 
-def test_a_format_that_is_changed_in_mid_run_is_refused() -> None:
-    optimizer, params = make(torch.float32)
+@pytest.mark.parametrize(
+    ("state_format", "other"),
+    [("16bit", "float32"), ("8bit", "float32"), ("8bit", "16bit"), ("16bit", "8bit")],
+)
+def test_a_format_that_is_changed_in_mid_run_is_refused(state_format: str, other: str) -> None:
+    optimizer, params = make(torch.float32, state_format=state_format)
     steps(optimizer, params, 3)
     before = everything_of(optimizer, params)
-    optimizer.param_groups[0]["state_format"] = "float32"
+    optimizer.param_groups[0]["state_format"] = other
     set_gradients(params, [torch.ones(p.shape) for p in params])
-    with pytest.raises(RuntimeError, match="state_format is 'float32', but its state is"):
+    with pytest.raises(RuntimeError, match=f"state_format is '{other}', but its state is"):
         optimizer.step(loss=1.0)
-    optimizer.param_groups[0]["state_format"] = "16bit"
+    optimizer.param_groups[0]["state_format"] = state_format
     assert_same_bits(everything_of(optimizer, params), before)
 
 

@@ -1,11 +1,13 @@
 """torch.compile around a training step: the same numbers, no compilation after the second call, silence."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import traced_runs
 from support import device_of, make_params, set_gradients
 from torch import Tensor, nn
 from traced_runs import SHAPES, Compiler, Make, each_gradient, train_both, training_step
@@ -55,12 +57,16 @@ def test_compiled_training_step(backend: str, make: Make) -> None:
     assert in_its_graph == [node]
 
 
-def test_state_in_16_bits() -> None:
+@pytest.mark.parametrize("state_format", ["16bit", "8bit"])
+def test_state_in_few_bits(state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its random numbers are of the step, compiled or not."""
     compiler = Compiler("aot_eager")
-    train_both(compiler, functools.partial(AdamCScheduleFreePlus, state_format="16bit"))
+    if state_format == "8bit":  # a matrix that is large enough for it
+        wide = [nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)]
+        monkeypatch.setattr(traced_runs, "make_model", lambda: copy.deepcopy(nn.Sequential(*wide)))
+    train_both(compiler, functools.partial(AdamCScheduleFreePlus, state_format=state_format))
     (node,) = compiler.operators
-    assert len(node.args[2]) == 4 * 3
+    assert len(node.args[2]) == (4 * 3 if state_format == "16bit" else 5 * 3 + 4)
 
 
 @pytest.mark.parametrize("make", [AdamCScheduleFreePlus, AdamWScheduleFree])

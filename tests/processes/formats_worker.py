@@ -1,17 +1,30 @@
-"""What each process of the tests of sharded state in 16 bits does; ``ranks.py`` starts it."""
+"""What each process of the tests of sharded state in 16 and 8 bits does; ``ranks.py`` starts it."""
 
+import shutil
+import tempfile
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from distributed_worker import Result
 from support import make_params, stream
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from sfplus_kernels import AdamWScheduleFree
 
-SHAPES = [(7, 10), (5,), (6, 5, 7), (1,)]
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "16bit": [(7, 10), (5,), (6, 5, 7), (1,)],
+    "8bit": [(35, 128), (5,), (6, 8, 96), (1,)],
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PLACEMENTS: dict[str, list[Placement]] = {
     "rows": [Shard(0)],
@@ -23,17 +36,18 @@ PLACEMENTS: dict[str, list[Placement]] = {
 }
 
 
-def trained(dtype: torch.dtype, mesh: DeviceMesh | None, placements: list[Placement]) -> Result:
+def trained(
+    state_format: str, dtype: torch.dtype, mesh: DeviceMesh | None, placements: list[Placement]
+) -> Result:
     """Some steps at given gradients: parameters, state and x, whole."""
-    params = make_params(SHAPES, dtype)
+    shapes = SHAPES[state_format]
+    params = make_params(shapes, dtype)
 
     def divided(value: torch.Tensor) -> torch.Tensor:
         if mesh is None:
             return value
-        here = [
-            Shard(p.dim % value.dim()) if isinstance(p, Shard) and p.dim < value.dim() else p
-            for p in placements
-        ]
+        last = value.dim() - 1 if state_format == "16bit" else min(value.dim() - 1, 1)
+        here = [Shard(last) if isinstance(p, Shard) and p.dim < 0 else p for p in placements]
         return distribute_tensor(
             value, mesh, [Replicate() if _is_beyond(p, value) else p for p in here]
         )
@@ -41,10 +55,15 @@ def trained(dtype: torch.dtype, mesh: DeviceMesh | None, placements: list[Placem
     params = [nn.Parameter(divided(p.detach())) for p in params]
     # of the roundings alone: nothing that is formed from a sum over processes
     optimizer = AdamWScheduleFree(
-        params, lr=0.02, weight_decay=0.1, inner_momentum=0.9, state_format="16bit", rounding_seed=3
+        params,
+        lr=0.02,
+        weight_decay=0.1,
+        inner_momentum=0.9,
+        state_format=state_format,
+        rounding_seed=3,
     )
     optimizer.train()
-    for k, (_, gradients) in enumerate(stream(SHAPES, 6)):
+    for k, (_, gradients) in enumerate(stream(shapes, 6)):
         for p, gradient in zip(params, gradients, strict=True):
             assert gradient is not None
             p.grad = divided(gradient.to(dtype))
@@ -67,10 +86,105 @@ def divided_in_every_way(rank: int, world: int) -> dict[str, Any]:
     flat = init_device_mesh("cpu", (world,))
     grid = init_device_mesh("cpu", (2, world // 2))
     return {
-        f"{kind}, {name}": trained(dtype, flat if len(placements) == 1 else grid, placements)
+        f"{state_format}, {kind}, {name}": trained(
+            state_format, dtype, flat if len(placements) == 1 else grid, placements
+        )
+        for state_format in SHAPES
         for kind, placements in PLACEMENTS.items()
         for name, dtype in DTYPES.items()
     }
 
 
-SCENARIOS = [divided_in_every_way]
+class Model(nn.Module):
+    """One matrix whose rows can be cut between blocks of 32, and one whose cannot."""
+
+    def __init__(self, mesh: DeviceMesh | None, placement: Placement) -> None:
+        super().__init__()
+        wide, narrow, short = make_params([(35, 128), (45, 96), (7,)], torch.bfloat16)
+        if mesh is not None:
+            wide, narrow = (
+                nn.Parameter(distribute_tensor(p.detach(), mesh, [placement]))
+                for p in (wide, narrow)
+            )
+        self.wide, self.narrow, self.short = wide, narrow, short
+        arguments: dict[str, Any] = {"lr": 0.02, "inner_momentum": 0.9, "state_format": "8bit"}
+        self.optimizer = AdamWScheduleFree(self.parameters(), **arguments)
+        self.optimizer.train()
+
+    def step(self, n: int) -> None:
+        self.optimizer.train()
+        for k in range(n):
+            for number, p in enumerate(self.parameters()):
+                p.grad = torch.full_like(p, 0.1 * number + 0.03 * k) * (p.detach() + 0.5)
+            self.optimizer.step()
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """Values of all that is kept, whatever the format."""
+        found = {}
+        for name, p in self.named_parameters():
+            state = self.optimizer.state[p]
+            found[name] = p.detach()
+            found[f"{name}.y"] = self.optimizer.iterates(p).y
+            found[f"{name}.e"] = state["displacement"]
+            found |= {f"{name}.{key}": state[key] for key in sorted(state) if "codes" in key}
+        return {
+            k: v.full_tensor() if isinstance(v, DTensor) else v.clone() for k, v in found.items()
+        }
+
+
+def reloaded(rank: int, world: int) -> dict[str, Any]:
+    """Saved by four processes that have rows, loaded by those that have other parts of it, or all."""
+    mesh = init_device_mesh("cpu", (world,))
+    folder = [None]
+    if rank == 0:
+        folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder)
+    model = Model(mesh, Shard(0))
+    model.step(5)
+    saved = get_state_dict(model, model.optimizer)
+    dcp.save(dict(zip(("model", "optimizer"), saved, strict=True)), checkpoint_id=folder[0])
+    plain = StateDictOptions(full_state_dict=True)
+    full = get_state_dict(model, model.optimizer, options=plain)
+    found = {"saved": model.whole()}
+
+    def loaded(other: Model, **how: Any) -> dict[str, torch.Tensor]:
+        names = ("model", "optimizer")
+        content = dict(zip(names, get_state_dict(other, other.optimizer), strict=True))
+        dcp.load(content, checkpoint_id=folder[0], **how)
+        set_state_dict(
+            other,
+            other.optimizer,
+            model_state_dict=content["model"],
+            optim_state_dict=content["optimizer"],
+        )
+        return other.whole()
+
+    found["rows"] = loaded(Model(mesh, Shard(0)))
+    found["replicas"] = loaded(Model(mesh, Replicate()))
+    found["one process"] = loaded(Model(None, Replicate()), no_dist=True)
+    try:  # parts that cut blocks are kept in 16 bits, under other names
+        loaded(Model(mesh, Shard(1)))
+    except CheckpointException as error:
+        found["refused"] = str(error)
+    columns = Model(mesh, Shard(1))
+    state = {
+        "state": dict(enumerate(full[1]["state"][name] for name, _ in model.named_parameters())),
+        "param_groups": [{**full[1]["param_groups"][0], "params": [0, 1, 2]}],
+    }
+    columns.optimizer.load_state_dict(state)
+    with torch.no_grad():
+        for name, p in columns.named_parameters():
+            value = full[0][name]
+            here = distribute_tensor(value, mesh, [Shard(1)]) if isinstance(p, DTensor) else value
+            p.copy_(here)
+    found["columns"] = columns.whole()
+    kept = columns.optimizer.state[columns.narrow]
+    found["in 16 bits"] = [str(kept[name].dtype) for name in ("exp_avg", "exp_avg_sq", "y_low")]
+    columns.step(1)
+    dist.barrier()
+    if rank == 0:
+        shutil.rmtree(folder[0])
+    return found
+
+
+SCENARIOS = [divided_in_every_way, reloaded]

@@ -1,4 +1,4 @@
-"""State in 16 bits, divided among four processes in every way: the bytes of one process."""
+"""State in 16 and in 8 bits, divided among four processes in every way: the bytes of one process."""
 
 import functools
 from typing import Any
@@ -13,20 +13,46 @@ WORLD = 4
 
 
 @functools.cache
-def whole_run(name: str) -> dict[str, Any]:
-    return worker.trained(worker.DTYPES[name], None, [])
+def whole_run(state_format: str, name: str) -> dict[str, Any]:
+    return worker.trained(state_format, worker.DTYPES[name], None, [])
 
 
 @pytest.mark.parametrize("name", worker.DTYPES)
 @pytest.mark.parametrize("kind", worker.PLACEMENTS)
-def test_the_bytes_of_one_process(kind: str, name: str) -> None:
+@pytest.mark.parametrize("state_format", worker.SHAPES)
+def test_the_bytes_of_one_process(state_format: str, kind: str, name: str) -> None:
     for rank in results_of(worker, WORLD):
-        found = rank["divided_in_every_way"][f"{kind}, {name}"]
-        assert_same_bits(found, whole_run(name))
+        found = rank["divided_in_every_way"][f"{state_format}, {kind}, {name}"]
+        assert_same_bits(found, whole_run(state_format, name))
 
 
 def test_it_is_rounded_by_chance() -> None:
     """The bytes would be others if the random numbers were."""
-    e = whole_run("float32")["tensors"][len(worker.SHAPES)]
+    e = whole_run("16bit", "float32")["tensors"][len(worker.SHAPES["16bit"])]
     assert e.dtype == torch.float16 or e.dtype == torch.bfloat16
     assert len(e.unique()) > 10
+
+
+def test_codes_are_kept() -> None:
+    dtypes = {t.dtype for t in whole_run("8bit", "bfloat16")["tensors"]}
+    assert {torch.uint8, torch.int8} <= dtypes
+
+
+@pytest.mark.parametrize("how", ["rows", "replicas", "one process"])
+def test_a_checkpoint_of_codes_in_other_parts(how: str) -> None:
+    for rank in results_of(worker, WORLD):
+        found = rank["reloaded"]
+        assert sum("codes" in name for name in found["saved"]) == 4
+        assert_same_bits(found[how], found["saved"])
+
+
+def test_parts_that_cut_blocks() -> None:
+    """Are kept in 16 bits: a sharded checkpoint of codes is not for them, a whole one is."""
+    for rank in results_of(worker, WORLD):
+        found = rank["reloaded"]
+        assert "narrow.exp_avg" in found["refused"]
+        assert found["in 16 bits"] == ["torch.bfloat16"] * 3
+        for name, value in found["columns"].items():
+            assert_same_bits(value, found["saved"][name])
+        assert "wide.exp_avg_codes" in found["columns"]
+        assert "narrow.exp_avg_codes" not in found["columns"]

@@ -164,7 +164,8 @@ class TritonBackend:
 
     def _update(self, plan: AddressTable, run: RunState, finish: dict[str, Any]) -> None:
         for launch in plan.launches:
-            first, half = launch is plan.launches[0], launch.format == layout.Format.HALF
+            first, full = launch is plan.launches[0], launch.format == layout.Format.FULL
+            quarter = launch.format == layout.Format.QUARTER  # which needs its registers all along
             _grid(update_kernel, launch.n_chunks)(
                 plan.rows,
                 plan.gradients,
@@ -175,16 +176,16 @@ class TritonBackend:
                     "globals_ptr": run.globals,
                     "group_coefs_ptr": run.group_coefs,
                     "tensor_coefs_ptr": run.tensor_coefs,
-                    **({"settings_ptr": run.settings, "tensors_ptr": run.tensors} if half else {}),
+                    **({} if full else {"settings_ptr": run.settings, "tensors_ptr": run.tensors}),
                 },
                 **FINISH,
-                **_few_registers(plan, first and finish is not NO_FINISH),
+                **_few_registers(plan, first and finish is not NO_FINISH and not quarter),
                 PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
                 STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
                 GRAD_DTYPE=_grad_dtype(launch),
                 HAS_EXP_AVG=launch.has_exp_avg,
                 HAS_EXP_AVG_SQ=launch.has_exp_avg_sq,
-                HALF=half,
+                FORMAT=int(launch.format),
                 **_config("update", launch).arguments(),
             )
 
@@ -205,7 +206,7 @@ class TritonBackend:
                     MOVE=int(move),
                     PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
                     STATE_DTYPE=TRITON_DTYPES[state_dtype(launch.param_dtype)],
-                    HALF=launch.format == layout.Format.HALF,
+                    FORMAT=_format_of_move(launch),
                     **{**_config("interpolate", launch).arguments(), **OF_A_MOVE},
                 )
         store_param_stages(plan)
@@ -234,14 +235,20 @@ def _few_registers(plan: AddressTable, finishes: bool) -> dict[str, int]:
 
 def _config(pass_name: str, launch: Launch) -> LaunchConfig:
     widest = state_dtype(launch.param_dtype)
-    if launch.format == layout.Format.HALF:  # of what is written: y too, where it is in one piece
+    if launch.format != layout.Format.FULL:  # of what is written: y too, where it is in one piece
         widest = torch.float16 if pass_name == "reduce" else launch.param_dtype
     return launch_config(pass_name, widest, INTERPRETED)
 
 
 def _e_dtype(launch: Launch) -> tl.dtype:
-    half = launch.format == layout.Format.HALF
-    return tl.float16 if half else TRITON_DTYPES[state_dtype(launch.param_dtype)]
+    full = launch.format == layout.Format.FULL
+    return TRITON_DTYPES[state_dtype(launch.param_dtype)] if full else tl.float16
+
+
+def _format_of_move(launch: Launch) -> int:
+    """y of float32 parameters is moved by an e of 16 bits, whatever the moments are."""
+    whole = launch.param_dtype == torch.float32 and launch.format != layout.Format.FULL
+    return int(layout.Format.HALF if whole else launch.format)
 
 
 def _grad_dtype(launch: Launch) -> tl.dtype:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from sfplus_kernels.backends.triton import sixteen_bits
+from sfplus_kernels.backends.triton import eight_bits, sixteen_bits
 from sfplus_kernels.backends.triton.memory import round_to, y_or_written
 
 
@@ -63,9 +63,10 @@ def _interpolate_half_block(
     COLUMNS: tl.constexpr,
     MOVE: tl.constexpr,
     SPLIT: tl.constexpr,
+    QUARTER: tl.constexpr,
 ):
-    """The same in ``Format.HALF``: e is read and never written. SPLIT: y is in two halves, and while the
-    parameter holds x the upper one is at ``kept_ptr``."""
+    """The same in ``Format.HALF``: e is read and never written. SPLIT: y is in two parts, and while the
+    parameter holds x the upper one is at ``kept_ptr``. In ``Format.QUARTER`` the lower part has 8 bits."""
     y = tl.load(y_ptr + offsets, mask=mask)
     by_e = e_to_y * tl.load(e_ptr + offsets, mask=mask).to(tl.float32)
     if not SPLIT:
@@ -73,13 +74,17 @@ def _interpolate_half_block(
     else:
         kept = tl.load(kept_ptr + offsets, mask=mask)
         if MOVE == COLUMNS.Move.TO_X:
-            x = round_to(sixteen_bits.join(kept, y) + by_e, tl.bfloat16)
-            tl.store(param_ptr + offsets, x, mask=mask)
+            whole = eight_bits.join(kept, y) if QUARTER else sixteen_bits.join(kept, y)
+            tl.store(param_ptr + offsets, round_to(whole + by_e, tl.bfloat16), mask=mask)
         else:
             if MOVE == COLUMNS.Move.TO_Y:
                 param = tl.load(param_ptr + offsets, mask=mask)
-                upper, lower = sixteen_bits.split_y_of_x(kept, y, by_e, param)
+                if QUARTER:
+                    upper, lower = eight_bits.split_y_of_x(kept, y, by_e, param)
+                else:
+                    upper, lower = sixteen_bits.split_y_of_x(kept, y, by_e, param)
             else:
+                tl.static_assert(not QUARTER, "y would be rounded twice a step")
                 upper, lower = sixteen_bits.split(sixteen_bits.join(kept, y) + by_e)
             tl.store(param_ptr + offsets, upper, mask=mask)
             tl.store(y_ptr + offsets, lower, mask=mask)
@@ -99,18 +104,21 @@ def interpolate_kernel(
     MOVE: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
-    HALF: tl.constexpr,
+    FORMAT: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     """One chunk per program."""
+    HALF: tl.constexpr = FORMAT != COLUMNS.Format.FULL
+    QUARTER: tl.constexpr = FORMAT == COLUMNS.Format.QUARTER
     SPLIT: tl.constexpr = HALF and PARAM_DTYPE != STATE_DTYPE
     E_DTYPE: tl.constexpr = tl.float16 if HALF else STATE_DTYPE
-    Y_DTYPE: tl.constexpr = tl.int16 if SPLIT else STATE_DTYPE
+    Y_DTYPE: tl.constexpr = (tl.int8 if QUARTER else tl.int16) if SPLIT else STATE_DTYPE
     E_BYTES: tl.constexpr = E_DTYPE.primitive_bitwidth // 8
     Y_BYTES: tl.constexpr = Y_DTYPE.primitive_bitwidth // 8
     E_ALIGNMENT: tl.constexpr = VECTOR * E_BYTES
+    Y_ALIGNMENT: tl.constexpr = VECTOR * Y_BYTES if VECTOR * Y_BYTES < 16 else 16
     PARAM_BYTES: tl.constexpr = PARAM_DTYPE.primitive_bitwidth // 8
     chunk = chunks_ptr + (first_chunk + tl.program_id(0)).to(tl.int64) * COLUMNS.Chunk.WIDTH
     row = tl.load(chunk + COLUMNS.Chunk.ROW)
@@ -121,7 +129,7 @@ def interpolate_kernel(
     numel = tl.load(tensor + COLUMNS.Row.NUMEL)
     group = tl.load(tensor + COLUMNS.Row.GROUP)
     slot = tl.load(tensor + COLUMNS.Row.SLOT)
-    aligned = (y_address | e_address) % 16 == 0
+    aligned = (y_address % Y_ALIGNMENT == 0) & (e_address % E_ALIGNMENT == 0)
 
     # coefficients, formed in fp64
     b = tl.load(tensors_ptr + slot * COLUMNS.Scalar.WIDTH + COLUMNS.Scalar.Y_BETA)
@@ -143,7 +151,7 @@ def interpolate_kernel(
     e_kept = tl.where(skipped, 1.0, e_kept).to(STATE_DTYPE)
 
     # two sets of pointers: about the first one the compiler knows the alignment
-    y_vec = tl.multiple_of(y_address.to(tl.pointer_type(Y_DTYPE)), 16)
+    y_vec = tl.multiple_of(y_address.to(tl.pointer_type(Y_DTYPE)), Y_ALIGNMENT)
     e_vec = tl.multiple_of(e_address.to(tl.pointer_type(E_DTYPE)), E_ALIGNMENT)
     y_ptr = y_address.to(tl.pointer_type(Y_DTYPE))
     e_ptr = e_address.to(tl.pointer_type(E_DTYPE))
@@ -182,6 +190,7 @@ def interpolate_kernel(
                 COLUMNS,
                 MOVE,
                 SPLIT,
+                QUARTER,
             )
         else:
             _interpolate_block(
@@ -195,8 +204,9 @@ def interpolate_kernel(
         tail = offset + tail_lanes
         if HALF:
             _interpolate_half_block(
-                y_ptr, param_ptr, kept_ptr, e_ptr, tail, tail < length, e_to_y, COLUMNS, MOVE, SPLIT
-            )
+                y_ptr, param_ptr, kept_ptr, e_ptr, tail, tail < length,
+                e_to_y, COLUMNS, MOVE, SPLIT, QUARTER,
+            )  # fmt: skip
         else:
             _interpolate_block(
                 y_ptr, param_ptr, e_ptr, tail, tail < length,

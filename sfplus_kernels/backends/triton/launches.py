@@ -40,6 +40,7 @@ class Columns:
 
 COLUMNS = Columns(
     layout.Rule,
+    layout.Format,
     layout.Move,
     layout.Hyper,
     layout.Setting,

@@ -1,102 +1,16 @@
 """The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the algorithm
 keeps them), and of the parameter if it is not y itself, which is read too.
 
-HALF is ``layout.Format.HALF``: m, v and e are kept in 16 bits, and y of a bf16 parameter in two halves."""
+FORMAT is of ``layout.Format``: in HALF m, v and e are kept in 16 bits, and y of a bf16 parameter in two
+halves; in QUARTER moments are codes of 8 bits, and y of a bf16 parameter has 24 bits."""
 
 import triton
 import triton.language as tl
 
 from sfplus_kernels.backends.triton import sixteen_bits
 from sfplus_kernels.backends.triton.finish import finish_step
-from sfplus_kernels.backends.triton.memory import round_to, y_or_written
 from sfplus_kernels.backends.triton.tickets import draws_first, meet
-
-
-@triton.jit
-def _update_block(
-    y_ptr,
-    param_ptr,
-    m_ptr,
-    v_ptr,
-    e_ptr,
-    g_ptr,
-    offsets,
-    mask,
-    beta1,
-    grad_to_m,
-    beta2,
-    grad_to_v,
-    eps,
-    omega,
-    e_kept,
-    delta_to_y,
-    step_size,
-    inv_sqrt_bc2,
-    e_to_y,
-    key_a,
-    key_b,
-    start,
-    tensor,
-    numel,
-    COLUMNS: tl.constexpr,
-    PARAM_DTYPE: tl.constexpr,
-    STATE_DTYPE: tl.constexpr,
-    HAS_EXP_AVG: tl.constexpr,
-    HAS_EXP_AVG_SQ: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
-    g = tl.load(g_ptr + offsets, mask=mask).to(STATE_DTYPE)
-    if HAS_EXP_AVG:
-        old_m = tl.load(m_ptr + offsets, mask=mask).to(STATE_DTYPE)
-    if HAS_EXP_AVG_SQ:
-        v = tl.load(v_ptr + offsets, mask=mask).to(STATE_DTYPE)
-    e = tl.load(e_ptr + offsets, mask=mask).to(STATE_DTYPE)
-    y = tl.load(y_ptr + offsets, mask=mask)
-    if PARAM_DTYPE != STATE_DTYPE:
-        param = tl.load(param_ptr + offsets, mask=mask)
-        y = sixteen_bits.join(param, y) if HALF else y_or_written(y, param)
-
-    # moments
-    m = grad_to_m * g
-    if HAS_EXP_AVG:
-        m = beta1 * old_m + m
-    # delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps), or the gradient
-    delta = step_size * m
-    if HAS_EXP_AVG_SQ:
-        v = beta2 * v + grad_to_v * g * g
-        if tl.float64 == STATE_DTYPE:  # correctly rounded as they are; in fp32 they are approximate
-            delta = delta / (tl.sqrt(v) * inv_sqrt_bc2 + eps)
-        else:
-            delta = tl.div_rn(delta, tl.sqrt_rn(v) * inv_sqrt_bc2 + eps)
-    delta = delta + omega * y
-    # one increment of y, its two parts summed first
-    y = y + (e_to_y * e + delta_to_y * delta)
-    # z moves by -delta, then x follows it by c_k
-    e = e_kept * (e - delta)
-
-    if HALF:
-        elements = start + offsets
-        words = sixteen_bits.random_words(key_a, key_b, elements, tensor, numel, COLUMNS)
-        m = round_to(m, tl.bfloat16)
-        if HAS_EXP_AVG_SQ:
-            v = sixteen_bits.exp_avg_sq(v, words)
-        e = sixteen_bits.displacement(e, words)
-    if HAS_EXP_AVG:
-        tl.store(m_ptr + offsets, m, mask=mask)
-    if HAS_EXP_AVG_SQ:
-        tl.store(v_ptr + offsets, v, mask=mask)
-    tl.store(e_ptr + offsets, e, mask=mask)
-    if PARAM_DTYPE != STATE_DTYPE:
-        if HALF:
-            param, lower = sixteen_bits.split(y)
-            tl.store(y_ptr + offsets, lower, mask=mask)
-        else:
-            param = round_to(y, PARAM_DTYPE)
-            tl.store(y_ptr + offsets, y, mask=mask)
-        tl.store(param_ptr + offsets, param, mask=mask)
-    else:
-        tl.store(y_ptr + offsets, y, mask=mask)
+from sfplus_kernels.backends.triton.update_blocks import update_block, update_quarter_block
 
 
 @triton.jit(
@@ -125,7 +39,7 @@ def update_kernel(
     GRAD_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
-    HALF: tl.constexpr,
+    FORMAT: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -137,12 +51,20 @@ def update_kernel(
 
     Where there are tickets no kernel came before: the first program forms the coefficients, of no sums.
     """
-    M_DTYPE: tl.constexpr = tl.bfloat16 if HALF else STATE_DTYPE  # and of v
-    E_DTYPE: tl.constexpr = tl.float16 if HALF else STATE_DTYPE
-    Y_DTYPE: tl.constexpr = tl.int16 if HALF and PARAM_DTYPE != STATE_DTYPE else STATE_DTYPE
-    STATE_BYTES: tl.constexpr = E_DTYPE.primitive_bitwidth // 8  # of m and v too
+    HALF: tl.constexpr = FORMAT == COLUMNS.Format.HALF
+    QUARTER: tl.constexpr = FORMAT == COLUMNS.Format.QUARTER
+    SPLIT: tl.constexpr = FORMAT != COLUMNS.Format.FULL and PARAM_DTYPE != STATE_DTYPE
+    M_DTYPE: tl.constexpr = (
+        tl.uint8 if QUARTER else tl.bfloat16 if HALF else STATE_DTYPE
+    )  # and of v
+    E_DTYPE: tl.constexpr = tl.float16 if HALF or QUARTER else STATE_DTYPE
+    Y_DTYPE: tl.constexpr = (tl.int8 if QUARTER else tl.int16) if SPLIT else STATE_DTYPE
+    M_BYTES: tl.constexpr = M_DTYPE.primitive_bitwidth // 8
+    E_BYTES: tl.constexpr = E_DTYPE.primitive_bitwidth // 8
     Y_BYTES: tl.constexpr = Y_DTYPE.primitive_bitwidth // 8
-    STATE_ALIGNMENT: tl.constexpr = VECTOR * STATE_BYTES
+    M_ALIGNMENT: tl.constexpr = VECTOR * M_BYTES
+    E_ALIGNMENT: tl.constexpr = VECTOR * E_BYTES
+    Y_ALIGNMENT: tl.constexpr = VECTOR * Y_BYTES if VECTOR * Y_BYTES < 16 else 16
     PARAM_BYTES: tl.constexpr = PARAM_DTYPE.primitive_bitwidth // 8
     GRAD_BYTES: tl.constexpr = GRAD_DTYPE.primitive_bitwidth // 8
     GRAD_ALIGNMENT: tl.constexpr = VECTOR * GRAD_BYTES if VECTOR * GRAD_BYTES < 16 else 16
@@ -164,15 +86,16 @@ def update_kernel(
         m_address = tl.load(tensor + COLUMNS.Row.EXP_AVG)  # 0, which is aligned, if there is none
         v_address = tl.load(tensor + COLUMNS.Row.EXP_AVG_SQ)
         if HAS_EXP_AVG:
-            m_address += start * STATE_BYTES
+            m_address += start * M_BYTES
         if HAS_EXP_AVG_SQ:
-            v_address += start * STATE_BYTES
-        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * STATE_BYTES
+            v_address += start * M_BYTES
+        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * E_BYTES
         g_address = tl.load(gradients_ptr + row) + start * GRAD_BYTES
         numel = tl.load(tensor + COLUMNS.Row.NUMEL)
         group = tl.load(tensor + COLUMNS.Row.GROUP)
         slot = tl.load(tensor + COLUMNS.Row.SLOT)
-        aligned = (y_address | m_address | v_address | e_address) % 16 == 0
+        aligned = (y_address % Y_ALIGNMENT == 0) & (e_address % E_ALIGNMENT == 0)
+        aligned = aligned & ((m_address | v_address) % M_ALIGNMENT == 0)
         aligned = aligned & (g_address % GRAD_ALIGNMENT == 0)
 
         coefs = group_coefs_ptr + group * COLUMNS.GroupCoef.WIDTH
@@ -190,14 +113,14 @@ def update_kernel(
         e_to_y = tl.load(coefs + COLUMNS.TensorCoef.E_TO_Y).to(STATE_DTYPE)
 
         key_a, key_b = slot, slot
-        if HALF:
+        if HALF or QUARTER:
             key_a, key_b = sixteen_bits.noise_key(settings_ptr, tensors_ptr, slot, COLUMNS)
 
         # two sets of pointers: about the first one the compiler knows the alignment
-        y_vec = tl.multiple_of(y_address.to(tl.pointer_type(Y_DTYPE)), 16)
-        m_vec = tl.multiple_of(m_address.to(tl.pointer_type(M_DTYPE)), STATE_ALIGNMENT)
-        v_vec = tl.multiple_of(v_address.to(tl.pointer_type(M_DTYPE)), STATE_ALIGNMENT)
-        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(E_DTYPE)), STATE_ALIGNMENT)
+        y_vec = tl.multiple_of(y_address.to(tl.pointer_type(Y_DTYPE)), Y_ALIGNMENT)
+        m_vec = tl.multiple_of(m_address.to(tl.pointer_type(M_DTYPE)), M_ALIGNMENT)
+        v_vec = tl.multiple_of(v_address.to(tl.pointer_type(M_DTYPE)), M_ALIGNMENT)
+        e_vec = tl.multiple_of(e_address.to(tl.pointer_type(E_DTYPE)), E_ALIGNMENT)
         g_vec = tl.multiple_of(g_address.to(tl.pointer_type(GRAD_DTYPE)), GRAD_ALIGNMENT)
         y_ptr = y_address.to(tl.pointer_type(Y_DTYPE))
         m_ptr = m_address.to(tl.pointer_type(M_DTYPE))
@@ -217,24 +140,46 @@ def update_kernel(
         # whole aligned blocks without a mask, so that accesses are vectors; then what is left
         length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
         whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
-        lanes = tl.arange(0, BLOCK_SIZE)
-        for offset in range(0, whole, BLOCK_SIZE):
-            _update_block(
-                y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
-                beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-                step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
-                COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
-            )  # fmt: skip
-        # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
-        # lays out for vectors, so that the second would load with gaps and exchange what it stores
-        # between threads, through shared memory
-        TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
-        tail_lanes = tl.arange(0, TAIL_SIZE)
-        for offset in range(whole, length, TAIL_SIZE):
-            tail = offset + tail_lanes
-            _update_block(
-                y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
-                beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-                step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
-                COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
-            )  # fmt: skip
+        if QUARTER:
+            exponents_address = tl.load(tensor + COLUMNS.Row.EXPONENTS) + start // 32
+            exponents_ptr = exponents_address.to(tl.pointer_type(tl.uint8))
+            rows = tl.expand_dims(tl.arange(0, BLOCK_SIZE // 32), 1)
+            for offset in range(0, whole, BLOCK_SIZE):
+                update_quarter_block(
+                    y_vec, param_vec, m_vec, v_vec, exponents_ptr, e_vec, g_vec, offset // 32 + rows, None,
+                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                    step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                    COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+                )  # fmt: skip
+            # half blocks, as below
+            tail_rows = tl.expand_dims(tl.arange(0, BLOCK_SIZE // 64), 1)
+            for offset in range(whole, length, BLOCK_SIZE // 2):
+                tail = offset // 32 + tail_rows
+                update_quarter_block(
+                    y_ptr, param_ptr, m_ptr, v_ptr, exponents_ptr, e_ptr, g_ptr, tail, tail < length // 32,
+                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                    step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                    COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+                )  # fmt: skip
+        else:
+            lanes = tl.arange(0, BLOCK_SIZE)
+            for offset in range(0, whole, BLOCK_SIZE):
+                update_block(
+                    y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
+                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                    step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                    COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
+                )  # fmt: skip
+            # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
+            # lays out for vectors, so that the second would load with gaps and exchange what it stores
+            # between threads, through shared memory
+            TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
+            tail_lanes = tl.arange(0, TAIL_SIZE)
+            for offset in range(whole, length, TAIL_SIZE):
+                tail = offset + tail_lanes
+                update_block(
+                    y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
+                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                    step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                    COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
+                )  # fmt: skip

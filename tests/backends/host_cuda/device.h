@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <stdexcept>
 #include <string>
 
 #define __global__
@@ -37,6 +38,8 @@ std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void(
 // Waits for the other threads of the block, or of the warp. Returns whether one of them said true.
 bool block_barrier(bool vote);
 bool warp_barrier(bool vote);
+// Of some threads of the warp, which follow each other and are as many as a power of two: bits of the mask.
+void barrier_of(unsigned mask);
 double& shuffle_slot(unsigned thread);
 // Counts an access of so many bytes; throws where the address is not a multiple of them.
 void access(bool is_store, std::size_t bytes, const void* address);
@@ -102,6 +105,15 @@ inline double __dmul_rn(double a, double b) {
   double product = a * b;
   asm volatile("" : "+m"(product));
   return product;
+}
+inline unsigned __shfl_xor_sync(unsigned mask, unsigned value, int distance) {
+  const unsigned self = threadIdx.x, other = self ^ static_cast<unsigned>(distance);
+  if ((mask >> other % 32 & 1) == 0) throw std::runtime_error("a thread asks one that is not there");
+  host_cuda::shuffle_slot(self) = value;
+  host_cuda::barrier_of(mask);
+  const unsigned result = static_cast<unsigned>(host_cuda::shuffle_slot(other));
+  host_cuda::barrier_of(mask);
+  return result;
 }
 inline double __shfl_down_sync(unsigned, double value, unsigned distance) {
   const unsigned self = threadIdx.x, other = self + distance;

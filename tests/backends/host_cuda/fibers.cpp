@@ -38,7 +38,7 @@ struct Barrier {
 struct Block {
   const std::function<void()>* thread;
   unsigned n_threads, next;
-  Barrier all, warps[kMaxThreads / kWarp];
+  Barrier all, warps[kMaxThreads / kWarp], parts[kMaxThreads];  // of a part by its first thread
   bool progress;
   std::string problem;
 } block;
@@ -132,7 +132,7 @@ std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void(
   grid_size.x = n_blocks;
   for (unsigned i = 0; i < n_blocks; ++i) {
     block_index.x = i;
-    block = Block{&thread, n_threads, 0, {}, {}, false, ""};
+    block = Block{&thread, n_threads, 0, {}, {}, {}, false, ""};
     try {
       run_block();
     } catch (const std::runtime_error& error) {
@@ -146,6 +146,13 @@ std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void(
 bool block_barrier(bool vote) { return wait(block.all, block.n_threads, vote); }
 
 bool warp_barrier(bool vote) { return wait(block.warps[thread_index.x / kWarp], kWarp, vote); }
+
+void barrier_of(unsigned mask) {
+  const unsigned lane = thread_index.x % kWarp;
+  if ((mask >> lane & 1) == 0) throw std::runtime_error("a thread is not in its own mask");
+  const unsigned first = static_cast<unsigned>(__builtin_ctz(mask)), n = static_cast<unsigned>(__builtin_popcount(mask));
+  wait(block.parts[thread_index.x - lane + first], n, false);
+}
 
 double& shuffle_slot(unsigned thread) { return slots[thread]; }
 

@@ -1,0 +1,110 @@
+// The element loops over state of 8 bits (Format::QUARTER), compiled once per instruction set as kernels.cpp is. A block
+// of v has one exponent, that of its largest element: so codes are written when all of the block has been computed.
+#include "blocks.h"
+#include "kernels.h"
+#include "lanes_8bit.h"
+
+namespace sfplus {
+inline namespace SFPLUS_ISA {
+namespace {
+
+using B = ByteLanes<Widest>;
+static_assert(kElements == kScaledTogether, "a block has an exponent of its own");
+
+// Y is what chunk.y points at: y, or its lower bits where the parameter is the upper half.
+template <Direction direction, class Y>
+void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
+  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  UpdateCoefs<float> coefs = update_coefs<float>(chunk.group_coefs, chunk.tensor_coefs);
+  if constexpr (kHasM) coefs.beta1 *= kUnitOfM;
+  const NoiseKey key = {noise.key_a, noise.key_b};
+  std::uint8_t* m = static_cast<std::uint8_t*>(chunk.exp_avg);
+  std::uint8_t* v = static_cast<std::uint8_t*>(chunk.exp_avg_sq);
+  float16* e = static_cast<float16*>(chunk.displacement);
+  Y* y = static_cast<Y*>(chunk.y);
+  bfloat16* upper = static_cast<bfloat16*>(chunk.param);
+  float buffer[kElements];
+  const auto indices = B::indices(noise.index);
+  for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
+    const float* g = gradient_block(chunk.grad, grad_dtype, i, buffer);
+    if constexpr (kHasM) ask_ahead<float>(m, i);
+    if constexpr (kHasV) ask_ahead<float>(v, i);
+    ask_ahead<float>(e, i);
+    ask_ahead<float>(y, i);
+    if constexpr (kIsSplit<Y>) ask_ahead<float>(upper, i);
+    // in stages, as in kernels_16bit.cpp
+    Widest ms[kVectors], vs[kVectors], ys[kVectors], es[kVectors];
+    B::Word words[kVectors], ranks[kVectors], most = {};
+    std::uint32_t lowest = 0;
+    if constexpr (kHasV) lowest = 8u * chunk.exponents[i / kElements];
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      words[n] = random_word(key, indices + static_cast<std::uint32_t>(i + n * B::kCount));
+    }
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      const std::int64_t at = i + n * B::kCount;
+      Widest m_i = {}, v_i = {}, y_i, e_i = B::read(e + at);
+      if constexpr (kHasV) {
+        const B::Word rank = B::read_ranks(v + at, lowest);
+        v_i = B::values(rank);
+        if constexpr (kHasM) m_i = B::read_exp_avg(m + at, rank);
+      }
+      if constexpr (kIsSplit<Y>) {
+        y_i = B::read_split(upper + at, y + at);
+      } else {
+        y_i = B::read(y + at);
+      }
+      update_element<direction>(B::read(g + n * B::kCount), m_i, v_i, y_i, e_i, coefs);
+      ms[n] = m_i;
+      vs[n] = v_i;
+      ys[n] = y_i;
+      es[n] = e_i;
+    }
+    if constexpr (kHasV) {
+      SFPLUS_UNROLLED
+      for (int n = 0; n < kVectors; ++n) {
+        ranks[n] = B::ranks_at_random(vs[n], words[n]);
+        most = B::larger(most, ranks[n]);
+      }
+      lowest = lowest_rank(B::largest(most));
+      chunk.exponents[i / kElements] = static_cast<std::uint8_t>(lowest >> 3);
+    }
+    B::Word bytes[kVectors];
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      const std::int64_t at = i + n * B::kCount;
+      B::write_at_random(e + at, es[n], part_of_e(words[n]));
+      if constexpr (kIsSplit<Y>) {
+        bytes[n] = B::write_upper(upper + at, ys[n], part_of_y(words[n]));
+      } else {
+        B::write(y + at, ys[n]);
+      }
+    }
+    if constexpr (kIsSplit<Y>) B::write_block(y + i, bytes);
+    if constexpr (kHasV) {
+      B::Code codes[kVectors];
+      SFPLUS_UNROLLED
+      for (int n = 0; n < kVectors; ++n) {
+        const B::Word rank = B::stored_ranks(ranks[n], lowest);
+        bytes[n] = B::codes(rank, lowest);
+        if constexpr (kHasM) codes[n] = B::codes_of_exp_avg(ms[n], rank, words[n]);
+      }
+      B::write_block(v + i, bytes);
+      if constexpr (kHasM) B::write_block(m + i, codes);
+    }
+  }
+}
+
+}  // namespace
+
+// in the order of Direction
+extern const Kernels8bit table_8bit;
+const Kernels8bit table_8bit = {
+    {{update_8bit<Direction::ADAM, float>, update_8bit<Direction::ADAM, std::uint8_t>},
+     {update_8bit<Direction::ADAM_NO_MOMENTUM, float>, update_8bit<Direction::ADAM_NO_MOMENTUM, std::uint8_t>},
+     {nullptr, update_8bit<Direction::SGD, std::uint8_t>}},
+};
+
+}  // namespace SFPLUS_ISA
+}  // namespace sfplus

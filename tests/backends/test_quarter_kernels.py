@@ -1,0 +1,349 @@
+"""State of 8 bits (``Format.QUARTER``) in the kernels of each backend: the bits of the reference."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from support import BACKENDS, assert_same_bits
+from test_half_kernels import BOTH, CPU, FLOATS, ON_HOST, at, backend_of, make_run, values
+from torch import Tensor
+
+import sfplus_kernels._C as _C
+from sfplus_kernels.backends import cpu, sixteen_bits
+from sfplus_kernels.contract.backend import Entry, RunState
+from sfplus_kernels.contract.layout import Format, GroupCoef, Move, Scalar, Sum, TensorCoef
+from sfplus_kernels.reference import state_in_8_bits as reference
+
+KERNELS = [name for name in BACKENDS if name != "cuda"] + [ON_HOST]
+KINDS = [(dtype, moments) for dtype in BOTH for moments in ("mv", "v")] + [(torch.bfloat16, "")]
+"""float32 parameters without moments have state of 16 bits."""
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _C.isa()
+    _C.set_isa(request.param)
+    yield str(request.param)
+    _C.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _roots_are_correctly_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernels': see test_half_kernels."""
+    root = Tensor.sqrt
+    monkeypatch.setattr(Tensor, "sqrt", lambda x: root(x.double()).to(x.dtype))
+
+
+def make_entry(
+    dtype: torch.dtype,
+    numel: int = 1024,
+    *,
+    moments: str = "mv",
+    grad_dtype: torch.dtype | None = torch.float32,
+    offset: int = 0,
+    part: tuple[int, int, int] | None = None,
+    seed: int = 0,
+    slot: int = 1,
+) -> Entry:
+    """One parameter in train mode: v of all sizes, zeros and blocks of zeros among them; m up to its bound
+    and above."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(0, 2**32, (numel,), generator=generator)
+    y = values(numel, generator)
+    param, low = (y, None) if dtype == torch.float32 else reference.parts_of_y(y, words)
+    v = values(numel, generator).square()
+    v[::37] = 0
+    v[64:96] = 0
+    v[96:128] *= 1e-30
+    v[130:131] = 1e30  # with neighbours 2^100 times smaller
+    codes, exponents = reference.stored_exp_avg_sq(v, words)
+    stored = reference.exp_avg_sq_of(codes, exponents)
+    m = reference.stored_exp_avg(values(numel, generator, 8.0) * stored.sqrt(), stored, words)
+    has_v = "v" in moments
+    return Entry(
+        param=at(param, offset),
+        exp_avg=at(m, offset) if "m" in moments else None,
+        exp_avg_sq=at(codes, offset) if has_v else None,
+        displacement=at(values(numel, generator, 3.0).half(), offset),
+        master_param=None,
+        group=0,
+        slot=slot,
+        grad_dtype=grad_dtype,
+        y_low=None if low is None else at(low, offset),
+        part=part,
+        exponents=at(exponents, offset) if has_v else None,
+    )
+
+
+def buffers(entry: Entry) -> list[Tensor]:
+    tensors = (entry.param, entry.y_low, entry.exp_avg_sq, entry.exponents, entry.exp_avg)
+    return [t.clone() for t in (*tensors, entry.displacement) if t is not None]
+
+
+def gradients(entries: list[Entry]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    grads = []
+    for entry in entries:
+        grad = values(entry.param.numel(), generator)
+        grad[64:96] = 0
+        grads.append(grad.to(entry.grad_dtype))
+    return grads
+
+
+def updated(
+    backend: Any,
+    entries: list[Entry],
+    run: RunState | None = None,
+    grads: list[Tensor] | None = None,
+) -> list[Tensor]:
+    plan = backend.plan(entries, CPU)
+    grads = gradients(entries) if grads is None else grads  # which the plan only points at
+    backend.set_gradients(plan, grads)
+    backend.update(plan, make_run(len(entries) + 1) if run is None else run)
+    return [tensor for entry in entries for tensor in buffers(entry)]
+
+
+def expected(
+    entries: list[Entry], run: RunState | None = None, grads: list[Tensor] | None = None
+) -> list[Tensor]:
+    """What ``updated`` is to find: docs/algorithm.md in float32, and the reference's roundings."""
+    run = make_run(len(entries) + 1) if run is None else run
+    made: list[Tensor] = []
+    for entry, grad in zip(entries, gradients(entries) if grads is None else grads, strict=True):
+        words = sixteen_bits.random_words(entry, run)
+        group, tensor = run.group_coefs[entry.group].float(), run.tensor_coefs[entry.slot].float()
+        g, e = grad.float(), entry.displacement.float()
+        y = entry.param.float()
+        if entry.y_low is not None:
+            y = reference.y_of_parts(entry.param, entry.y_low)
+        m, v = group[GroupCoef.GRAD_TO_M] * g, None
+        if entry.exp_avg_sq is not None and entry.exponents is not None:
+            v = reference.exp_avg_sq_of(entry.exp_avg_sq, entry.exponents)
+        if entry.exp_avg is not None and v is not None:
+            m = group[GroupCoef.BETA1] * reference.exp_avg_of(entry.exp_avg, v) + m
+        delta = tensor[TensorCoef.STEP_SIZE] * m
+        if v is not None:
+            v = group[GroupCoef.BETA2] * v + group[GroupCoef.GRAD_TO_V] * g * g
+            root = v.double().sqrt().float()
+            delta = delta / (root * tensor[TensorCoef.INV_SQRT_BC2] + group[GroupCoef.EPS])
+        delta = delta + group[GroupCoef.OMEGA] * y
+        y = y + (tensor[TensorCoef.E_TO_Y] * e + group[GroupCoef.DELTA_TO_Y] * delta)
+        e = group[GroupCoef.E_KEPT] * (e - delta)
+        made += [y] if entry.y_low is None else reference.parts_of_y(y, words)
+        if v is not None:
+            codes, exponents = reference.stored_exp_avg_sq(v, words)
+            made += [codes, exponents]
+            if entry.exp_avg is not None:
+                stored = reference.exp_avg_sq_of(codes, exponents)
+                made.append(reference.stored_exp_avg(m, stored, words))
+        made.append(reference.stored_displacement(e, words))
+    return made
+
+
+# -- the bits of the reference -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("grad_dtype", FLOATS)
+@pytest.mark.parametrize(("dtype", "moments"), KINDS)
+def test_update_has_the_bits_of_the_reference(
+    name: str, dtype: torch.dtype, moments: str, grad_dtype: torch.dtype
+) -> None:
+    entry = make_entry(dtype, moments=moments, grad_dtype=grad_dtype)
+    assert entry.format == Format.QUARTER
+    before, right = buffers(entry), expected([entry])
+    result = updated(backend_of(name), [entry])
+    assert_same_bits(result, right)
+    assert all(not torch.equal(old, new) for old, new in zip(before, result, strict=True))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_several_tensors_of_any_size(name: str, dtype: torch.dtype) -> None:
+    """Whole blocks, or none."""
+    sizes = [32, 0, 64, 96, 256, 288, 4096, 5120]
+    entries = [make_entry(dtype, n, slot=i) for i, n in enumerate(sizes)]
+    right = expected(entries)
+    assert_same_bits(updated(backend_of(name), entries), right)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("part", [(123, 1024, 0), (2**32 - 50, 1024, 0), (5, 32, 64), (7, 96, 100)])
+def test_random_words_are_of_the_whole_tensor(name: str, part: tuple[int, int, int]) -> None:
+    entry = make_entry(torch.bfloat16, 960, part=part)
+    right = expected([entry])
+    assert_same_bits(updated(backend_of(name), [entry]), right)
+    whole = expected([make_entry(torch.bfloat16, 960)])
+    assert all(not torch.equal(right[i], whole[i]) for i in (1, 2, 4, 5))  # all that is rounded so
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("move", [Move.TO_X, Move.TO_Y, Move.SHIFT])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_moves(name: str, dtype: torch.dtype, move: Move) -> None:
+    """Of a parameter that somebody has written to here and there, too; e is never written."""
+    if dtype == torch.bfloat16 and move == Move.SHIFT:
+        pytest.skip("closure forms refuse it")
+    backend, run = backend_of(name), make_run()
+    entry = make_entry(dtype, grad_dtype=None)
+    b = run.tensors[entry.slot, Scalar.Y_BETA]
+    e, before = entry.displacement.float(), buffers(entry)
+    by_e = (1 - b).float() * e
+    if entry.y_low is None:
+        moved = {
+            Move.TO_X: entry.param - by_e,
+            Move.TO_Y: entry.param + by_e,
+            Move.SHIFT: entry.param + run.tensor_coefs[1, TensorCoef.E_TO_Y].float() * e,
+        }[move]
+        backend.interpolate(backend.plan([entry], CPU), run, move)
+        assert_same_bits(buffers(entry), [moved, *before[1:]])
+        return
+    upper, low = entry.param.clone(), entry.y_low.clone()
+    entry = entry._replace(y_high=upper.clone())
+    backend.interpolate(backend.plan([entry], CPU), run, Move.TO_X)
+    x = (reference.y_of_parts(upper, low) - by_e).bfloat16()
+    assert_same_bits(buffers(entry), [x, *before[1:]])
+    if move == Move.TO_Y:
+        entry.param[::7] = 0.3
+        written = entry.param.float() + by_e
+        new_upper, new_low = reference.parts_of_y(written, torch.full((len(written),), 0x80))
+        is_new = entry.param != x
+        backend.interpolate(backend.plan([entry], CPU), run, Move.TO_Y)
+        new = [torch.where(is_new, new_upper, upper), torch.where(is_new, new_low, low)]
+        assert_same_bits(buffers(entry), [*new, *before[2:]])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_x_and_back_leaves_every_bit_of_y(name: str) -> None:
+    backend, run = backend_of(name), make_run()
+    entry = make_entry(torch.bfloat16, grad_dtype=None)
+    before = buffers(entry)
+    entry = entry._replace(y_high=entry.param.clone())
+    for move in (Move.TO_X, Move.TO_Y):
+        backend.interpolate(backend.plan([entry], CPU), run, move)
+    assert_same_bits(buffers(entry), before)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_what_is_not_finite(name: str, dtype: torch.dtype) -> None:
+    """A NaN shows in y and e; codes have none, and v is held at the largest."""
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3e38, -3e38, 1e-30, 1e-22])
+    entry, run = make_entry(dtype, 96), make_run()
+    run.group_coefs[0, GroupCoef.E_KEPT] = 1
+    entry.param[:36] = special.repeat(4).to(dtype)
+    if entry.y_low is not None:
+        entry.y_low[:36] = -3
+    grads = [torch.cat([torch.zeros(51), special.repeat(5)])]
+    right = expected([entry], run, grads)
+    result = updated(backend_of(name), [entry], run, grads)
+    # of a NaN m the sign is open
+    codes = result[-2], right[-2]
+    is_nan = torch.zeros(96, dtype=torch.bool)
+    is_nan[51:] = grads[0][51:].isnan() | grads[0][51:].isinf()
+    for m in codes:
+        m[is_nan] &= 0x7F
+    for tensors in (result, right):
+        tensors[:] = [t.nan_to_num(7.0) if t.is_floating_point() else t for t in tensors]
+    assert_same_bits(result, right)
+    assert entry.displacement.isnan().any()
+
+
+# -- sums ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", BOTH)
+def test_sums(name: str, dtype: torch.dtype) -> None:
+    """On small integers, whose sums are exact in any order."""
+    generator = torch.Generator().manual_seed(1)
+    entry = make_entry(dtype, 4128)
+    grad = torch.randint(-3, 4, (4128,), generator=generator).float()
+    entry.displacement.copy_(torch.randint(-3, 4, (4128,), generator=generator))
+    backend = backend_of(name)
+    plan = backend.plan([entry], CPU)
+    backend.set_gradients(plan, [grad])
+    for with_e in (True, False):
+        sums = backend.reduce(plan, with_e=with_e).sum(0)
+        g, e = grad.double(), entry.displacement.double()
+        assert float(sums[Sum.GRAD_L1]) == float(g.abs().sum())
+        assert float(sums[Sum.GRAD_DOT_E]) == (float((g * e).sum()) if with_e else 0)
+        assert float(sums[Sum.GRAD_SQ]) == float(g.square().sum())
+
+
+# -- the same bits, however the work is done ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grad_dtype", FLOATS)
+@pytest.mark.parametrize(("dtype", "moments"), KINDS)
+def test_instruction_sets(
+    isa: str, dtype: torch.dtype, moments: str, grad_dtype: torch.dtype
+) -> None:
+    entries = [
+        make_entry(dtype, n, moments=moments, grad_dtype=grad_dtype, seed=n, slot=i)
+        for i, n in enumerate((288, 8192))
+    ]
+    right = expected(entries)
+    assert_same_bits(updated(cpu.CpuBackend(), entries), right)
+    assert _C.isa() == isa
+
+
+def test_many_steps_on_every_instruction_set() -> None:
+    """What one step leaves the next one begins with: 200 of them."""
+    before, results = _C.isa(), []
+    try:
+        for name in _C.available_isas():
+            _C.set_isa(name)
+            entry, run = make_entry(torch.bfloat16), make_run()
+            run.group_coefs[0] = torch.tensor([0.9, 0.1, 0.95, 0.05, 1e-8, 1e-3, 0.99, -0.02])
+            run.tensor_coefs[1] = torch.tensor([1e-3, 1.0, 0.01])
+            generator = torch.Generator().manual_seed(1)
+            backend = cpu.CpuBackend()
+            plan = backend.plan([entry], CPU)
+            for _ in range(200):
+                run.tensors[:, Scalar.STEP] += 1
+                grads = [torch.randn(1024, generator=generator)]
+                backend.set_gradients(plan, grads)
+                backend.update(plan, run)
+            results.append(buffers(entry))
+    finally:
+        _C.set_isa(before)
+    assert len(results) >= 1
+    for other in results:
+        assert_same_bits(results[0], other)
+    assert all(t.float().isfinite().all() for t in results[0])
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("part", [None, (11, 960, 2000)])
+def test_threads_and_chunks(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, part: tuple[int, int, int] | None
+) -> None:
+    numel, results = 4800 * 32, []
+    threads = torch.get_num_threads()
+    try:
+        for n_threads, chunk_size in ((1, 512), (2, 16384), (7, 1024), (3, 65536)):
+            torch.set_num_threads(n_threads)
+            monkeypatch.setattr(cpu, "CHUNK_SIZE", chunk_size)
+            results.append(updated(cpu.CpuBackend(), [make_entry(dtype, numel, part=part)]))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
+
+
+@pytest.mark.parametrize("name", ["cpu", ON_HOST])
+@pytest.mark.parametrize("offset", [1, 3])
+@pytest.mark.parametrize("dtype", BOTH)
+def test_memory_of_any_alignment(name: str, dtype: torch.dtype, offset: int) -> None:
+    results = [updated(backend_of(name), [make_entry(dtype, 288, offset=o)]) for o in (0, offset)]
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_skipped_step_writes_nothing(name: str) -> None:
+    run, entry = make_run(), make_entry(torch.bfloat16)
+    run.globals[7] = 1
+    before = buffers(entry)
+    assert_same_bits(updated(backend_of(name), [entry], run), before)
