@@ -1,5 +1,8 @@
 #include "containers.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace py = pybind11;
 
 namespace sfplus {
@@ -15,6 +18,8 @@ const Names& names() {
   return *all;
 }
 
+constexpr std::int64_t kWords = 1;
+
 }  // namespace
 
 // In a first pass the numbers are written down, in later ones compared with those.
@@ -22,8 +27,9 @@ struct Witness::Look {
   std::vector<std::int64_t>& noted;
   std::vector<std::int64_t>& places;
   const bool writes;
-  bool moved = false;
+  bool moved = false, good = true;
   std::size_t next = 0, next_place = 0, next_near = 0, given = 0;
+  Py_ssize_t next_state = 0;  // place in the dict of states
   py::list gradients;
   py::object part;  // of the DTensor that was read last
   Facts facts{};
@@ -38,13 +44,38 @@ struct Witness::Look {
     }
     return next < noted.size() && noted[next++] == number;
   }
+  // As many at once.
+  bool same(const std::int64_t* numbers, std::size_t count) {
+    if (writes) {
+      noted.insert(noted.end(), numbers, numbers + count);
+      return true;
+    }
+    if (noted.size() - next < count) return false;
+    const std::int64_t* before = noted.data() + next;
+    next += count;
+    std::int64_t differ = 0;
+    for (std::size_t i = 0; i < count; ++i) differ |= before[i] ^ numbers[i];
+    return differ == 0;
+  }
+
+  // What was noted here, for whoever cannot say it himself now.
+  std::int64_t recall() { return next < noted.size() ? noted[next++] : 0; }
+
   bool same(const void* address) { return same(static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(address))); }
 
-  // As `same`, for what is allowed to change.
-  void place(std::int64_t number) {
-    if (next_place == places.size()) places.push_back(~number);
-    moved |= places[next_place] != number;
-    places[next_place++] = number;
+  // As `same`, for what is allowed to change: whether it has.
+  bool moves(const std::int64_t* numbers, std::size_t count) {
+    const bool known = places.size() - next_place >= count;
+    if (!known) places.resize(next_place + count);
+    std::int64_t* before = places.data() + next_place;
+    std::int64_t differ = known ? 0 : 1;
+    for (std::size_t i = 0; i < count; ++i) {
+      differ |= before[i] ^ numbers[i];
+      before[i] = numbers[i];
+    }
+    next_place += count;
+    moved |= differ != 0;
+    return differ != 0;
   }
 };
 
@@ -75,25 +106,29 @@ py::object Witness::look(const py::object& groups, const py::object& state, cons
 }
 
 bool Witness::walk(Look& look, PyObject* groups, PyObject* state, PyObject* gradients) {
-  if (!PyList_Check(groups) || !PyDict_Check(state)) return false;
+  if (!PyList_Check(groups) || !PyDict_Check(state) || !look.same(PyDict_GET_SIZE(state))) return false;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
     PyObject* group = PyList_GET_ITEM(groups, i);
-    if (!PyDict_Check(group) || !see_group(look, group, gradients)) return false;
+    if (!PyDict_Check(group) || !see_group(look, group, state, gradients)) return false;
   }
-  return see_states(look, state);
+  while (see_next_state(look, state, nullptr)) {
+  }
+  return look.good;
 }
 
-bool Witness::see_group(Look& look, PyObject* group, PyObject* gradients) {
+bool Witness::see_group(Look& look, PyObject* group, PyObject* state, PyObject* gradients) {
   PyObject* params = PyDict_GetItemWithError(group, names().params);
   if (params == nullptr || !PyList_Check(params) || !look.same(PyList_GET_SIZE(params))) return false;
   const bool reads = gradients == Py_True, given = PyList_Check(gradients);
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
     // what is called below may change the list
     const auto param = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(params, i));
-    if (!look.same(param.ptr())) return false;  // where it is, is looked at beside its state
+    if (!look.same(param.ptr())) return false;
+    // mostly they follow each other as the parameters do; the others come after all
+    see_next_state(look, state, param.ptr());
+    if (!look.good) return false;
     py::object gradient;
     if (reads) {
-      hurry(look, reader_.near(param.ptr(), true));
       gradient = reader_.grad(param.ptr());
       if (!gradient) return false;
       if (!gradient.is_none() && !(reader_.is_plain(param.ptr()) && reader_.is_plain(gradient.ptr()))) return false;
@@ -112,22 +147,24 @@ bool Witness::see_group(Look& look, PyObject* group, PyObject* gradients) {
   return true;
 }
 
-bool Witness::see_states(Look& look, PyObject* state) {
-  if (!look.same(PyDict_GET_SIZE(state))) return false;
+// In the order of the dict, for to look a tensor up costs a call of its __hash__: the next one, if it is that of
+// `wanted`, if anything is; false if there was none. `good` becomes false if it is not as it was.
+bool Witness::see_next_state(Look& look, PyObject* state, PyObject* wanted) {
   PyObject *param, *own;
-  Py_ssize_t at = 0;
-  // in the order of the dict: to look a tensor up costs a call of its __hash__
-  while (PyDict_Next(state, &at, &param, &own)) {
-    if (!look.same(param) || !PyDict_Check(own) || !see_tensor(look, param) || !see_state(look, own)) return false;
-  }
+  Py_ssize_t at = look.next_state;
+  if (!look.good || !PyDict_Next(state, &at, &param, &own) || (wanted != nullptr && param != wanted)) return false;
+  look.next_state = at;
+  look.good = look.same(param) && PyDict_Check(own) && see_tensor(look, param) && see_state(look, own);
   return true;
 }
 
 bool Witness::see_state(Look& look, PyObject* own) {
   PyObject *key, *value;
   Py_ssize_t at = 0;
-  const auto keys = reinterpret_cast<std::uintptr_t>(reinterpret_cast<PyDictObject*>(own)->ma_keys);
-  hurry(look, {reinterpret_cast<std::uintptr_t>(own), keys, keys + 256});
+  if (hurry(look, static_cast<const void*>(own))) {
+    const auto keys = reinterpret_cast<std::uintptr_t>(reinterpret_cast<PyDictObject*>(own)->ma_keys);
+    near_[look.next_near - 1] = {reinterpret_cast<std::uintptr_t>(own), keys};
+  }
   while (PyDict_Next(own, &at, &key, &value)) {
     const int number = number_of(key);
     if (number >= 0 && !(look.same(number) && see_tensor(look, value))) return false;
@@ -149,47 +186,89 @@ int Witness::number_of(PyObject* key) const {
 }
 
 // A pass waits for memory most of its time: what it will come by soon is fetched ahead, if it is where it was.
-void Witness::hurry(Look& look, const Near& now) {
+bool Witness::hurry(Look& look, const void* object) {
   constexpr std::size_t kAhead = 4;
   const std::size_t place = look.next_near++;
   if (place + kAhead < near_.size()) near_[place + kAhead].prefetch();
+  if (place < near_.size() && near_[place].object == reinterpret_cast<std::uintptr_t>(object)) return false;
   if (place == near_.size()) near_.emplace_back();
-  near_[place] = now;
+  return true;
 }
 
-bool Witness::read(Look& look, PyObject* tensor) {
-  hurry(look, reader_.near(tensor, false));
-  Facts& facts = look.facts;
-  if (reader_.is_plain(tensor)) {
-    if (!reader_.read(tensor, facts)) return false;
-  } else {  // of a DTensor what this process holds
-    look.part = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, names().part));
-    if (!look.part) PyErr_Clear();
-    if (!look.part || !reader_.read(look.part.ptr(), facts)) return false;
-  }
-  if (!look.same(facts.dtype) || !look.same(facts.device) || !look.same(facts.ndim)) return false;
-  for (std::int64_t i = 0; i < facts.ndim; ++i) {
-    if (!look.same(facts.shape[i])) return false;
-  }
-  return facts.data != 0 || facts.numel() == 0;
+void Witness::hurry(Look& look, PyObject* tensor) {
+  if (hurry(look, static_cast<const void*>(tensor))) near_[look.next_near - 1] = reader_.near(tensor);
+}
+
+// Of a DTensor what this process holds; null if it is none.
+PyObject* Witness::plain_part(Look& look, PyObject* tensor) {
+  if (reader_.is_plain(tensor)) return tensor;
+  look.part = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, names().part));
+  if (!look.part) PyErr_Clear();
+  return look.part.ptr();
 }
 
 bool Witness::see_tensor(Look& look, PyObject* tensor) {
-  if (!read(look, tensor)) return false;
-  const Facts& facts = look.facts;
-  for (std::int64_t i = 0; i < facts.ndim; ++i) {
-    if (!look.same(facts.strides[i])) return false;
+  hurry(look, tensor);
+  PyObject* part = plain_part(look, tensor);
+  if (part == nullptr) return false;
+  // a mark in front says which of the two ways it is
+  if (!look.writes && look.recall() == kWords) {
+    if (look.next == noted_.size() || !reader_.is_plain(part)) return false;
+    const std::int64_t* row = noted_.data() + look.next;
+    look.next += TensorWords::noted(row[0]);
+    return look.next <= noted_.size() && reader_.are_words(part, row);
   }
-  return look.same(facts.data) && look.same(facts.bytes) && look.same(facts.offset);
+  Facts& facts = look.facts;
+  if (!reader_.read(part, facts) || (facts.data == 0 && facts.numel() != 0)) return false;
+  Words words;
+  if (look.writes && reader_.read_words(part, words)) {
+    noted_.push_back(kWords);
+    TensorWords::note(words, noted_);
+    return true;
+  }
+  if (look.writes) noted_.push_back(0);
+  const std::int64_t numbers[] = {facts.dtype, facts.device, facts.data, facts.bytes, facts.offset, facts.ndim};
+  const auto ndim = static_cast<std::size_t>(facts.ndim);
+  return look.same(numbers, std::size(numbers)) && look.same(facts.shape, ndim) && look.same(facts.strides, ndim);
 }
 
-// It may be elsewhere in each step; whether its storage has room for it was asked of another one.
+// It may be elsewhere in each step, and another object each time, with other marks of torch's own.
 bool Witness::see_gradient(Look& look, PyObject* tensor) {
-  if (!read(look, tensor)) return false;
-  const Facts& facts = look.facts;
-  for (std::int64_t i = 0; i < facts.ndim; ++i) look.place(facts.strides[i]);
-  look.place(facts.data);
-  return reader_.has_room(tensor, facts);
+  hurry(look, tensor);
+  PyObject* part = plain_part(look, tensor);
+  if (part == nullptr) return false;
+  Facts& facts = look.facts;
+  Words words;
+  const bool by_words = reader_.read_words(part, words);
+  if (!by_words || look.writes) {
+    if (!reader_.read(part, facts)) return false;
+  }
+  if (!look.same(by_words ? words.ndim : facts.ndim)) return false;
+  const auto ndim = static_cast<std::size_t>(by_words ? words.ndim : facts.ndim);
+  if (!look.same(by_words ? words.sizes : facts.shape, ndim)) return false;
+  if (look.writes) {
+    const std::int64_t kind[] = {facts.dtype, facts.device, reader_.itemsize(part, facts), by_words ? words.kind[0] : 0,
+                                 by_words ? words.kind[1] : 0};
+    return look.same(kind, std::size(kind)) && (facts.data != 0 || facts.numel() == 0) && reader_.has_room(part, facts);
+  }
+  const std::int64_t dtype = look.recall(), device = look.recall(), itemsize = look.recall();
+  const std::int64_t marks[] = {look.recall(), look.recall()};
+  if (by_words && (marks[0] != words.kind[0] || marks[1] != words.kind[1])) {
+    if (!reader_.read(part, facts) || facts.dtype != dtype || facts.device != device) return false;
+  } else if (!by_words && (facts.dtype != dtype || facts.device != device)) {
+    return false;
+  }
+  if (by_words) {
+    // with the marks: they say whether a change of sign was put off, which whoever brings the gradients looks at
+    std::int64_t row[3 + Words::kStorage + Words::kDims] = {words.offset, words.kind[0], words.kind[1]};
+    std::int64_t* end = std::copy_n(words.storage, Words::kStorage, row + 3);
+    end = std::copy_n(words.strides, words.ndim, end);
+    return !look.moves(row, static_cast<std::size_t>(end - row)) || words.has_room(itemsize);
+  }
+  const std::int64_t numbers[] = {facts.data, facts.bytes, facts.offset};
+  look.moves(numbers, std::size(numbers));
+  look.moves(facts.strides, ndim);
+  return (facts.data != 0 || facts.numel() == 0) && reader_.has_room(part, facts);
 }
 
 void bind_containers(py::module_& m) {

@@ -33,14 +33,15 @@ class Witness {
   struct Look;  // one pass
 
   bool walk(Look& look, PyObject* groups, PyObject* state, PyObject* gradients);
-  bool see_group(Look& look, PyObject* group, PyObject* gradients);
-  bool see_states(Look& look, PyObject* state);
+  bool see_group(Look& look, PyObject* group, PyObject* state, PyObject* gradients);
+  bool see_next_state(Look& look, PyObject* state, PyObject* wanted);
   bool see_state(Look& look, PyObject* own);
   bool see_tensor(Look& look, PyObject* tensor);
   bool see_gradient(Look& look, PyObject* tensor);
-  bool read(Look& look, PyObject* tensor);
+  PyObject* plain_part(Look& look, PyObject* tensor);
   int number_of(PyObject* key) const;
-  void hurry(Look& look, const Near& now);
+  bool hurry(Look& look, const void* object);
+  void hurry(Look& look, PyObject* tensor);
 
   pybind11::object reader_object_;  // keeps `reader_` alive
   const TensorReader& reader_;

@@ -44,19 +44,20 @@ bool same_strides(const Facts& facts, PyObject* strides) {
 
 }  // namespace
 
-std::int64_t Facts::numel() const {
-  std::int64_t product = 1;
-  for (std::int64_t i = 0; i < ndim; ++i) product *= shape[i];
-  return product;
-}
-
+// As long as the longest things of the kind that are looked at here.
 void Near::prefetch() const {
 #if defined(__GNUC__)
   constexpr std::uintptr_t kLine = 64;
-  for (const std::uintptr_t address : {object, first, first + kLine, first + 2 * kLine, first + 3 * kLine, second,
-                                       second + kLine}) {
-    __builtin_prefetch(reinterpret_cast<const void*>(address));  // of any address: there is no fault
-  }
+  const auto fetch = [](std::uintptr_t from, std::uintptr_t bytes) {
+    for (std::uintptr_t at = from & ~(kLine - 1); at < from + bytes; at += kLine) {
+      __builtin_prefetch(reinterpret_cast<const void*>(at));  // of any address: there is no fault
+    }
+  };
+  fetch(object, 24);
+  fetch(first, 176);
+  if (second != 0) fetch(second, 56);
+  if (third != 0) fetch(third, 56);
+  if (fourth != 0) fetch(fourth, 24);
 #endif
 }
 
@@ -76,6 +77,7 @@ TensorReader::TensorReader(py::tuple plain, const py::tuple& probes) : plain_typ
   }
   if (alike) grad_ = grad;
   direct_ = !probes.empty() && find_interface() && find_handle(probes) && is_true(probes);
+  if (direct_) find_words(probes);
 }
 
 bool TensorReader::find_interface() {
@@ -121,6 +123,17 @@ bool TensorReader::find_handle(const py::tuple& probes) {
   return false;
 }
 
+bool TensorReader::find_words(const py::tuple& probes) {
+  std::vector<TensorWords::Probe> known(probes.size());
+  for (std::size_t i = 0; i < probes.size(); ++i) {
+    PyObject* probe = probes[i].ptr();
+    if (!ask(probe, known[i].facts)) return false;
+    known[i].object = object_of(probe);
+    known[i].storage = probes[i].attr("untyped_storage")().attr("_cdata").cast<std::uintptr_t>();
+  }
+  return words_.find(known);
+}
+
 bool TensorReader::is_true(const py::tuple& probes) const {
   Facts asked{}, called{};
   std::vector<std::pair<std::int64_t, std::int64_t>> dtypes;  // as told by the two
@@ -145,42 +158,39 @@ bool TensorReader::is_true(const py::tuple& probes) const {
   return true;
 }
 
-bool TensorReader::is_plain(PyObject* tensor) const {
-  for (const PyObject* type : plain_) {
-    if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type) return true;
-  }
-  return false;
-}
-
 bool TensorReader::read(PyObject* tensor, Facts& facts) const {
   if (!is_plain(tensor)) return false;
   return direct_ ? ask(tensor, facts) : call_methods(tensor, facts);
 }
 
 bool TensorReader::has_room(PyObject* tensor, const Facts& facts) const {
-  std::int64_t last = facts.offset, size = 0;
+  std::int64_t last = facts.offset;
   for (std::int64_t i = 0; i < facts.ndim; ++i) {
     if (facts.shape[i] == 0) return true;
     last += (facts.shape[i] - 1) * facts.strides[i];
   }
-  if (direct_) {
-    size = static_cast<std::int64_t>(torch_.itemsize(static_cast<std::int32_t>(facts.dtype)));
-  } else {
-    const py::object called = call(tensor, names().itemsize);
-    if (!called) PyErr_Clear();
-    if (!called) return false;
-    size = called.cast<std::int64_t>();
-  }
-  return (last + 1) * size <= facts.bytes;
+  const std::int64_t size = itemsize(tensor, facts);
+  return size != 0 && (last + 1) * size <= facts.bytes;
 }
 
-Near TensorReader::near(PyObject* tensor, bool of_autograd) const {
+std::int64_t TensorReader::itemsize(PyObject* tensor, const Facts& facts) const {
+  if (direct_) return static_cast<std::int64_t>(torch_.itemsize(static_cast<std::int32_t>(facts.dtype)));
+  const py::object called = call(tensor, names().itemsize);
+  if (!called) PyErr_Clear();
+  return called ? called.cast<std::int64_t>() : 0;
+}
+
+Near TensorReader::near(PyObject* tensor) const {
   if (!direct_ || !is_plain(tensor)) return {};
   Near found;
   found.object = reinterpret_cast<std::uintptr_t>(tensor);
-  found.first = *reinterpret_cast<std::uintptr_t*>(found.object + handle_);
-  // Two pointers after the reference count, in all releases so far. Elsewhere the guess is of no use.
-  found.second = reinterpret_cast<std::uintptr_t*>(found.first)[of_autograd ? 3 : 2];
+  found.first = object_of(tensor);
+  // These pointers come two, three and five after the reference count, in all releases so far. Elsewhere the guess is
+  // of no use. Where there is nothing of autograd's, the versions are not counted up.
+  const auto* pointers = reinterpret_cast<std::uintptr_t*>(found.first);
+  found.second = pointers[2];
+  found.third = pointers[3];
+  if (found.third != 0) found.fourth = pointers[5];
   return found;
 }
 
@@ -254,6 +264,7 @@ void bind_tensor_reader(py::module_& m) {
   py::class_<TensorReader>(m, "TensorReader", py::module_local())
       .def(py::init<py::tuple, const py::tuple&>(), py::arg("plain"), py::arg("probes"))
       .def_property_readonly("direct", &TensorReader::direct)
+      .def_property_readonly("knows_words", &TensorReader::knows_words)
       .def("addresses", &TensorReader::addresses, py::arg("tensors"), py::arg("strides"));
 }
 

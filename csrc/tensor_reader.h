@@ -7,22 +7,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "facts.h"
+#include "tensor_words.h"
+
 namespace sfplus {
-
-// Of a tensor all that an access to its memory goes by. `shape` and `strides` are good until the next tensor is read.
-struct Facts {
-  std::int64_t dtype, device, ndim;  // numbers that are equal for equal ones
-  const std::int64_t *shape, *strides;
-  std::intptr_t data;           // of its first element
-  std::int64_t bytes, offset;   // of the whole storage; elements from its beginning to the first one
-  std::vector<std::int64_t> own;  // where torch has no memory that holds shape and strides
-
-  std::int64_t numel() const;
-};
 
 // Addresses of what is read together: an object and what it points at. Good for prefetching and nothing else.
 struct Near {
-  std::uintptr_t object = 0, first = 0, second = 0;
+  std::uintptr_t object = 0, first = 0, second = 0, third = 0, fourth = 0;
 
   void prefetch() const;
 };
@@ -34,16 +26,32 @@ class TensorReader {
   // called.
   TensorReader(pybind11::tuple plain, const pybind11::tuple& probes);
 
-  bool is_plain(PyObject* tensor) const;
+  bool is_plain(PyObject* tensor) const {
+    for (const PyObject* type : plain_) {
+      if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type) return true;
+    }
+    return false;
+  }
 
   // False, and no error, if it is not of a plain type or cannot be read.
   bool read(PyObject* tensor, Facts& facts) const;
 
+  // As `read`, by what torch keeps of it in words: false, too, where these are not known.
+  bool read_words(PyObject* tensor, Words& words) const {
+    return words_.known() && is_plain(tensor) && words_.read(object_of(tensor), words);
+  }
+
+  // Whether the words of a plain tensor are those that were noted; see TensorWords.
+  bool are_words(PyObject* tensor, const std::int64_t* row) const { return words_.are(object_of(tensor), row); }
+
+  // Bytes of an element, 0 if that cannot be said.
+  std::int64_t itemsize(PyObject* tensor, const Facts& facts) const;
+
   // Whether the storage of `tensor`, whose facts these are, holds all of its elements.
   bool has_room(PyObject* tensor, const Facts& facts) const;
 
-  // A tensor and its storage, or what belongs to autograd; nothing but zeros where methods are called.
-  Near near(PyObject* tensor, bool of_autograd) const;
+  // A tensor, its storage, what it has of autograd's and then its count of versions; nothing but zeros where methods are called.
+  Near near(PyObject* tensor) const;
 
   // As the attribute; a null object, and no error, where there is none.
   pybind11::object grad(PyObject* tensor) const;
@@ -52,8 +60,14 @@ class TensorReader {
   pybind11::object addresses(const pybind11::list& tensors, const pybind11::list& strides) const;
 
   bool direct() const { return direct_; }
+  bool knows_words() const { return words_.known(); }
 
  private:
+  // Torch's own object, to which a Python tensor points.
+  std::uintptr_t object_of(PyObject* tensor) const {
+    return *reinterpret_cast<std::uintptr_t*>(reinterpret_cast<char*>(tensor) + handle_);
+  }
+
   using Ask = std::int32_t (*)(void* tensor, void* answer);
   struct Interface {
     Ask layout, dtype, device_type, device_index, dim, sizes, strides, data, bytes, offset;
@@ -62,6 +76,7 @@ class TensorReader {
 
   bool find_interface();
   bool find_handle(const pybind11::tuple& probes);
+  bool find_words(const pybind11::tuple& probes);
   bool is_true(const pybind11::tuple& probes) const;
   bool ask(PyObject* tensor, Facts& facts) const;
   bool call_methods(PyObject* tensor, Facts& facts) const;
@@ -72,6 +87,7 @@ class TensorReader {
   Interface torch_{};
   Py_ssize_t handle_ = 0;  // bytes from a Python tensor's beginning to its at::Tensor, which is what torch_ takes
   bool direct_ = false;
+  TensorWords words_;
 };
 
 void bind_tensor_reader(pybind11::module_& m);

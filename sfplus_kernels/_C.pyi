@@ -90,6 +90,10 @@ class TensorReader:
     def direct(self) -> bool:
         """Whether the C interface is used."""
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether it was found where torch keeps all that, so that most tensors need not be asked at all."""
+
     def addresses(self, tensors: list[Tensor], strides: list[tuple[int, ...]]) -> bytearray | None:
         """int64; None if one of the tensors has other strides, or is none of the plain types."""
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "../math/run_rule.h"
@@ -58,12 +59,21 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
     group[Group::Y_BETA] = group_beta;
     group[Group::ADAPTIVE] = step.adaptive ? 1 : 0;
   }
+  // Most tensors have been through as many steps as the one before: then all is the same, powers included.
+  std::int64_t group_before = -1, slot_before = 0;
+  double step_before = 0, beta_before = 0;
   for (std::int64_t i = 0; i < n_rows; ++i) {
-    const std::int64_t* row = rows + i * Row::WIDTH;
-    advance_tensor(run.hyper + row[Row::GROUP] * Hyper::WIDTH, run.settings,
-                   run.groups + row[Row::GROUP] * Group::WIDTH,
-                   run.tensors + row[Row::SLOT] * Scalar::WIDTH,
-                   run.tensor_coefs + row[Row::SLOT] * TensorCoef::WIDTH);
+    const std::int64_t group = rows[i * Row::WIDTH + Row::GROUP], slot = rows[i * Row::WIDTH + Row::SLOT];
+    double* scalars = run.tensors + slot * Scalar::WIDTH;
+    double* coefs = run.tensor_coefs + slot * TensorCoef::WIDTH;
+    const double step = scalars[Scalar::STEP], y_beta = scalars[Scalar::Y_BETA];
+    if (group == group_before && step == step_before && y_beta == beta_before) {
+      std::copy_n(run.tensors + slot_before * Scalar::WIDTH, +Scalar::WIDTH, scalars);
+      std::copy_n(run.tensor_coefs + slot_before * TensorCoef::WIDTH, +TensorCoef::WIDTH, coefs);
+      continue;
+    }
+    group_before = group, slot_before = slot, step_before = step, beta_before = y_beta;
+    advance_tensor(run.hyper + group * Hyper::WIDTH, run.settings, run.groups + group * Group::WIDTH, scalars, coefs);
   }
 }
 

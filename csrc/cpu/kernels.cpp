@@ -38,7 +38,9 @@ void reduce_chunk(const ReduceChunk& chunk, double* sums) {
     if constexpr (with_e) dot[lane] += value * load(e + i);
     squares[lane] += value * value;
   }
-  for (int lane = 0; lane < kLanes; ++lane) {
+  // of a small tensor the other lanes are zero
+  const int n_lanes = numel < kLanes ? static_cast<int>(numel) : kLanes;
+  for (int lane = 0; lane < n_lanes; ++lane) {
     sums[Sum::GRAD_L1] += static_cast<double>(l1[lane]);
     sums[Sum::GRAD_DOT_E] += static_cast<double>(dot[lane]);
     sums[Sum::GRAD_SQ] += static_cast<double>(squares[lane]);

@@ -53,12 +53,29 @@ Piece piece_of(const Table& table, std::int64_t index) {
   return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns};
 }
 
+// Of small tensors each is somewhere else: the memory of the chunk a few places behind this one is asked for.
+constexpr std::int64_t kPiecesAhead = 4;
+
+template <class... Columns>
+void ask_for(const Table& table, std::int64_t index, std::int64_t end, Columns... columns) {
+#ifdef __GNUC__
+  if (index >= end) return;
+  const std::int64_t row = table.chunks[index * Chunk::WIDTH + Chunk::ROW];
+  const std::int64_t* addresses = table.rows + row * Row::WIDTH;
+  if (table.gradients != nullptr) __builtin_prefetch(reinterpret_cast<const void*>(table.gradients[row]));
+  (__builtin_prefetch(reinterpret_cast<const void*>(addresses[columns])), ...);
+#else
+  static_cast<void>(table), static_cast<void>(index), static_cast<void>(end), (static_cast<void>(columns), ...);
+#endif
+}
+
 // run(piece) for the chunks from ``first`` to before ``end``, those of one tensor in one piece: they follow each other in
 // memory, and each beginning costs a processor more than its instructions.
 template <class Function>
 void for_each_piece(const Table& table, std::int64_t first, std::int64_t end, const Function& run) {
   for (std::int64_t index = first; index < end;) {
     Piece piece = piece_of(table, index);
+    ask_for(table, index + kPiecesAhead, end, Row::Y, Row::EXP_AVG, Row::EXP_AVG_SQ, Row::DISPLACEMENT);
     while (++index < end && table.chunks[index * Chunk::WIDTH + Chunk::ROW] == piece.row) {
       piece.numel = std::min(piece.numel + table.chunk_size, piece.columns[Row::NUMEL] - piece.start);
     }
@@ -115,6 +132,7 @@ void reduce(const Table& table, int format, int param_dtype, int grad_dtype, boo
     for (std::int64_t round = 0; round < table.n_chunks; round += n_partials) {
       for (std::int64_t slot = first; slot < std::min(end, table.n_chunks - round); ++slot) {
         const Piece piece = piece_of(table, round + slot);
+        ask_for(table, round + slot + kPiecesAhead, std::min(round + end, table.n_chunks), Row::DISPLACEMENT);
         const ReduceChunk chunk = {at<void>(table.gradients[piece.row], piece.start * grad),
                                    at<void>(piece.columns[Row::DISPLACEMENT], piece.start * widths.e),
                                    piece.numel};

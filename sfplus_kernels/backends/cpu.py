@@ -75,7 +75,7 @@ class CpuBackend:
         table = plan.table
         _C.finalize(
             0 if partials is None else partials.data_ptr(),
-            0 if partials is None else len(partials),
+            0 if partials is None else partials.shape[0],
             table.rows.data_ptr(),
             table.n_rows,
             _native_run(plan, run),

@@ -156,7 +156,7 @@ class CudaBackend:
         """What a kernel is told of the rest of the step: ``finishes`` if it is to form the coefficients."""
         return self._native.Finish(
             partials=0 if partials is None else partials.data_ptr(),
-            n_partials=0 if partials is None else len(partials),
+            n_partials=0 if partials is None else partials.shape[0],
             rows=plan.table.rows.data_ptr(),
             n_rows=plan.table.n_rows,
             run=self._no_run if run is None else self._native_run(plan, run),

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch._C._autograd import _profiler_enabled
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,7 +44,21 @@ def hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
     In place of ``torch.optim.Optimizer.profile_hook_step``, whose profiler range the compiler complains of.
     """
-    plain = torch.optim.Optimizer.profile_hook_step(step)
+    profiled = torch.optim.Optimizer.profile_hook_step(step)
+
+    @functools.wraps(profiled)
+    def plain(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        # the range alone takes longer than all else around a step, so nobody pays for it but the profiler
+        if (
+            _profiler_enabled()
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+        ):
+            return profiled(optimizer, *args, **kwargs)
+        return step(optimizer, *args, **kwargs)
+
     if not hasattr(step, "ends_with_its_passes"):
         return untraced(plain)
 

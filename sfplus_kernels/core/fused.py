@@ -95,7 +95,11 @@ class FusedOptimizer(StatefulOptimizer):
 
     def any_gradient(self) -> bool:
         """Whether any parameter has one."""
-        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    return True
+        return False
 
     def ready(self) -> ReadyStep:
         """Everything checked and prepared for the passes over this step's gradients."""
@@ -126,10 +130,11 @@ class FusedOptimizer(StatefulOptimizer):
         self._no_gradients = not (self if shared is None else shared).any_gradient()
         if self._no_gradients and not self.advances_without_gradients and collective is None:
             return False
-        if is_fake(self._first_parameter()):
+        first = self._first_parameter()
+        if is_fake(first):
             self._only_create_state()
             return False
-        check_recordable("the loss", loss, self._first_parameter().device)
+        check_recordable("the loss", loss, first.device)
         in_doubt = has_sums or hasattr(self, "found_inf") or self._just_loaded
         if in_doubt and self._runtime is not None:
             figures = self._runtime.figures_to_look_at()
@@ -187,6 +192,9 @@ class FusedOptimizer(StatefulOptimizer):
         return held, result
 
     def _first_parameter(self) -> Tensor:
+        first = next((g["params"][0] for g in self.param_groups if g["params"]), None)
+        if first is not None and first.requires_grad:
+            return first  # type: ignore[no-any-return]
         params: Iterator[Tensor] = (p for group in self.param_groups for p in group["params"])
         first = next(params)
         return first if first.requires_grad else next((p for p in params if p.requires_grad), first)

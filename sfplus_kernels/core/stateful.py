@@ -255,15 +255,14 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
             handle.remove()
             self._loading = None
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _settle(self) -> None:
         """Bring loaded state into its form, now that the parameters are there (checkpoints/unsettled.py)."""
         if self._settled:
             return
-        for group in self.param_groups:
-            for param in filter(self.state.get, group["params"]):
-                settle(param, self.state[param], group)
+        with torch.inference_mode(False), torch.no_grad():
+            for group in self.param_groups:
+                for param in filter(self.state.get, group["params"]):
+                    settle(param, self.state[param], group)
         self._settled = True
 
     @torch.no_grad()

@@ -78,6 +78,7 @@ class Engine:
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
         self._members = groups.to(device)  # the group of each parameter
         self._use = StreamUse(device, [*vars(self.run).values(), self._members])
+        self._figures = list(self.run.globals)
         # gamma of each group as of the last step: waited for only when one of them is read
         self.scheduled_lr = list(self.run.groups[:, Group.SCHEDULED_LR])
         self._hyper: list[tuple[float, ...]] | None = None
@@ -239,7 +240,7 @@ class Engine:
         self.finish(plan, run, partials)
 
     def _write_figure(self, index: Global, value: float | Tensor) -> None:
-        slot = self.run.globals[index]
+        slot = self._figures[index]
         on_host = isinstance(value, Tensor) and value.device.type == "cpu"
         if isinstance(value, Tensor) and not (on_host and self.device.type != "cpu"):
             slot.copy_(value.detach().reshape(()))

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from sfplus_kernels.contract.layout import Global, Sum
 
+AVAILABLE = dist.is_available()
+WHOLE = frozenset({1})
+"""Each process holds all of each tensor."""
+
 LOSS_REDUCTIONS = ("mean", "sum", None)
 
 
@@ -42,7 +46,7 @@ class Collective:
     @property
     def size(self) -> int:
         """The number of processes that train this model."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not (AVAILABLE and dist.is_initialized()):
             return 1
         return dist.get_world_size(self.process_group)
 
@@ -67,6 +71,8 @@ class Collective:
         Args:
             counts: the numbers of shards that there are, as in ``backend.Entry``.
         """
+        if self.shard_group is None and counts == WHOLE:
+            return
         size, beside = self.size, self.group_shards
         for count in counts:
             if size % (count * beside) != 0:

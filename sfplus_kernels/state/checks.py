@@ -137,6 +137,8 @@ def check_loss(loss: object) -> float | Tensor:
         TypeError: not a number.
         ValueError: a tensor with more or fewer elements.
     """
+    if type(loss) is float:
+        return loss
     loss = plain(loss)
     if isinstance(loss, Tensor):
         if loss.numel() != 1:

@@ -1,0 +1,99 @@
+// The words of memory in which torch keeps where a tensor is and what it looks like. To compare them is ten times as
+// quick as to ask torch, which takes a call for each fact; where each stands is found by looking at tensors of which
+// the facts are known, and if it is not found, torch is asked.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "facts.h"
+
+namespace sfplus {
+
+// A copy of the words of one tensor.
+struct Words {
+  static constexpr int kDims = 5;     // more have their sizes elsewhere
+  static constexpr int kStorage = 5;  // the address, who frees it, the device, and the bytes
+
+  std::int64_t ndim, offset;
+  std::int64_t sizes[kDims], strides[kDims];
+  std::int64_t kind[2];  // dtype, device, layout, whether a change of sign is put off, and marks of torch's
+  std::int64_t storage[kStorage];
+
+
+  // Whether the storage holds all elements of so many bytes.
+  bool has_room(std::int64_t itemsize) const {
+    std::int64_t last = offset;
+    for (std::int64_t i = 0; i < ndim; ++i) {
+      if (sizes[i] == 0) return true;
+      last += (sizes[i] - 1) * strides[i];
+    }
+    return storage[0] != 0 && (last + 1) * itemsize <= storage[kStorage - 1];
+  }
+};
+
+class TensorWords {
+ public:
+  // What is known of a tensor for certain, and where torch's own object for it, and for its storage, is.
+  struct Probe {
+    Facts facts;
+    std::uintptr_t object, storage;
+  };
+
+  // False if a fact does not stand in the same place in all of the probes, or if two that differ look alike. Some of
+  // them must have room for an element and an offset.
+  bool find(const std::vector<Probe>& probes);
+
+  bool known() const { return known_; }
+
+  // As many numbers as `note` writes of a tensor with so many dimensions.
+  static constexpr std::size_t noted(std::int64_t ndim) { return 4 + Words::kStorage + 2 * static_cast<std::size_t>(ndim); }
+
+  // Whether the words are those that were noted, of which there are at least noted(row[0]).
+  bool are(std::uintptr_t object, const std::int64_t* row) const {
+    const auto* at = reinterpret_cast<const std::int64_t*>(object);
+    const auto* storage = reinterpret_cast<const std::int64_t*>(at[storage_]) + memory_;
+    const std::int64_t ndim = row[0];
+    std::int64_t differ = (at[dims_] ^ ndim) | (at[offset_] ^ row[1]) | (at[offset_ + 2] ^ row[2]) |
+                          (at[offset_ + 3] ^ row[3]);
+    for (int i = 0; i < Words::kStorage; ++i) differ |= storage[i] ^ row[4 + i];
+    const std::int64_t *sizes = at + dims_ + 1, *strides = sizes + Words::kDims;
+    const std::int64_t *old_sizes = row + 4 + Words::kStorage, *old_strides = old_sizes + ndim;
+    for (std::int64_t i = 0; i < ndim; ++i) differ |= (sizes[i] ^ old_sizes[i]) | (strides[i] ^ old_strides[i]);
+    return differ == 0;
+  }
+
+  static void note(const Words& words, std::vector<std::int64_t>& row) {
+    row.insert(row.end(), {words.ndim, words.offset, words.kind[0], words.kind[1]});
+    row.insert(row.end(), words.storage, words.storage + Words::kStorage);
+    row.insert(row.end(), words.sizes, words.sizes + words.ndim);
+    row.insert(row.end(), words.strides, words.strides + words.ndim);
+  }
+
+  // False if there are too many dimensions. Of torch's object at this address, which is alive.
+  bool read(std::uintptr_t object, Words& words) const {
+    const auto* at = reinterpret_cast<const std::int64_t*>(object);
+    words.ndim = at[dims_];
+    if (static_cast<std::uint64_t>(words.ndim) > Words::kDims) return false;
+    for (std::int64_t i = 0; i < words.ndim; ++i) {
+      words.sizes[i] = at[dims_ + 1 + i];
+      words.strides[i] = at[dims_ + 1 + Words::kDims + i];
+    }
+    words.offset = at[offset_];
+    words.kind[0] = at[offset_ + 2];
+    words.kind[1] = at[offset_ + 3];
+    const auto* storage = reinterpret_cast<const std::int64_t*>(at[storage_]) + memory_;
+    for (int i = 0; i < Words::kStorage; ++i) words.storage[i] = storage[i];
+    return true;
+  }
+
+ private:
+  // all counted in words
+  int storage_ = 0;  // in a tensor: the address of its storage
+  int dims_ = 0;     // the number of dimensions; behind it the sizes and the strides
+  int offset_ = 0;   // from the storage's beginning; behind it the number of elements and what `kind` is
+  int memory_ = 0;   // in a storage: the address of its memory; four behind it the bytes
+  bool known_ = false;
+};
+
+}  // namespace sfplus
