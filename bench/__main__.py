@@ -25,6 +25,7 @@ from rich.table import Table
 from bench.contestants.all import contestants
 from bench.contestants.peers import PEERS
 from bench.measure.plan import chosen_workloads, parts
+from bench.measure.quiet import Weather
 from bench.measure.sections import Bench
 from bench.record import rows, table
 from bench.record.provenance import ROOT, collect
@@ -73,6 +74,7 @@ def main(
     )
 
     about: dict[str, Any] = {"quick": quick, "optimizers": optimizers, "workloads": workloads}
+    weather = Weather()
     start = time.perf_counter()
     provenance = collect(where, tuple(peer.module.partition(".")[0] for peer in PEERS))
     console.print(
@@ -84,6 +86,7 @@ def main(
         nonlocal path
         about["seconds"] = round(time.perf_counter() - start, 1)
         about["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        about["machine"] = weather.found(found)
         for row in found:
             row.provenance = provenance
         path = rows.write(folder, found, about)
@@ -95,6 +98,8 @@ def main(
     saved = rows.read(path)
     for workload in saved.workloads("step")[:1]:
         console.print(step_table(saved, workload, console.width))
+    if unrest := table.unrest(saved.about):
+        console.print(f"[bold]{unrest}[/bold]", soft_wrap=True, highlight=False)
     plots.draw(saved, folder)
     written = page.write(saved, folder)
     console.print(f"{about['seconds']:.0f} s. Report: {written}", soft_wrap=True, highlight=False)

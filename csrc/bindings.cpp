@@ -85,11 +85,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("move"), py::arg("n_threads"), release());
 
   m.def(
-      "negate",
-      [](Address x, std::int64_t numel, int n_threads, int n_arrays) {
-        sfplus::negate(pointer<float>(x), numel, n_arrays, n_threads);
+      "stream",
+      [](const std::vector<std::pair<Address, std::int64_t>>& arrays, int n_changed, std::int64_t numel, int n_threads) {
+        std::vector<sfplus::StreamArray> found;
+        for (const auto& [at, width] : arrays) found.push_back({pointer<void>(at), width});
+        return sfplus::stream(found, n_changed, numel, n_threads);
       },
-      py::arg("x"), py::arg("numel"), py::arg("n_threads"), py::arg("n_arrays") = 1, release());
+      py::arg("arrays"), py::arg("n_changed"), py::arg("numel"), py::arg("n_threads"), release());
   m.def("layout", &layout);
   m.def("isa", &sfplus::isa);
   m.def("available_isas", &sfplus::available_isas);

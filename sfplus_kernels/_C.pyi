@@ -5,6 +5,8 @@ The columns of every buffer are those of ``contract/layout.py``, dtypes are numb
 releases the GIL.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 class Table:
@@ -70,10 +72,11 @@ def interpolate(
 ) -> None:
     """Parameters between y, x and z; ``move`` is one of ``layout.Move``."""
 
-def negate(x: int, numel: int, n_threads: int, n_arrays: int = 1) -> None:
-    """x <- -x on ``numel`` floats: one read and one write, to measure the memory's bandwidth with.
+def stream(arrays: Sequence[tuple[int, int]], n_changed: int, numel: int, n_threads: int) -> int:
+    """What memory allows a pass over arrays side by side: (address, bytes of an element) each, 2, 4 or 8.
 
-    They are gone through as ``n_arrays`` arrays side by side, which ``numel`` is a multiple of.
+    The bits of the first ``n_changed`` are flipped; returns the exclusive or of the others' 32-bit words.
+    Blocks of 64 elements: fewer at the end are left alone.
     """
 
 class TensorReader:

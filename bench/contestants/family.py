@@ -104,6 +104,19 @@ def of_family(family: Family, device: torch.device) -> list[Contestant]:
         )
         for name in names
     ]
+    if family.main and best not in (None, "eager"):
+        small = family_driver(family, cls, backend=best, state_format="16bit")
+        contestants.append(
+            Contestant(
+                f"{family.label} {best} 16bit",
+                small,
+                oracle_make,
+                "core",
+                ours=True,
+                tolerance=10.0,  # its state is rounded
+                capturable=True,
+            )
+        )
     if plain is not None and family.main:
         tier = "core" if family.step == "loss" else "all"
         contestants.append(

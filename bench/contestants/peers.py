@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from bench.contestants.contestant import Contestant, Make, Step, driver, imported, missing
-from bench.contestants.family import ADAM, SGD
+from bench.contestants.family import ADAM, FAMILY, SGD, family_driver
+from sfplus_kernels import reference
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Peer:
     module: str
     class_name: str
     arguments: dict[str, Any]
-    oracle: str  # "AdamW" or "SGD" of torch, not fused, in float64
+    oracle: str  # "AdamW" or "SGD" of torch, not fused, or a reference class of ours, in float64
     state_arrays: int | None  # as in Contestant
     tier: str = "all"
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -32,8 +33,8 @@ class Peer:
 MOMENTUM = {**SGD, "momentum": 0.9}
 THEIRS = {**ADAM, "betas": (0.9, 0.999), "eps": 1e-8}  # torch's, where the defaults are others
 
-# Of the packages below torch's own, optimi 0.3, heavyball 3.2 and torchao 0.18 were at hand, on a CPU; the
-# other lines have never been run.
+# Of the packages below torch's own, those of pyproject's extra "peers" were at hand, on a CPU: optimi 0.3,
+# heavyball 3.2, torchao 0.18, bitsandbytes 0.50, pytorch_optimizer 4.1. The other lines have never been run.
 PEERS = [
     Peer(
         "torch AdamW fused", "torch.optim", "AdamW", {**ADAM, "fused": True}, "AdamW", None, "fused"
@@ -59,7 +60,6 @@ PEERS = [
         THEIRS,
         "AdamW",
         2,
-        devices=("cuda",),
         more={"state_itemsize": 1, "tolerance": 100.0},
     ),
     Peer(
@@ -69,7 +69,6 @@ PEERS = [
         THEIRS,
         "AdamW",
         2,
-        devices=("cuda",),
         more={"state_itemsize": 1, "tolerance": 100.0, "slow_to_make": True},
     ),
     Peer("optimi AdamW", "optimi", "AdamW", THEIRS, "AdamW", None),
@@ -82,7 +81,42 @@ PEERS = [
         2,
         more={"slow_to_make": True, "tolerance": 2.0},
     ),
+    Peer(
+        "heavyball SFAdamW",
+        "heavyball",
+        "SFAdamW",
+        {**THEIRS, "consume_grad": False},
+        "AdamWScheduleFree",
+        2,
+        more={"slow_to_make": True, "tolerance": 4.0},
+    ),
+    Peer("pytorch_optimizer AdamW", "pytorch_optimizer", "AdamW", THEIRS, "AdamW", None),
+    Peer(
+        "pytorch_optimizer ScheduleFreeAdamW",
+        "pytorch_optimizer",
+        "ScheduleFreeAdamW",
+        THEIRS,
+        "AdamWScheduleFree",
+        None,
+        more={"tolerance": 2.0},
+    ),
+    Peer(
+        "pytorch_optimizer ScheduleFreeSGD",
+        "pytorch_optimizer",
+        "ScheduleFreeSGD",
+        SGD,
+        "SGDScheduleFree",
+        None,
+    ),
 ]
+
+
+def oracle_of(name: str) -> Make:
+    """What a peer is checked against, by the name in its line."""
+    family = next((f for f in FAMILY if f.class_name == name), None)
+    if family is None:
+        return torch_oracle(name)
+    return family_driver(family, getattr(reference, f"{name}Reference"))
 
 
 def torch_oracle(name: str) -> Make:
@@ -97,7 +131,7 @@ def of_peer(peer: Peer, device: torch.device) -> Contestant:
     return Contestant(
         peer.name,
         driver(imported(peer.module, peer.class_name), peer.arguments),
-        torch_oracle(peer.oracle),
+        oracle_of(peer.oracle),
         peer.tier,
         absent=reason,
         state_arrays=peer.state_arrays,

@@ -9,8 +9,9 @@ SECONDS = {
     "step": 12.0,
     "graph": 4.0,
     "launch": 2.0,
-    "pass": 6.0,
+    "pass": 4.0,
     "host": 8.0,
+    "busy": 8.0,
     "scaling": 2.0,
 }
 """What is spent on the rounds of one section (about: there are at least seven turns)."""

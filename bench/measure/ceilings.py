@@ -1,16 +1,29 @@
-"""The bandwidth that the memory gives: what every step is measured against, timed as the steps are."""
+"""What the memory gives: loops over as many arrays as the passes have, timed as the steps are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bench.work.arrays import Arrays
+
 IN_PLACE, COPY, TRIAD, READ = "in-place", "copy", "triad", "read-only"
-SIDE_BY_SIDE = "in-place, 4 arrays"
-"""As the passes go: for comparison, where our own loop is there. The roofline is that of one array."""
+
+SHAPES = (
+    Arrays(read=(4,)),
+    Arrays(read=(4, 4)),
+    Arrays(changed=(4,)),
+    Arrays(changed=(4,), read=(4,)),
+    Arrays(changed=(4, 4), read=(4,)),
+    Arrays(changed=(4, 4, 4), read=(4,)),
+    Arrays(changed=(4, 4, 4, 4), read=(4,)),
+)
+"""Passes over float32: reduce without and with e, one array, interpolate, update of the three classes."""
+LEAST = 2**24
+"""Elements of a loop beside a workload that is smaller: in the caches there would be no ceiling."""
 
 
 class Ceiling(NamedTuple):
@@ -19,46 +32,101 @@ class Ceiling(NamedTuple):
     run: Callable[[], Any]
     traffic: int
     what: str
+    read: int = 0  # of its bytes
+
+
+class Pace(NamedTuple):
+    """What a loop was measured to do: bytes a second, moved and of these read."""
+
+    moved: float
+    read: float
 
 
 def main_ceiling(device_type: str) -> str:
-    """What a step is compared with.
+    """What stands in where there are no loops with the arrays of a pass: on a GPU, and without the extension.
 
-    On a CPU the in-place loop: a copy also reads the lines that it writes, which is not in its count.
+    On a CPU a copy also reads the lines that it writes, which is not in its count.
     """
     return COPY if device_type == "cuda" else IN_PLACE
 
 
 def make_arena(device: torch.device, quick: bool, cache: int) -> Tensor:
-    """Memory for the loops and for flushing caches: far larger than these, but in a rehearsal."""
+    """Memory for the loops and, behind it, for flushing caches: far larger than these, but in a rehearsal."""
     if quick:
         return torch.ones(3 * 2**23, device=device)
-    numel = 3 * 2 ** (28 if device.type == "cuda" else 26)
-    least = min(2 * cache, 3 * 2**30) // 4  # a last-level cache shared with others can be huge
-    return torch.ones(max(numel, least // 12 * 12), device=device)
+    if device.type == "cuda":
+        return torch.ones(3 * 2**28, device=device)
+    flush = min(2 * cache, 3 * 2**30) // 4  # a last-level cache shared with others can be huge
+    return torch.ones((5 * 2**25 + flush) // 12 * 12, device=device)
 
 
 def ceilings(arena: Tensor) -> dict[str, Ceiling]:
-    """All loops over ``arena``."""
+    """The loops of torch over ``arena``, which every machine has."""
     a, b, c = arena.view(3, -1)
     nbytes = arena.numel() * arena.itemsize
-    ours = _our_loop(arena)
-    four = {} if ours is None else {SIDE_BY_SIDE: Ceiling(lambda: ours(4), 2 * nbytes, "x <- -x")}
+    third = nbytes // 3
     return {
-        IN_PLACE: Ceiling(arena.neg_ if ours is None else lambda: ours(1), 2 * nbytes, "x <- -x"),
-        **four,
-        COPY: Ceiling(lambda: a.copy_(b), 2 * nbytes // 3, "a <- b"),
-        TRIAD: Ceiling(lambda: torch.add(b, c, alpha=0.5, out=a), nbytes, "a <- b + s c"),
-        READ: Ceiling(lambda: torch.dot(a, b), 2 * nbytes // 3, "sum a b"),
+        IN_PLACE: Ceiling(arena.neg_, 2 * nbytes, "x <- -x", nbytes),
+        COPY: Ceiling(lambda: a.copy_(b), 2 * third, "a <- b", third),
+        TRIAD: Ceiling(
+            lambda: torch.add(b, c, alpha=0.5, out=a), nbytes, "a <- b + s c", 2 * third
+        ),
+        READ: Ceiling(lambda: torch.dot(a, b), 2 * third, "sum a b", 2 * third),
     }
 
 
-def _our_loop(arena: Tensor) -> Callable[[int], None] | None:
-    """Threaded, over so many arrays side by side; None where the extension is not there."""
-    if arena.device.type != "cpu":
-        return None
+def has_loops(device: torch.device) -> bool:
+    """Whether there are loops over any arrays: the extension's, on a CPU."""
+    return device.type == "cpu" and _extension() is not None
+
+
+def loops(arena: Tensor, shapes: Iterable[Arrays], numel: int) -> dict[str, Ceiling]:
+    """One for each kind of arrays, over ``numel`` elements or as many as ``arena`` has room for."""
+    found = {}
+    for arrays in shapes:
+        room = arena.numel() * arena.itemsize // sum(arrays.changed + arrays.read)
+        n = min(max(numel, LEAST), room) // 64 * 64
+        traffic = arrays.bytes_per_element * n
+        run = _loop(arena, arrays, n)
+        found[arrays.name] = Ceiling(run, traffic, f"{n:,} elements", arrays.bytes_read * n)
+    return found
+
+
+def floor(
+    passes: Iterable[Arrays],
+    traffic: int,
+    read: int,
+    n_params: int,
+    paces: Mapping[str, Pace],
+) -> tuple[float, str]:
+    """Seconds that memory takes for a step, and what says so.
+
+    A pass takes what the loop with its arrays does; a step of several, the sum of these. Where the passes are
+    not known, or not all of their loops were timed, what binds: all bytes at the best pace at which any loop
+    moved bytes, or those that are read at the best pace at which any read them.
+    """
+    passes = tuple(passes)
+    if passes and all(arrays.name in paces for arrays in passes):
+        seconds = sum(a.bytes_per_element * n_params / paces[a.name].moved for a in passes)
+        return seconds, " + ".join(dict.fromkeys(arrays.name for arrays in passes))
+    by_moving = traffic / max(pace.moved for pace in paces.values())
+    by_reading = read / max(pace.read for pace in paces.values())
+    return max((by_moving, "all bytes moved"), (by_reading, "bytes read"))
+
+
+def _loop(arena: Tensor, arrays: Arrays, n: int) -> Callable[[], int]:
+    _C = _extension()
+    at = arena.data_ptr()
+    places = []
+    for width in (*arrays.changed, *arrays.read):
+        places.append((at, width))
+        at += n * width
+    return lambda: _C.stream(places, len(arrays.changed), n, torch.get_num_threads())
+
+
+def _extension() -> Any:
     try:
         import sfplus_kernels._C as _C
     except ImportError:
         return None
-    return lambda n: _C.negate(arena.data_ptr(), arena.numel(), torch.get_num_threads(), n)
+    return _C

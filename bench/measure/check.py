@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.contestants.contestant import Contestant, Make
 from bench.work import traffic
+from bench.work.arrays import Arrays
 from bench.work.workloads import Shapes, make_params, set_gradient
 
 SHAPES: Shapes = [(257,), (64, 33), (1, 5), (1,), (70_001,)]
@@ -35,6 +36,9 @@ class Checked:
     bytes_per_param: float = 0.0
     counted: str = ""
     state_per_param: float = 0.0
+    read_per_param: float = 0.0
+    passes: tuple[Arrays, ...] = ()
+    """Its passes over memory, where they are known; () for a step of many operations."""
 
 
 def check(
@@ -74,23 +78,37 @@ def _check(
         if not error <= allowed:  # NaN is not either
             return Checked("wrong", f"off by {error:.1e} of the way; expected at most {allowed:g}")
     if contestant.state_arrays is not None:
-        state = contestant.state_arrays * (contestant.state_itemsize or param_dtype.itemsize)
-        per_param = 2.0 * param_dtype.itemsize + grad_dtype.itemsize + 2 * state
+        width = contestant.state_itemsize or param_dtype.itemsize
+        changed = (param_dtype.itemsize, *[width] * contestant.state_arrays)
+        one = Arrays(changed, (grad_dtype.itemsize,))
         counted = f"one pass: gradient, parameter, {contestant.state_arrays} state arrays"
-        return Checked("ok", "", per_param, counted, state)
+        state = contestant.state_arrays * width
+        return Checked(
+            "ok", "", one.bytes_per_element, counted, state, one.bytes_read, passes=(one,)
+        )
     params = make_params([(COUNTED,)], device, param_dtype, grad_dtype)
     optimizer, step = contestant.make(params)
     step()
     if contestant.ours and not contestant.name.endswith(" eager"):
         with traffic.Watch() as watch:  # for what comes beside our passes: a wrapper's base
             recorder = traffic.record_step(optimizer, step)
-        per_param = float(round((recorder.bytes + watch.bytes) / COUNTED))
+        moved, read = recorder.bytes + watch.bytes, recorder.bytes_read + watch.bytes_read
         counted = " + ".join(recorder.passes)
+        passes = () if round(watch.bytes / COUNTED) else tuple(recorder.arrays)
     else:
         watch = traffic.watch_step(step)
-        per_param = float(round(watch.bytes / COUNTED))
+        moved, read = watch.bytes, watch.bytes_read
         counted = f"{watch.operations} operations, watched"
-    return Checked("ok", "", per_param, counted, traffic.state_bytes(optimizer) / COUNTED)
+        passes = tuple(watch.arrays) if len(watch.arrays) == 1 else ()
+    return Checked(
+        "ok",
+        "",
+        float(round(moved / COUNTED)),
+        counted,
+        traffic.state_bytes(optimizer) / COUNTED,
+        float(round(read / COUNTED)),
+        passes,
+    )
 
 
 @torch.no_grad()

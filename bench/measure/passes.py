@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from bench.contestants.contestant import Contestant, Step
 from bench.work import traffic
+from bench.work.arrays import Arrays
+from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.layout import Move
 
 
@@ -17,6 +19,8 @@ class Pass(NamedTuple):
     name: str
     run: Step
     traffic: int
+    read: int
+    arrays: Arrays
     state_bytes: int
 
 
@@ -28,9 +32,18 @@ def passes(contestant: Contestant, params: list) -> Iterator[Pass]:
     backend, run = recorder.backend, traffic.engine_of(optimizer).run
     entries = traffic.entries_of(recorder.plan_of["update"])
     moves = cycle((Move.TO_X, Move.TO_Y))
-    to_move = backend.plan([e._replace(grad_dtype=None) for e in entries], params[0].device)
+    to_move = backend.plan([_at_rest(e) for e in entries], params[0].device)
     runs: dict[str, Step] = {name: recorder.call_of[name] for name in recorder.passes}
     runs["interpolate"] = lambda: backend.interpolate(to_move, run, next(moves))
     for name, one in runs.items():
-        nbytes = traffic.pass_bytes("to_x" if name == "interpolate" else name, entries)
-        yield Pass(name, one, nbytes, traffic.state_bytes(optimizer))
+        pass_name = "to_x" if name == "interpolate" else name
+        of = traffic.entries_of(to_move) if name == "interpolate" else entries
+        moved, read = traffic.pass_bytes(pass_name, of)
+        arrays = traffic.pass_arrays(pass_name, of[0])
+        yield Pass(name, one, moved, read, arrays, traffic.state_bytes(optimizer))
+
+
+def _at_rest(entry: Entry) -> Entry:
+    """As where y is moved to x: without a gradient, and with y's upper half beside it where y has two."""
+    high = None if entry.y_low is None else entry.param.detach().clone()
+    return entry._replace(grad_dtype=None, y_high=high)

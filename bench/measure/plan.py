@@ -55,6 +55,8 @@ def parts(bench: Bench, workloads: list[Workload], *, scaling: bool) -> list[Par
     ]
     if not scaling:
         return found
+    if device_type == "cpu":
+        found.append(("beside a busy thread", partial(bench.measure_busy, workloads[0])))
     kind = "quick" if bench.quick else device_type
     found.append(("host time", bench.measure_host))
     found += [_point(bench, "size", f"{n} parameters", [(n,)]) for n in sizes(kind)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,16 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.contestants.contestant import OTHERS, TIERS, Contestant, Step
+from bench.contestants.contestant import OTHERS, Contestant, Step
 from bench.contestants.moving import with_moving_gradients
 from bench.measure.budgets import CPU_MEMORY, SECONDS
-from bench.measure.ceilings import READ, ceilings, main_ceiling, make_arena
+from bench.measure.busy import busy_thread
+from bench.measure.ceilings import (
+    READ,
+    SHAPES,
+    Ceiling,
+    ceilings,
+    has_loops,
+    loops,
+    main_ceiling,
+    make_arena,
+)
 from bench.measure.check import Checked, check, describe
+from bench.measure.held import ceiling_rows, hold_against, runs
 from bench.measure.passes import passes
 from bench.measure.profiling import profile_step
+from bench.measure.room import leave_out_what_does_not_fit
 from bench.measure.timing import CpuTimer, CudaTimer, Timer, captured, take_turns
 from bench.record.provenance import last_level_cache
 from bench.record.rows import BASELINE, Row, relate
+from bench.work.arrays import Arrays
 from bench.work.traffic import state_bytes
 from bench.work.workloads import Shapes, Workload, alias, make_params, n_params
 
@@ -49,6 +62,7 @@ class Bench:
         self.timer: Timer = (CudaTimer if cuda else CpuTimer)(self.arena, cache)
         self.ceilings = ceilings(self.arena)
         self.main_ceiling = main_ceiling(self.device.type)
+        self.has_loops = has_loops(self.device)
         self.memory = 0.85 * torch.cuda.mem_get_info(self.device)[0] if cuda else CPU_MEMORY
 
     def check(self, contestant: Contestant, workload: Workload) -> Checked:
@@ -67,18 +81,17 @@ class Bench:
     # -- ceilings -------------------------------------------------------------------------------------
 
     def measure_ceilings(self) -> list[Row]:
-        rounds = self.turns({name: c.run for name, c in self.ceilings.items()}, "ceiling")
-        rows = [self._ceiling_row("ceiling", "", name, rounds[name]) for name in rounds]
-        relate(rows, {row.name: row for row in rows})
-        return rows
+        found = dict(self.ceilings)
+        if self.has_loops:
+            found |= loops(self.arena, SHAPES, self.arena.numel())
+        rounds = self.turns(runs(found), "ceiling")
+        return ceiling_rows("ceiling", "", found, rounds, self.arena.numel())
 
-    def _ceiling_row(self, section: str, workload: str, name: str, seconds: list[float]) -> Row:
-        ceiling = self.ceilings[name]
-        row = Row(section, workload, name, traffic=ceiling.traffic, counted=ceiling.what)
-        row.ceiling = name if section != "ceiling" else self.main_ceiling
-        row.n_params, row.n_tensors = self.arena.numel(), 1
-        row.set_times(seconds)
-        return row
+    def _ceilings_of(self, passes: Iterable[Arrays], numel: int) -> dict[str, Ceiling]:
+        """What takes turns with steps of these passes over ``numel`` elements."""
+        if self.has_loops:
+            return loops(self.arena, dict.fromkeys([*passes, SHAPES[1], SHAPES[-1]]), numel)
+        return {self.main_ceiling: self.ceilings[self.main_ceiling]}
 
     # -- whole steps ----------------------------------------------------------------------------------
 
@@ -99,6 +112,12 @@ class Bench:
         fused = [c for c in field_ if c.tier == "fused"]
         field_ += [with_moving_gradients(c) for c in fused]
         return self._race("host", workload, workload.shapes(), field_, "host", host=True)
+
+    def measure_busy(self, workload: Workload) -> list[Row]:
+        """Steps beside one thread of another process that never rests."""
+        fused = [c for c in self.contestants if c.tier == "fused" and not c.absent]
+        with busy_thread():
+            return self._race("busy", workload, workload.shapes(), fused, "busy", host=True)
 
     def measure_scaling(self, section: str, title: str, shapes: Shapes) -> list[Row]:
         """One point of the curves: ``section`` is "size" or "count"."""
@@ -122,21 +141,33 @@ class Bench:
         host: bool = False,
     ) -> list[Row]:
         rows = [self._checked_row(section, workload, shapes, c) for c in field_]
-        self._leave_out_what_does_not_fit(rows, field_, workload)
+        checks = [self.check(c, workload) for c in field_]
+        leave_out_what_does_not_fit(rows, field_, checks, workload, self.memory)
         steps = self._made(rows, field_, workload, shapes, profiled)
         if not steps:
             return rows
-        with_ceiling = steps if host else {self.main_ceiling: self._main_loop, **steps}
-        rounds = self.turns(with_ceiling, kind, host=host)
-        measured = self._relate(section, workload, rows, rounds)
+        found = (
+            {}
+            if host
+            else self._ceilings_of(self._passes_of_all(rows, field_, workload), rows[0].n_params)
+        )
+        rounds = self.turns({**runs(found), **steps}, kind, host=host)
+        measured = self._relate(section, workload, rows, field_, rounds, found)
         if self.timer.asynchronous and section == "step":
             hosts = self.turns(steps, "launch", host=True, least=3, most=9)
             for row in rows:
                 row.host = float(np.median(hosts[row.name])) if row.name in hosts else None
             rows += self._graphs(workload, rows, field_, steps)
-        del steps, with_ceiling
+        del steps
         self._free()
         return [*measured, *rows]
+
+    def _passes_of_all(
+        self, rows: list[Row], field_: list[Contestant], workload: Workload
+    ) -> Iterator[Arrays]:
+        for row, contestant in zip(rows, field_, strict=True):
+            if row.status == "ok":
+                yield from self.check(contestant, workload).passes
 
     def _made(
         self,
@@ -185,8 +216,10 @@ class Bench:
                 except Exception as error:
                     graph.status, graph.reason = "failed", describe(error)
         if replays:
-            rounds = self.turns({self.main_ceiling: self._main_loop, **replays}, "graph")
-            self._relate("step", workload, graphs, rounds)
+            found = self._ceilings_of((), rows[0].n_params)
+            rounds = self.turns({**runs(found), **replays}, "graph")
+            origins = [c for c in field_ if c.capturable and c.name in steps]
+            self._relate("step", workload, graphs, origins, rounds, found)
         baseline = next((r.median for r in rows if r.name == BASELINE), None)
         for graph in graphs:
             if graph.median and baseline:
@@ -194,20 +227,23 @@ class Bench:
         return graphs
 
     def _relate(
-        self, section: str, workload: Workload, rows: list[Row], rounds: dict[str, list[float]]
+        self,
+        section: str,
+        workload: Workload,
+        rows: list[Row],
+        field_: list[Contestant],
+        rounds: dict[str, list[float]],
+        found: dict[str, Ceiling],
     ) -> list[Row]:
-        """Give ``rows`` their times, and compare them with the ceiling if that took part: its row."""
-        names = [self.main_ceiling] if self.main_ceiling in rounds else []
-        measured = {n: self._ceiling_row(section, workload.name, n, rounds[n]) for n in names}
-        for row in rows:
+        """Give ``rows`` their times, and hold them against the ceilings that took part: the rows of these."""
+        measured = ceiling_rows(section, workload.name, found, rounds, self.arena.numel())
+        for row, contestant in zip(rows, field_, strict=True):
             if row.name in rounds:
-                row.ceiling = self.main_ceiling if measured else ""
                 row.set_times(rounds[row.name])
-        relate([*measured.values(), *rows], measured)
-        return list(measured.values())
-
-    def _main_loop(self) -> None:
-        self.ceilings[self.main_ceiling].run()
+                passes_ = self.check(contestant, workload).passes
+                hold_against(row, passes_, measured, self.has_loops)
+        relate(rows)
+        return measured
 
     def _free(self) -> None:
         """Before the next tensors are made."""
@@ -232,28 +268,9 @@ class Bench:
             _name(workload.param_dtype),
             _name(workload.grad_dtype),
             round(checked.bytes_per_param * n),
+            round(checked.read_per_param * n),
             checked.counted,
         )
-
-    def _leave_out_what_does_not_fit(
-        self, rows: list[Row], field_: list[Contestant], workload: Workload
-    ) -> None:
-        """Contestants are let in by their tier, then in their order, as long as there is memory."""
-        n = rows[0].n_params if rows else 0
-        left = self.memory - n * (workload.param_dtype.itemsize + workload.grad_dtype.itemsize)
-        both = sorted(
-            zip(rows, field_, strict=True), key=lambda pair: (*TIERS, OTHERS).index(pair[1].tier)
-        )
-        for row, contestant in both:
-            if row.status != "ok":
-                continue
-            needed = n * self.check(contestant, workload).state_per_param
-            needed += n * workload.grad_dtype.itemsize * contestant.writes_gradients
-            if needed > left:
-                row.status = "left out"
-                row.reason = f"needs {needed / 1e9:.1f} GB beside the others"
-            else:
-                left -= needed
 
     # -- passes ---------------------------------------------------------------------------------------
 
@@ -271,24 +288,27 @@ class Bench:
         shapes = workload.shapes()
         params = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
         found = list(passes(contestant, params))
-        names = dict.fromkeys((self.main_ceiling, READ))
-        steps: dict[str, Step] = {name: self.ceilings[name].run for name in names}
-        steps |= {p.name: p.run for p in found}
-        rounds = self.turns(steps, "pass")
-        measured = {n: self._ceiling_row("pass", workload.name, n, rounds[n]) for n in names}
+        if self.has_loops:
+            ceilings_ = self._ceilings_of([p.arrays for p in found if p.traffic], n_params(shapes))
+        else:
+            ceilings_ = {n: self.ceilings[n] for n in dict.fromkeys((self.main_ceiling, READ))}
+        rounds = self.turns(runs(ceilings_) | {p.name: p.run for p in found}, "pass")
+        measured = ceiling_rows("pass", workload.name, ceilings_, rounds, self.arena.numel())
         rows = []
         for p in found:
             row = self._checked_row("pass", workload, shapes, contestant)
             row.name = f"{contestant.name}: {p.name}"
-            row.traffic, row.counted, row.state_bytes = p.traffic, "its arrays", p.state_bytes
-            # what only reads is compared with what only reads
-            row.ceiling = READ if p.name == "reduce" else self.main_ceiling if p.traffic else ""
+            row.traffic, row.read, row.counted = p.traffic, p.read, "its arrays"
+            row.state_bytes = p.state_bytes
             row.set_times(rounds[p.name])
+            # what only reads is compared with what only reads
+            against = measured[1:] if p.name == "reduce" and not self.has_loops else measured
+            hold_against(row, (p.arrays,), against, self.has_loops)
             rows.append(row)
-        relate([*measured.values(), *rows], measured)
-        del steps, found, params
+        relate(rows)
+        del found, params
         self._free()
-        return rows
+        return [*measured, *rows]
 
 
 def _name(dtype: torch.dtype) -> str:

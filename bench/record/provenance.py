@@ -16,6 +16,8 @@ import sfplus_kernels
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("numpy", "triton", "schedulefree")
+DISTRIBUTIONS = {"optimi": "torch-optimi", "pytorch_optimizer": "pytorch-optimizer"}
+"""Of modules whose distribution has another name."""
 """Versions that are recorded beside torch's and our own; the peers' are added by their names."""
 
 
@@ -106,7 +108,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:  # never run: no GPU was at ha
 
 def _version(package: str) -> str | None:
     try:
-        return metadata.version(package)
+        return metadata.version(DISTRIBUTIONS.get(package, package))
     except metadata.PackageNotFoundError:
         return None
 

@@ -35,6 +35,7 @@ class Row:
     param_dtype: str = ""
     grad_dtype: str = ""
     traffic: int = 0  # bytes that the counted reads and writes of arrays move
+    read: int = 0  # of these, the bytes that are read
     counted: str = ""  # how
     state_bytes: int | None = None
     temporary_bytes: int | None = None  # most that was allocated at one time within a step
@@ -46,8 +47,8 @@ class Row:
     median: float | None = None
     p20: float | None = None
     p80: float | None = None
-    ceiling: str = ""  # the bandwidth that percent_of_roofline refers to
-    ceiling_bandwidth: float | None = None  # measured in turns with this row
+    ceiling: str = ""  # what percent_of_roofline refers to: loops, measured in turns with this row
+    ceiling_bandwidth: float | None = None  # at which its bytes would take as long as memory does
     ratio_to_baseline: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -82,15 +83,11 @@ class Row:
 DERIVED = ("bytes_per_param", "bytes_per_param_by_time", "bandwidth", "percent_of_roofline")
 
 
-def relate(rows: list[Row], ceilings: dict[str, Row]) -> None:
-    """Fill in the columns that compare a section's rows with its ceilings and its baseline."""
+def relate(rows: list[Row]) -> None:
+    """Compare a section's rows with its baseline."""
     baseline = next((r.median for r in rows if r.name == BASELINE and r.status == "ok"), None)
     for row in rows:
-        if row.median is None:
-            continue
-        if row.ceiling:
-            row.ceiling_bandwidth = ceilings[row.ceiling].bandwidth
-        if baseline is not None:
+        if row.median is not None and baseline is not None:
             row.ratio_to_baseline = row.median / baseline
 
 

@@ -73,3 +73,9 @@ def device_line(provenance: dict) -> str:
     where = [str(provenance["device"]), f"{provenance['threads']} threads"]
     where += [str(provenance["isa"])] if provenance["isa"] else []
     return ", ".join([*where, f"torch {provenance['torch']}"])
+
+
+def unrest(about: dict) -> str:
+    """A sentence if the machine was not quiet in a run that is ``about`` this, else ""."""
+    reasons = about.get("machine", {}).get("not_quiet", [])
+    return f"The machine was not quiet: {'; '.join(reasons)}." if reasons else ""

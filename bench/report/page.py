@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from bench.record.rows import BASELINE, Row, Run
-from bench.record.table import COLUMNS, cells, device_line, milliseconds, number
+from bench.record.table import COLUMNS, cells, device_line, milliseconds, number, unrest
 from bench.report.plots import GRID, INK, PLOTS
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -19,6 +19,7 @@ SECTIONS = {
     "ceiling": "What the memory gives",
     "step": "Whole steps",
     "pass": "Each pass alone",
+    "busy": "Beside one thread of another process that never rests",
     "host": "Overhead: 1,000 tensors of next to no size",
     "size": "Time against parameters",
     "count": "Time against the number of tensors",
@@ -48,6 +49,7 @@ def content(run: Run, folder: Path) -> dict[str, Any]:
         "device": device_line(run.provenance),
         "date": str(run.provenance["date"])[:10],
         "quick": run.about["quick"],
+        "unrest": unrest(run.about),
         "tiles": tiles(run),
         "workload": first_workload(run),
         "figures": figures,
@@ -66,7 +68,7 @@ def tiles(run: Run) -> list[tuple[str, str, list[str]]]:
     rows = run.section("step", *run.workloads("step")[:1])
     for row in rows:
         family, _, backend = row.name.rpartition(" ")
-        if not row.ours or backend in ("eager", "graph"):
+        if not row.ours or backend in ("eager", "graph", "16bit"):
             continue
         lines = [number(row.percent_of_roofline, 0, " % of roofline")]
         if row.ratio_to_baseline:
@@ -85,6 +87,8 @@ def readable(key: str, value: Any) -> str:
     """A value of the provenance."""
     if key in ("cache", "peak_memory"):
         return f"{value / 1e6:,.0f} MB"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {figure}" for name, figure in value.items())
     return "none" if value is None or value == "" else str(value)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.record.provenance import ROOT
 from bench.record.rows import BASELINE, RESULTS, Row, Run, read
-from bench.record.table import device_line, markdown, milliseconds, number
+from bench.record.table import device_line, markdown, milliseconds, number, unrest
 from bench.report.plots import PLOTS, draw
 from bench.work.workloads import OTHER_CLASSES
 
@@ -64,7 +64,7 @@ def summary(paths: dict[str, Path | None]) -> str:
         )
         blocks += [
             f"![{PLOTS['step'][0]}]({folder}/step.png)",
-            f"{heading}, {_circumstances(run, folder)}:",
+            f"{heading}, {_circumstances(run, folder)}:{_unrest(run)}",
             _table([FEW, ALIGNMENT, *map(_few, decisive)]),
         ]
     return "\n\n".join([*blocks, END])
@@ -107,6 +107,12 @@ def _circumstances(run: Run, folder: str) -> str:
     )
 
 
+def _unrest(run: Run) -> str:
+    """Behind the circumstances, where the machine did other things."""
+    said = unrest(run.about)
+    return f" **{said}**" if said else ""
+
+
 def measured(path: Path) -> list[str]:
     """Paragraphs of one run."""
     run = read(path)
@@ -114,7 +120,7 @@ def measured(path: Path) -> list[str]:
     first, *others = run.workloads("step")
     circumstances = _circumstances(run, folder)
     found = [
-        f"{circumstances[0].upper()}{circumstances[1:]}:",
+        f"{circumstances[0].upper()}{circumstances[1:]}:{_unrest(run)}",
         markdown(run.section("step", first)),
         _plots(folder, "time", "roofline"),
     ]
@@ -127,6 +133,19 @@ def measured(path: Path) -> list[str]:
         workload_table(run, others),
         _plots(folder, "size", "count"),
     ]
+    for workload in (name for name in others if name.startswith("bf16")):
+        found += [f"#### {workload}", markdown(run.section("step", workload))]
+    if run.section("pass"):
+        found += [
+            "### Each pass alone",
+            markdown(run.section("pass", run.workloads("pass")[0])),
+        ]
+    if busy := run.section("busy"):
+        found += [
+            "### Beside a busy thread",
+            "The same steps, with warm caches, while one thread of another process never rests:",
+            busy_table(busy, run.section("step", first)),
+        ]
     if run.section("host"):
         found += [
             "### Overhead of a step",
@@ -161,6 +180,19 @@ def workload_table(run: Run, workloads: list[str]) -> str:
         some = next(row for row in found.values() if row.name != row.ceiling)
         times = [_time_and_percent(found.get(name)) for name in names]
         lines.append((workload, f"{some.n_params / 1e6:.3g}", f"{some.n_tensors:,}", *times))
+    return _table(lines)
+
+
+def busy_table(busy: list[Row], quiet: list[Row]) -> str:
+    """How much longer steps take beside a busy thread than they did without."""
+    medians = {row.name: row.median for row in quiet}
+    lines: list[tuple[str, ...]] = [("", "ms, median", "p20 - p80", "times as long")]
+    lines.append(("---", "---:", "---:", "---:"))
+    for row in busy:
+        alone = medians.get(row.name)
+        times = (row.median or 0) / alone if alone else None
+        band = f"{milliseconds(row.p20)} - {milliseconds(row.p80)}"
+        lines.append((row.name, milliseconds(row.median), band, number(times, 1)))
     return _table(lines)
 
 

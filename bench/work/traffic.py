@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.work.arrays import Arrays
 from sfplus_kernels.contract.backend import Backend, Entry
 from sfplus_kernels.contract.layout import Move
 
-STATE = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
+STATE = ("exp_avg", "exp_avg_sq", "displacement", "master_param", "y_low")
 
 
 def arrays(pass_name: str, entry: Entry) -> tuple[list[str], list[str]]:
@@ -27,21 +28,29 @@ def arrays(pass_name: str, entry: Entry) -> tuple[list[str], list[str]]:
 
     Names are the fields of ``Entry``, and "grad". ``pass_name`` is as ``called`` gives it.
     """
-    has_master = entry.master_param is not None
-    y, e = "master_param" if has_master else "param", "displacement"
-    follows = ["param"] if has_master else []  # rounds y, and is read for what was written to it
+    e = "displacement"
+    y, follows = ["param"], []
+    if entry.master_param is not None:
+        y, follows = ["master_param"], ["param"]  # rounds y, and is read for what was written to it
+    if entry.y_low is not None:
+        y = ["param", "y_low"]  # its two halves
     state = [name for name in STATE if getattr(entry, name) is not None]
+    moved = ([*y, e, *follows], [*y, *follows])
+    with_z = ([*y, e, *follows], [*y, e, *follows])
     known = {
         "reduce": (["grad", e], []),
         "reduce gradients": (["grad"], []),
         "finalize": ([], []),  # its buffers do not grow with the model's size
         "update": (["grad", *state, "param"], [*state, "param"]),
-        "to_x": ([y, e, *follows], [y, *follows]),
-        "to_y": ([y, e, *follows], [y, *follows]),
-        "shift": ([y, e, *follows], [y, *follows]),
-        "expose_z": ([y, e, *follows], [y, e, *follows]),
-        "absorb_z": ([y, e, *follows], [y, e, *follows]),
+        "to_x": moved,
+        "to_y": moved,
+        "shift": moved,
+        "expose_z": with_z,
+        "absorb_z": with_z,
     }
+    if entry.y_low is not None:  # the parameter is x from TO_X on, and y's upper half beside it
+        known["to_x"] = (["y_high", "y_low", e], ["param"])
+        known["to_y"] = (["y_high", "y_low", e, "param"], ["param", "y_low"])
     if pass_name not in known:
         raise ValueError(f"unknown pass {pass_name!r}: expected one of {', '.join(known)}")
     return known[pass_name]
@@ -62,19 +71,33 @@ def entries_of(plan: Any) -> Sequence[Entry]:
     return entries
 
 
-def pass_bytes(pass_name: str, entries: Sequence[Entry]) -> int:
-    """Bytes that a pass over ``entries`` moves."""
-    total = 0
+def itemsize(name: str, entry: Entry) -> int:
+    """Bytes of an element of the array ``name`` of ``entry``."""
+    if name == "grad":
+        assert entry.grad_dtype is not None
+        return entry.grad_dtype.itemsize
+    size: int = entry.param.itemsize if name == "y_high" else getattr(entry, name).itemsize
+    return size
+
+
+def pass_arrays(pass_name: str, entry: Entry) -> Arrays:
+    """The arrays of ``entry`` that a pass touches, by their widths."""
+    read, written = arrays(pass_name, entry)
+    return Arrays(
+        tuple(itemsize(name, entry) for name in written),
+        tuple(itemsize(name, entry) for name in read if name not in written),
+    )
+
+
+def pass_bytes(pass_name: str, entries: Sequence[Entry]) -> tuple[int, int]:
+    """Bytes that a pass over ``entries`` moves, and how many of these it reads."""
+    moved = bytes_read = 0
     for entry in entries:
         read, written = arrays(pass_name, entry)
-        for name in read + written:
-            if name == "grad":
-                assert entry.grad_dtype is not None
-                itemsize = entry.grad_dtype.itemsize
-            else:
-                itemsize = getattr(entry, name).itemsize
-            total += entry.param.numel() * itemsize
-    return total
+        sizes = [entry.param.numel() * itemsize(name, entry) for name in read + written]
+        moved += sum(sizes)
+        bytes_read += sum(sizes[: len(read)])
+    return moved, bytes_read
 
 
 class Recorder:
@@ -85,7 +108,8 @@ class Recorder:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.passes: list[str] = []
-        self.bytes = 0
+        self.arrays: list[Arrays] = []  # of the passes that have any
+        self.bytes = self.bytes_read = 0
         self.plan_of: dict[str, Any] = {}  # the last plan of each operation
         self.call_of: dict[str, partial[Any]] = {}  # and how to do the last one again
 
@@ -101,7 +125,12 @@ class Recorder:
         def passing(plan: Any, *args: Any, **kwargs: Any) -> Any:
             pass_name = called(name, args, kwargs)
             self.passes.append(pass_name)
-            self.bytes += pass_bytes(pass_name, entries_of(plan))
+            entries = entries_of(plan)
+            moved, read = pass_bytes(pass_name, entries)
+            self.bytes += moved
+            self.bytes_read += read
+            if read:
+                self.arrays.append(pass_arrays(pass_name, entries[0]))
             self.plan_of[name] = plan
             self.call_of[name] = partial(target, plan, *args, **kwargs)
             return self.call_of[name]()
@@ -134,8 +163,11 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.bytes_read = 0
         self.operations = 0
+        self.arrays: list[
+            Arrays
+        ] = []  # of the operations on more than single numbers, such as counts
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -159,10 +191,23 @@ class Watch(TorchDispatchMode):
             if not (changes and (argument.is_out or name in self.OVERWRITE)):
                 read += tensors
         written += [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        sizes = []
         for tensors in (read, written):  # an operand that is given twice (g * g) is read once
-            self.bytes += sum(t.numel() * t.itemsize for t in {id(t): t for t in tensors}.values())
+            once = {id(t): t for t in tensors}
+            sizes.append(sum(t.numel() * t.itemsize for t in once.values()))
+        self.bytes += sum(sizes)
+        self.bytes_read += sizes[0]
+        changed = {id(t): t for t in written}
+        only_read = {id(t): t for t in read if id(t) not in changed}
+        arrays = Arrays(*map(_widths, (changed, only_read)))
+        if any(arrays):
+            self.arrays.append(arrays)
         self.operations += 1
         return out
+
+
+def _widths(tensors: Mapping[int, Tensor]) -> tuple[int, ...]:
+    return tuple(t.itemsize for t in tensors.values() if t.dim() > 0)
 
 
 def watch_step(step: Callable[[], Any]) -> Watch:

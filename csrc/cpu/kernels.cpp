@@ -96,16 +96,53 @@ void move_chunk(const MoveChunk& chunk) {
   for_each_element<State>(chunk.numel, element, y, e, only_if<kFollows>(param));
 }
 
-void negate(float* x, std::int64_t numel, std::int64_t distance, int n_arrays) {
-  for (std::int64_t i = 0; i < numel; i += kBlock<float>) {
-    const int block = static_cast<int>(numel - i < kBlock<float> ? numel - i : kBlock<float>);
+// Half a cache line, at any address of a word.
+constexpr int kWords = 8;
+#ifdef __GNUC__
+typedef std::uint32_t HalfLine __attribute__((vector_size(4 * kWords), aligned(4), may_alias));
+#else
+struct HalfLine {
+  std::uint32_t words[kWords];
+  std::uint32_t operator[](int k) const { return words[k]; }
+  HalfLine operator~() const {
+    HalfLine flipped;
+    for (int k = 0; k < kWords; ++k) flipped.words[k] = ~words[k];
+    return flipped;
+  }
+  void operator^=(const HalfLine& other) {
+    for (int k = 0; k < kWords; ++k) words[k] ^= other.words[k];
+  }
+};
+#endif
+
+// Whole blocks of 64 elements only: what is left at the end is not touched.
+std::uint32_t stream(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start, std::int64_t numel) {
+  constexpr std::int64_t kElements = 2 * kBlock<float>;
+  HalfLine first = {}, second = {};
+  for (std::int64_t i = start; i + kElements <= start + numel; i += kElements) {
     for (int n = 0; n < n_arrays; ++n) {
-      float* array = x + n * distance + i;
-      ask_ahead<float>(array, 0);
-      SFPLUS_INDEPENDENT
-      for (int j = 0; j < block; ++j) array[j] = -array[j];
+      const std::int64_t width = arrays[n].width;
+      char* block = static_cast<char*>(arrays[n].at) + i * width;
+      char* const end = block + kElements * width;
+      const bool is_changed = n < n_changed;
+      for (; block < end; block += 2 * sizeof(HalfLine)) {
+#ifdef __GNUC__
+        __builtin_prefetch(block + kAhead * width);
+#endif
+        HalfLine* line = reinterpret_cast<HalfLine*>(block);
+        if (is_changed) {
+          line[0] = ~line[0];
+          line[1] = ~line[1];
+        } else {
+          first ^= line[0];
+          second ^= line[1];
+        }
+      }
     }
   }
+  std::uint32_t sum = 0;
+  for (int k = 0; k < kWords; ++k) sum ^= first[k] ^ second[k];
+  return sum;
 }
 
 #define SFPLUS_REDUCES(with_e, State)                                                    \
@@ -143,7 +180,7 @@ const Kernels table = {
      SFPLUS_UPDATES(Direction::SGD)},
     {SFPLUS_MOVES(Move::TO_X), SFPLUS_MOVES(Move::TO_Y), SFPLUS_MOVES(Move::SHIFT),
      SFPLUS_MOVES(Move::EXPOSE_Z), SFPLUS_MOVES(Move::ABSORB_Z)},
-    negate,
+    stream,
 };
 
 }  // namespace SFPLUS_ISA

@@ -37,6 +37,11 @@ struct MoveChunk {
   const double *globals, *hyper, *group_coefs, *scalars, *tensor_coefs;  // rows of this tensor's
 };
 
+struct StreamArray {
+  void* at;
+  std::int64_t width;  // bytes of an element: 2, 4 or 8
+};
+
 struct Kernels {
   // adds the chunk's sums to sums[Sum::WIDTH]; by [with e][state dtype][gradient dtype]
   void (*reduce[2][2][DType::WIDTH])(const ReduceChunk&, double* sums);
@@ -44,9 +49,10 @@ struct Kernels {
   void (*update[3][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
   // by [Move][parameter dtype]
   void (*interpolate[Move::WIDTH][DType::WIDTH])(const MoveChunk&);
-  // x <- -x: one read and one write of memory and nothing else, to measure bandwidth with; in n_arrays arrays
-  // side by side, each beginning ``distance`` elements after the one before
-  void (*negate)(float* x, std::int64_t numel, std::int64_t distance, int n_arrays);
+  // reads the elements from ``start`` on of all arrays, side by side as a pass does it, flips the bits of those of the
+  // first n_changed and returns the exclusive or of the others' words: what memory allows a pass with such arrays
+  std::uint32_t (*stream)(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start,
+                          std::int64_t numel);
 };
 
 // For Format::HALF; the dtype of the gradient is looked at within.

@@ -1,6 +1,7 @@
 #include "passes.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "../math/eight_bits.h"
 #include "../math/random_rounding.h"
@@ -200,11 +201,14 @@ void interpolate(const Table& table, int format, int param_dtype, const Run& run
   });
 }
 
-void negate(float* x, std::int64_t numel, int n_arrays, int n_threads) {
-  const std::int64_t length = numel / n_arrays, piece = (1 << 16) / n_arrays;
-  parallel_for((length + piece - 1) / piece, n_threads, [&](std::int64_t i) {
-    kernels().negate(x + i * piece, std::min(piece, length - i * piece), length, n_arrays);
+std::uint32_t stream(const std::vector<StreamArray>& arrays, int n_changed, std::int64_t numel, int n_threads) {
+  constexpr std::int64_t kPiece = 1 << 18;
+  std::atomic<std::uint32_t> found{0};
+  parallel_for((numel + kPiece - 1) / kPiece, n_threads, [&](std::int64_t i) {
+    found ^= kernels().stream(arrays.data(), static_cast<int>(arrays.size()), n_changed, i * kPiece,
+                              std::min(kPiece, numel - i * kPiece));
   });
+  return found;
 }
 
 }  // namespace sfplus

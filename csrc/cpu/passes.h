@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../math/layout.h"
 #include "../table.h"
+#include "kernels.h"
 
 namespace sfplus {
 
@@ -25,8 +27,8 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
 // One Move of every tensor.
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, int n_threads);
 
-// x <- -x, in place: what the machine's memory can do. x is gone through as n_arrays arrays side by side, which
-// numel is a multiple of.
-void negate(float* x, std::int64_t numel, int n_arrays, int n_threads);
+// What the machine's memory can do for a pass: numel elements of arrays side by side, of which the first n_changed have
+// their bits flipped; the exclusive or of the others. Blocks of 64 elements; fewer at the end are left alone.
+std::uint32_t stream(const std::vector<StreamArray>& arrays, int n_changed, std::int64_t numel, int n_threads);
 
 }  // namespace sfplus

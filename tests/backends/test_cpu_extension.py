@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import EVERYTHING, assert_same_bits, make_params, run, snapshot
@@ -183,14 +184,21 @@ def test_nothing_but_empty_tensors() -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("n_arrays", [1, 7])
-def test_negate(n_threads: int, n_arrays: int) -> None:
-    x = torch.arange(200_001, dtype=torch.float32)
-    numel = 199_999 // n_arrays * n_arrays
-    _C.negate(x[1:].data_ptr(), numel, n_threads, n_arrays)
-    expected = torch.arange(200_001, dtype=torch.float32)
-    expected[1 : 1 + numel] *= -1
-    assert torch.equal(x, expected)
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_stream(n_threads: int, dtype: torch.dtype) -> None:
+    """Reads all, changes the first ones, in whole blocks of 64 elements."""
+    numel, whole = 600_001, 600_000
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randint(99, (numel,), generator=generator, dtype=dtype) for _ in range(4)]
+    before = [t.clone() for t in tensors]
+    arrays = [(t.data_ptr(), t.itemsize) for t in tensors]
+    found = _C.stream(arrays, 2, numel, n_threads)
+    for changed, old in zip(tensors[:2], before[:2], strict=True):
+        assert torch.equal(changed[:whole], ~old[:whole])
+        assert changed[-1] == old[-1]
+    assert all(map(torch.equal, tensors[2:], before[2:]))
+    words = torch.cat([t[:whole] for t in before[2:]]).view(torch.int32).numpy()
+    assert found == int(np.bitwise_xor.reduce(words.view(np.uint32)))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")

@@ -13,7 +13,9 @@ import torch
 from bench.contestants.all import contestants
 from bench.contestants.contestant import Contestant
 from bench.contestants.family import FAMILY
-from bench.measure import plan, timing
+from bench.measure import busy, plan, timing
+from bench.measure.ceilings import Ceiling
+from bench.measure.held import ceiling_rows, hold_against
 from bench.measure.profiling import profile_step
 from bench.measure.sections import Bench
 from bench.record import provenance, rows, table
@@ -24,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def timed(name: str, traffic: int, seconds: list[float], **values: Any) -> Row:
-    row = Row("step", "w", name, traffic=traffic, n_params=100, ceiling="in-place", **values)
+    row = Row("step", "w", name, traffic=traffic, read=traffic // 2, n_params=100, **values)
     row.set_times(seconds)
     return row
 
@@ -32,31 +34,18 @@ def timed(name: str, traffic: int, seconds: list[float], **values: Any) -> Row:
 # -- arithmetic -----------------------------------------------------------------------------------------
 
 
-def test_percent_of_roofline() -> None:
-    ceiling = timed("in-place", 800, [2.0, 2.0, 2.0])  # 400 bytes a second
-    step = timed("a", 4400, [20.0, 22.0, 30.0])  # 11 seconds at least
-    baseline = timed(rows.BASELINE, 2800, [11.0])
-    relate([ceiling, step, baseline], {"in-place": ceiling})
-    assert step.bandwidth == 200
-    assert step.bytes_per_param == 44
-    assert step.bytes_per_param_by_time == pytest.approx(88)
-    assert step.percent_of_roofline == pytest.approx(50)
-    assert step.ratio_to_baseline == pytest.approx(2)
-    assert ceiling.percent_of_roofline == pytest.approx(100)
-    assert (step.p20, step.median, step.p80) == pytest.approx((20.8, 22, 26.8))
-
-
 def test_what_was_not_timed_has_no_figures() -> None:
     absent = Row("step", "w", "a", "absent", "not installed")
-    relate([absent], {})
+    relate([absent])
     assert absent.bandwidth is absent.percent_of_roofline is absent.ratio_to_baseline is None
     assert table.cells(absent)[:3] == ("a", "absent", "not installed")
 
 
 def test_cells_of_a_row() -> None:
-    ceiling = timed("in-place", 800, [0.002] * 3)
+    found = {"in-place": Ceiling(lambda: None, 800, "x <- -x", 400)}
+    (ceiling,) = ceiling_rows("step", "w", found, {"in-place": [0.002] * 3}, 100)
     step = timed("a", 4400, [0.0123456] * 3, state_bytes=1200)
-    relate([ceiling, step], {"in-place": ceiling})
+    hold_against(step, (), [ceiling], has_loops=False)
     assert table.cells(step) == (
         *("a", "12.3", "", "89 %", "12.3 - 12.3", "44", "49", "0.0"),
         "12.0",
@@ -155,7 +144,8 @@ def test_every_class_of_the_package_is_timed() -> None:
 
 def test_names_are_chosen_by_their_parts() -> None:
     found = contestants(CPU, "schedulefree+ cpu, SGD fused")
-    assert [c.name for c in found] == ["ScheduleFree+ cpu", "torch SGD fused", rows.BASELINE]
+    names = ["ScheduleFree+ cpu", "ScheduleFree+ cpu 16bit", "torch SGD fused", rows.BASELINE]
+    assert [c.name for c in found] == names
     with pytest.raises(
         ValueError, match="no optimizer has 'lion' in its name; expected a part of:"
     ):
@@ -192,13 +182,43 @@ def test_a_section_of_every_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert (plus.traffic, plus.state_bytes, plus.n_tensors) == (44 * 1033, 12 * 1033, 2)
     assert plus.percent_of_roofline is not None
     assert plus.ratio_to_baseline is not None
-    ceilings = {row.name.partition(": ")[2]: row.ceiling for row in found if row.section == "pass"}
-    assert ceilings == {
-        "reduce": "read-only",
+    passes = [
+        row for row in found if row.section == "pass" and row.ours and "16bit" not in row.name
+    ]
+    assert {row.name.partition(": ")[2]: row.ceiling for row in passes} == {
+        "reduce": "read 4+4 B",
         "finalize": "",
-        "update": "in-place",
-        "interpolate": "in-place",
+        "update": "read 4, change 4+4+4+4 B",
+        "interpolate": "read 4, change 4 B",
     }
+    assert plus.ceiling == "read 4+4 B + read 4, change 4+4+4+4 B"
+    half = steps["ScheduleFree+ cpu 16bit"]
+    assert (half.traffic, half.state_bytes) == (30 * 1033, 6 * 1033)
+    assert half.ceiling == "read 4+2 B + read 4, change 2+2+2+4 B"
+
+
+def test_beside_a_busy_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.measure.sections.SECONDS", {"busy": 0.0})
+    started: list[Any] = []
+    popen = busy.subprocess.Popen
+    monkeypatch.setattr(
+        busy.subprocess, "Popen", lambda *a: started.append(popen(*a)) or started[0]
+    )
+    workload = shapes.Workload("tiny", "tiny", lambda: [(1000,)], "all")
+    found = {row.name: row for row in bench.measure_busy(workload)}
+    assert found.keys() == {"ScheduleFree+ cpu", "ScheduleFree+ cpu 16bit", rows.BASELINE}
+    assert all(row.section == "busy" and row.median for row in found.values())
+    (process,) = started
+    assert process.poll() is not None  # it has ended
+
+
+def test_steps_whose_gradients_move_are_timed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.measure.sections.SECONDS", {"host": 0.0})
+    found = {row.name: row.status for row in bench.measure_host()}
+    assert found["ScheduleFree+ cpu, gradients move"] == "ok"
+    assert set(found.values()) == {"ok"}
 
 
 class Device(timing.CpuTimer):
@@ -268,7 +288,9 @@ def test_the_other_classes_have_a_workload_of_their_own(monkeypatch: pytest.Monk
     bench = Bench(CPU, contestants(CPU), quick=True)
     found = {row.name: row.status for row in bench.measure_steps(workload)}
     expected = {f"{f.label} {kind}" for f in FAMILY if not f.main for kind in ("cpu", "upstream")}
-    assert found == dict.fromkeys({"in-place", rows.BASELINE, *expected}, "ok")
+    timed_ones = {name: status for name, status in found.items() if not name.endswith(" B")}
+    assert timed_ones == dict.fromkeys({rows.BASELINE, *expected}, "ok")
+    assert len(found) > len(timed_ones)  # loops beside them
 
 
 def test_what_does_not_fit_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +298,8 @@ def test_what_does_not_fit_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyP
     workload = shapes.Workload(
         "large", "large", lambda: [(10_000,)]
     )  # 12 and 8 bytes of state each
+    two = [c for c in bench.contestants if not c.name.endswith("16bit")]
+    monkeypatch.setattr(bench, "contestants", two)
     found = {row.name: row for row in bench.measure_steps(workload)}
     assert found["ScheduleFree+ cpu"].status == "left out"
     assert found["ScheduleFree+ cpu"].reason == "needs 0.0 GB beside the others"

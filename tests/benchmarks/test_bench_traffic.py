@@ -14,6 +14,7 @@ from bench.contestants.family import FAMILY, of_family
 from bench.measure.check import STEPS, check, describe
 from bench.measure.passes import passes
 from bench.work import traffic
+from bench.work.arrays import Arrays
 from bench.work.workloads import make_params
 from sfplus_kernels.contract.layout import Move, TensorCoef
 
@@ -24,9 +25,10 @@ DTYPES = [
     (torch.bfloat16, torch.bfloat16),
     (torch.float32, torch.bfloat16),
 ]
-ARRAYS = ("param", "grad", *traffic.STATE)
+ARRAYS = ("param", "grad", *traffic.STATE, "y_high")
 MOVES = [move.name.lower() for move in Move]
 COMPILED = [c for f in FAMILY if f.main for c in of_family(f, CPU) if c.name.endswith(" cpu")]
+(HALF,) = [c for c in of_family(FAMILY[0], CPU) if c.name.endswith(" 16bit")]
 
 
 def pass_of(contestant: Contestant, name: str, params: list) -> Any:
@@ -51,6 +53,8 @@ def pass_of(contestant: Contestant, name: str, params: list) -> Any:
 def tensors_of(entry: Any) -> dict[str, torch.Tensor]:
     values = {name: getattr(entry, name, None) for name in ARRAYS if name != "grad"}
     values["grad"] = entry.param.grad
+    if entry.y_low is not None:
+        values["y_low"] = entry.y_low.view(torch.int16)  # bits, which may be those of a NaN
     return {name: t.detach() for name, t in values.items() if t is not None}
 
 
@@ -59,6 +63,7 @@ def tensors_of(entry: Any) -> dict[str, torch.Tensor]:
     ("contestant", "name"),
     [
         *((COMPILED[0], name) for name in ("reduce", "reduce gradients", *MOVES)),
+        *((HALF, name) for name in ("reduce", "update")),
         *((contestant, "update") for contestant in COMPILED),
     ],
     ids=lambda value: getattr(value, "name", value),
@@ -100,9 +105,12 @@ def test_bytes_of_a_pass_are_those_of_its_arrays() -> None:
     plus = COMPILED[0]
     _, entries, _ = pass_of(plus, "update", params)
     # float32 e, m, v and master read and written, bfloat16 gradient read, bfloat16 parameter written
-    assert traffic.pass_bytes("update", entries) == 1000 * (4 * 4 * 2 + 2 + 2 * 2)
-    assert traffic.pass_bytes("reduce", entries) == 1000 * (4 + 2)
-    assert traffic.pass_bytes("finalize", entries) == 0
+    read, written = 4 * 4 + 2 + 2, 4 * 4 + 2
+    assert traffic.pass_bytes("update", entries) == (1000 * (read + written), 1000 * read)
+    assert traffic.pass_bytes("reduce", entries) == (1000 * (4 + 2), 1000 * (4 + 2))
+    assert traffic.pass_bytes("finalize", entries) == (0, 0)
+    assert traffic.pass_arrays("update", entries[0]) == Arrays((4, 4, 4, 4, 2), (2,))
+    assert traffic.pass_arrays("reduce", entries[0]) == Arrays((), (2, 4))
     with pytest.raises(ValueError, match="unknown pass 'swap'"):
         traffic.pass_bytes("swap", entries)
 
@@ -130,6 +138,43 @@ def test_bytes_of_a_step(name: str, bytes_per_param: int, state_per_param: int) 
     assert (checked.status, checked.reason) == ("ok", "")
     assert checked.bytes_per_param == bytes_per_param
     assert checked.state_per_param == state_per_param
+
+
+PASSES = {
+    "ScheduleFree+ cpu": [Arrays(read=(4, 4)), Arrays((4, 4, 4, 4), (4,))],
+    "AdamWScheduleFree cpu": [Arrays((4, 4, 4), (4,))],
+    "SGDScheduleFree cpu 16bit": [Arrays((2, 4), (4,))],
+    "torch AdamW fused": [Arrays((4, 4, 4), (4,))],
+    "torch SGD fused": [Arrays((4, 4), (4,))],
+    "torch AdamW foreach": [],  # of many operations
+    "ScheduleFreeWrapper(SGD) cpu": [],  # operations of torch beside the passes
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_passes_of_a_step(name: str) -> None:
+    (contestant,) = [c for c in contestants(CPU) if c.name == name]
+    checked = check(contestant, CPU, torch.float32, torch.float32)
+    assert [Arrays(*map(tuple, map(sorted, a))) for a in checked.passes] == PASSES[name]
+    if len(checked.passes) == 1:
+        assert checked.bytes_per_param == checked.passes[0].bytes_per_element
+        assert checked.read_per_param == checked.passes[0].bytes_read
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "update", "moved"),
+    [
+        ((torch.float32, torch.float32), Arrays((2, 2, 2, 4), (4,)), 6 + 24),
+        ((torch.float32, torch.bfloat16), Arrays((2, 2, 2, 4), (2,)), 4 + 22),
+        ((torch.bfloat16, torch.bfloat16), Arrays((2, 2, 2, 2, 2), (2,)), 4 + 22),
+    ],
+)
+def test_bytes_of_state_of_16_bits(dtypes: Any, update: Arrays, moved: int) -> None:
+    (contestant,) = [c for c in contestants(CPU) if c.name == "ScheduleFree+ cpu 16bit"]
+    checked = check(contestant, CPU, *dtypes)
+    assert (checked.status, checked.reason) == ("ok", "")
+    assert checked.bytes_per_param == moved
+    assert Arrays(tuple(sorted(checked.passes[1].changed)), checked.passes[1].read) == update
 
 
 def test_watched_operations() -> None:
