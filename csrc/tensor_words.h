@@ -20,7 +20,6 @@ struct Words {
   std::int64_t kind[2];  // dtype, device, layout, whether a change of sign is put off, and marks of torch's
   std::int64_t storage[kStorage];
 
-
   // Whether the storage holds all elements of so many bytes.
   bool has_room(std::int64_t itemsize) const {
     std::int64_t last = offset;
@@ -52,6 +51,7 @@ class TensorWords {
   // Whether the words are those that were noted, of which there are at least noted(row[0]).
   bool are(std::uintptr_t object, const std::int64_t* row) const {
     const auto* at = reinterpret_cast<const std::int64_t*>(object);
+    if (at[storage_] == 0) return false;
     const auto* storage = reinterpret_cast<const std::int64_t*>(at[storage_]) + memory_;
     const std::int64_t ndim = row[0];
     std::int64_t differ = (at[dims_] ^ ndim) | (at[offset_] ^ row[1]) | (at[offset_ + 2] ^ row[2]) |
@@ -70,11 +70,12 @@ class TensorWords {
     row.insert(row.end(), words.strides, words.strides + words.ndim);
   }
 
-  // False if there are too many dimensions. Of torch's object at this address, which is alive.
+  // False if there are too many dimensions, or no storage, as of a sparse tensor. Of torch's object at this address,
+  // which is alive.
   bool read(std::uintptr_t object, Words& words) const {
     const auto* at = reinterpret_cast<const std::int64_t*>(object);
     words.ndim = at[dims_];
-    if (static_cast<std::uint64_t>(words.ndim) > Words::kDims) return false;
+    if (static_cast<std::uint64_t>(words.ndim) > Words::kDims || at[storage_] == 0) return false;
     for (std::int64_t i = 0; i < words.ndim; ++i) {
       words.sizes[i] = at[dims_ + 1 + i];
       words.strides[i] = at[dims_ + 1 + Words::kDims + i];

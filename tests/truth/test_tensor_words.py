@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfplus_kernels import AdamWScheduleFree
 from sfplus_kernels.backends import native
 from sfplus_kernels.backends.tensor_reader import PLAIN, tensor_reader
 
@@ -141,3 +142,29 @@ def test_memory_that_torch_shares_until_it_is_written() -> None:
     assert witness.look(groups, state, True) is None
     assert witness.note(groups, state, True)  # gives the tensor memory of its own
     assert tensor.data_ptr() != twin.data_ptr()
+
+
+@pytest.mark.parametrize("way", ["words", "interface", "methods"])
+def test_a_gradient_without_storage(way: str) -> None:
+    """A sparse one has no memory of its own that could be looked at."""
+    groups, state = at_rest()
+    witness = native._C.Witness(readers()[way], ("exp_avg",))
+    assert witness.note(groups, state, True)
+    assert witness.look(groups, state, True) is not None
+    groups[0]["params"][1].grad = torch.ones(2, 3).to_sparse()
+    assert witness.look(groups, state, True) is None
+
+
+def test_a_sparse_gradient_after_dense_ones_is_refused() -> None:
+    param = nn.Parameter(torch.ones(2, 3))
+    optimizer = AdamWScheduleFree([param], lr=0.1)
+    optimizer.train()
+    for _ in range(3):
+        param.grad = torch.ones(2, 3)
+        optimizer.step()
+    before = param.detach().clone()
+    param.grad = torch.ones(2, 3).to_sparse()
+    with pytest.raises(TypeError, match="is sparse"):
+        optimizer.step()
+    assert torch.equal(param, before)
+    assert optimizer.state[param]["step"] == 3
