@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from bench.contestants.contestant import Contestant, Make
+from bench.record.rows import Row
 from bench.work import traffic
 from bench.work.arrays import Arrays
-from bench.work.workloads import Shapes, make_params, set_gradient
+from bench.work.workloads import Shapes, Workload, make_params, n_params, set_gradient
 
 SHAPES: Shapes = [(257,), (64, 33), (1, 5), (1,), (70_001,)]
 """Odd sizes, and one that is cut into chunks."""
@@ -158,3 +159,25 @@ def _flat(tensors: list[nn.Parameter]) -> torch.Tensor:
 def _distance(params: list[nn.Parameter], exact: list[nn.Parameter], start: torch.Tensor) -> float:
     end = _flat(exact)
     return float(torch.linalg.norm(_flat(params) - end) / torch.linalg.norm(end - start))
+
+
+def checked_row(
+    section: str, workload: Workload, shapes: Shapes, contestant: Contestant, checked: Checked
+) -> Row:
+    """The row of a contestant that has not been timed yet."""
+    n = n_params(shapes)
+    return Row(
+        section,
+        workload.name,
+        contestant.name,
+        checked.status,
+        checked.reason,
+        contestant.ours,
+        n,
+        len(shapes),
+        str(workload.param_dtype).removeprefix("torch."),
+        str(workload.grad_dtype).removeprefix("torch."),
+        round(checked.bytes_per_param * n),
+        round(checked.read_per_param * n),
+        checked.counted,
+    )

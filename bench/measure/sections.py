@@ -25,7 +25,7 @@ from bench.measure.ceilings import (
     main_ceiling,
     make_arena,
 )
-from bench.measure.check import Checked, check, describe
+from bench.measure.check import Checked, check, checked_row, describe
 from bench.measure.held import ceiling_rows, hold_against, runs
 from bench.measure.passes import passes
 from bench.measure.profiling import profile_step
@@ -254,23 +254,7 @@ class Bench:
     def _checked_row(
         self, section: str, workload: Workload, shapes: Shapes, contestant: Contestant
     ) -> Row:
-        checked = self.check(contestant, workload)
-        n = n_params(shapes)
-        return Row(
-            section,
-            workload.name,
-            contestant.name,
-            checked.status,
-            checked.reason,
-            contestant.ours,
-            n,
-            len(shapes),
-            _name(workload.param_dtype),
-            _name(workload.grad_dtype),
-            round(checked.bytes_per_param * n),
-            round(checked.read_per_param * n),
-            checked.counted,
-        )
+        return checked_row(section, workload, shapes, contestant, self.check(contestant, workload))
 
     # -- passes ---------------------------------------------------------------------------------------
 
@@ -309,7 +293,3 @@ class Bench:
         del found, params
         self._free()
         return [*measured, *rows]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
