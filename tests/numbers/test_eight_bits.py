@@ -247,6 +247,26 @@ def test_a_step_is_that_of_float64_to_a_last_place(
     assert name == "sgd" or moved > 0.05  # it is rounded
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("state_format", ["16bit", "8bit"])
+def test_figures_are_of_what_is_stored(state_format: str, backend: str) -> None:
+    """Those of the gradients, and the step size of the first step, are those of float32 state."""
+    first = []
+    for one in ("float32", state_format):
+        params = make_params(SHAPES, torch.float32, device_of(backend))
+        optimizer = AdamCScheduleFreePlus(params, lr=0.3, backend=backend, state_format=one)
+        steps(optimizer, params, 1)
+        first.append(optimizer.metrics())
+    for name in ("grad_l1", "grad_norm", "ip_term", "scheduled_lr"):
+        assert first[0][name] == first[1][name]
+    steps(optimizer, params, 3, skip=1)
+    e = [optimizer.state[p]["displacement"].double().cpu() for p in params]
+    b = optimizer.metrics()["sf_beta1"]
+    steps(optimizer, params, 4, skip=3)
+    dot = sum(float((p.grad.double().cpu() * x).sum()) for p, x in zip(params, e, strict=True))
+    assert optimizer.metrics()["ip_term"] == pytest.approx(b * dot, rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
 def test_backends_round_with_the_same_random_bits(backend: str, dtype: torch.dtype) -> None:
