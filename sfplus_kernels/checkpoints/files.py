@@ -110,10 +110,12 @@ def _distributed(path: Path) -> Found:
     groups: dict[str, Mapping[str, Any]] = {}
     numbered: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Tensor] = {}
+    places: set[str] = set()  # what comes before the parameter's name in the keys of its state
     for key, value in content.items():
         kind, name, last = _split(key)
         if kind == "state":
             state.setdefault(name, {})[last] = torch.as_tensor(value)
+            places.add(key.removesuffix(f"{name}.{last}"))
         elif (
             kind == "param_groups"
         ):  # get_state_dict numbers them, torchtitan has one for each parameter
@@ -127,6 +129,14 @@ def _distributed(path: Path) -> Found:
             groups[name] = group
     root = next((key.removesuffix(name) for name in state for key in tensors if _is(key, name)), "")
     weights = {key.removeprefix(root): v for key, v in tensors.items() if key.startswith(root)}
+    # what others keep in the state of a parameter has unknown names, and is no weight
+    within = {
+        key: key.removeprefix(p).rpartition(".")[0]
+        for p in places
+        for key in weights
+        if key.startswith(p)
+    }
+    weights = {key: value for key, value in weights.items() if within.get(key) not in weights}
     check_optimizer(numbered.values(), state.values())
     in_groups = {name: groups[name] for name in state if name in groups}
     return checked(Found("torch.distributed.checkpoint", weights, state, in_groups))

@@ -40,7 +40,9 @@ class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
             unusable parameters.
         RuntimeError: the named backend is unavailable; the message says why.
 
-    ``state`` is the base's. If the base's step raises, the parameters are put back (to rounding).
+    ``state`` is the base's, and what its class refuses in it is refused here too: ``torch.optim.Adam`` and
+    ``AdamW`` load, copy and pickle no ``state[p]`` that has keys of others and no ``step`` (KeyError).
+    If the base's step raises, the parameters are put back (to rounding).
     """
 
     needs_loss = False

@@ -126,6 +126,21 @@ def test_distributed_checkpoint(tmp_path: Path, dtype: torch.dtype) -> None:
     assert_x(torch.load(tmp_path / "x.pt"), model, optimizer)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is")  # of the saving
+def test_keys_of_others_are_no_weights(tmp_path: Path) -> None:
+    """What an offloader put into the state of parameters, one of which has not begun."""
+    model = make()
+    optimizer = MAKERS["plus"](model)
+    model[4].bias.requires_grad_(False)
+    train(model, optimizer)
+    weights, state = get_state_dict(model, optimizer)
+    for name in ("0.weight", "4.bias"):
+        state["state"].setdefault(name, {})["offloaded"] = torch.ones(2)
+    dcp.save({**weights, "optimizer": state}, checkpoint_id=tmp_path / "it")
+    export(tmp_path / "it", tmp_path / "x.pt")
+    assert_x(torch.load(tmp_path / "x.pt"), model, optimizer)
+
+
 def test_names(tmp_path: Path) -> None:
     """From the groups (follow saves them), from a file, by shapes in order; refused where two fit."""
     model = make()
