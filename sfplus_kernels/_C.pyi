@@ -73,7 +73,7 @@ def interpolate(
     """Parameters between y, x and z; ``move`` is one of ``layout.Move``."""
 
 def stream(arrays: Sequence[tuple[int, int]], n_changed: int, numel: int, n_threads: int) -> int:
-    """What memory allows a pass over arrays side by side: (address, bytes of an element) each, 2, 4 or 8.
+    """What memory allows a pass over arrays side by side: (address, bytes of an element) each, 1, 2, 4 or 8.
 
     The bits of the first ``n_changed`` are flipped; returns the exclusive or of the others' 32-bit words.
     Blocks of 64 elements: fewer at the end are left alone.

@@ -39,7 +39,7 @@ struct MoveChunk {
 
 struct StreamArray {
   void* at;
-  std::int64_t width;  // bytes of an element: 2, 4 or 8
+  std::int64_t width;  // bytes of an element: 1, 2, 4 or 8
 };
 
 struct Kernels {

@@ -61,7 +61,7 @@ def test_without_loops_there_is_one_ceiling() -> None:
     assert (step.ceiling, step.percent_of_roofline) == ("copy", pytest.approx(50))
 
 
-@pytest.mark.parametrize("arrays", [REDUCE, Arrays((2, 4), (2,)), Arrays(changed=(4,))])
+@pytest.mark.parametrize("arrays", [REDUCE, Arrays((2, 4), (2,)), Arrays(changed=(4, 1, 1))])
 def test_a_loop_touches_the_arrays_that_it_is_named_after(arrays: Arrays) -> None:
     arena = torch.zeros(100_000)
     (ceiling,) = loops(arena, [arrays], numel=1).values()
