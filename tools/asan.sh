@@ -23,6 +23,6 @@ compiler=${CXX:-c++}
 export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so)"
 export ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=build/asan/package SFPLUS_MACHINE=cpu
 if [ $# -eq 0 ]; then
-  set -- tests/truth tests/numbers/test_parity.py -m "not slow and not by_hand" -k "cpu or fifty"
+  set -- tests/truth tests/numbers/test_parity.py -m "not slow and not by_hand" -k "cpu or fifty or words"
 fi
 "$python" -m pytest -p no:benchmark -q "$@"
