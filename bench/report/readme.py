@@ -207,9 +207,10 @@ def _table(lines: list[tuple[str, ...]]) -> str:
 
 
 def _plots(folder: str, *names: str) -> str:
-    """Beside each other where there is room, under each other on a phone."""
+    """Beside each other where there is room, under each other on a phone; those that the run had time for."""
     image = '<img alt="{}" src="{}/{}.png" width="420">'
-    return "\n".join(image.format(PLOTS[name][0], folder, name) for name in names)
+    drawn = [name for name in names if (ROOT / "docs" / folder / f"{name}.png").is_file()]
+    return "\n".join(image.format(PLOTS[name][0], folder, name) for name in drawn)
 
 
 def linked(text: str) -> dict[str, Path | None]:

@@ -7,13 +7,13 @@ operations is watched, operation by operation; a fused optimizer of somebody els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from bench.work.arrays import Arrays
@@ -218,13 +218,23 @@ def watch_step(step: Callable[[], Any]) -> Watch:
     return watch
 
 
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Those that hold memory: within containers, and within tensors that are made of others."""
+    if is_traceable_wrapper_subclass(value):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _tensors_in(getattr(value, name))
+    elif isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors_in(inner)
+
+
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the optimizer's state that grow with the model: all tensors in it but single numbers."""
     averaging = getattr(optimizer, "_averaging", None)  # beside the base's state, in a wrapper
     states = [*optimizer.state.values(), *(averaging.state.values() if averaging else ())]
-    return sum(
-        value.numel() * value.itemsize
-        for state in states
-        for value in state.values()
-        if isinstance(value, Tensor) and value.dim() > 0
-    )
+    return sum(t.numel() * t.itemsize for t in _tensors_in(states) if t.dim() > 0)

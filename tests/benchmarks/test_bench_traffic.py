@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support import assert_same_bits
+from torch.testing._internal.two_tensor import TwoTensor
 
 from bench.contestants.all import contestants
 from bench.contestants.contestant import Contestant, driver
@@ -234,3 +235,16 @@ def test_passes_alone_repeat() -> None:
         p.run()
         p.run()
     assert next(passes(COMPILED[1], make_params(SHAPES))).name == "finalize"
+
+
+def test_state_within_containers_and_tensors_made_of_others_is_counted() -> None:
+    """As other packages keep it: a list for each parameter, or codes and scales in one tensor."""
+    param = torch.nn.Parameter(torch.zeros(8, 4))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    pair = TwoTensor(torch.zeros(8, 4), torch.zeros(8, 4))
+    optimizer.state[param] = {
+        "step": torch.zeros(()),
+        0: {"exp_avg": [torch.zeros(8, 4)]},
+        "pair": pair,
+    }
+    assert traffic.state_bytes(optimizer) == 3 * 8 * 4 * 4
