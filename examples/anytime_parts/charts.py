@@ -84,9 +84,7 @@ def draw_frontier(axes: Axes, results: list[Result]) -> None:
             others = [losses(r)[length] for r in same_setting(runs, run, length)]
             axes.plot([length] * len(others), others, ".", color=colour, markersize=4)
     parameters = results[0]["parameters"]
-    axes.set_xticks(ticks := sorted({t for r in results for t in losses(r)}))
-    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
+    mark(axes, {t for r in results for t in losses(r)})
     axes.set(
         xlabel="bytes per parameter",
         ylabel="validation loss (nats per byte)",
@@ -157,15 +155,20 @@ def draw_batches(axes: Axes, results: list[Result]) -> None:
             label = NAMES[optimizer].format(schedule)
             pairs = list(values), list(values.values())
             axes.semilogx(*pairs, STYLES[schedule], color=COLOURS[optimizer], label=label)
-    axes.set_xticks(ticks := sorted({r["bytes_per_step"] for r in results}))
-    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
+    mark(axes, {r["bytes_per_step"] for r in results})
     axes.set(
         xlabel="bytes per step",
         ylabel="validation loss (nats per byte)",
         title=f"The best at each batch, at {LENGTH} bytes per parameter",
     )
     finish(axes)
+
+
+def mark(axes: Axes, where: set[int]) -> None:
+    """Ticks at what was measured, and no others."""
+    axes.set_xticks(ticks := sorted(where))
+    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def finish(axes: Axes) -> None:

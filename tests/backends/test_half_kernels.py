@@ -1,6 +1,6 @@
 """State of 16 bits (``Format.HALF``) in the kernels of each backend: the bits of the eager backend."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cuda_on_host
@@ -110,6 +110,25 @@ def updated(backend: Any, entries: list[Entry], run: RunState | None = None) -> 
     backend.set_gradients(plan, grads)
     backend.update(plan, make_run(len(entries) + 1) if run is None else run)
     return [tensor for entry in entries for tensor in buffers(entry)]
+
+
+def threads_and_chunks_make_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+    updated: Callable[[Any, list[Entry]], list[Tensor]],
+    make: Callable[[], Entry],
+) -> None:
+    """To the bits that ``updated`` finds after a step of the CPU backend."""
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for n_threads, chunk_size in ((1, 512), (2, 16384), (7, 1024), (3, 65536)):
+            torch.set_num_threads(n_threads)
+            monkeypatch.setattr(cpu, "CHUNK_SIZE", chunk_size)
+            results.append(updated(cpu.CpuBackend(), [make()]))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
 
 
 def eager() -> Any:
@@ -306,17 +325,9 @@ def test_instruction_sets(
 def test_threads_and_chunks(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, part: tuple[int, int, int] | None
 ) -> None:
-    numel, results = 150_000, []
-    threads = torch.get_num_threads()
-    try:
-        for n_threads, chunk_size in ((1, 512), (2, 16384), (7, 1024), (3, 65536)):
-            torch.set_num_threads(n_threads)
-            monkeypatch.setattr(cpu, "CHUNK_SIZE", chunk_size)
-            results.append(updated(cpu.CpuBackend(), [make_entry(dtype, numel, part=part)]))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert_same_bits(results[0], other)
+    threads_and_chunks_make_no_difference(
+        monkeypatch, updated, lambda: make_entry(dtype, 150_000, part=part)
+    )
 
 
 @pytest.mark.parametrize("name", ["cpu", ON_HOST])

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 import torch
 from support import BACKENDS, assert_same_bits
-from test_half_kernels import BOTH, CPU, FLOATS, ON_HOST, at, backend_of, make_run, values
+from test_half_kernels import (
+    BOTH,
+    CPU,
+    FLOATS,
+    ON_HOST,
+    at,
+    backend_of,
+    make_run,
+    threads_and_chunks_make_no_difference,
+    values,
+)
 from torch import Tensor
 
 import sfplus_kernels._C as _C
@@ -320,17 +330,9 @@ def test_many_steps_on_every_instruction_set() -> None:
 def test_threads_and_chunks(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, part: tuple[int, int, int] | None
 ) -> None:
-    numel, results = 4800 * 32, []
-    threads = torch.get_num_threads()
-    try:
-        for n_threads, chunk_size in ((1, 512), (2, 16384), (7, 1024), (3, 65536)):
-            torch.set_num_threads(n_threads)
-            monkeypatch.setattr(cpu, "CHUNK_SIZE", chunk_size)
-            results.append(updated(cpu.CpuBackend(), [make_entry(dtype, numel, part=part)]))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert_same_bits(results[0], other)
+    threads_and_chunks_make_no_difference(
+        monkeypatch, updated, lambda: make_entry(dtype, 4800 * 32, part=part)
+    )
 
 
 @pytest.mark.parametrize("name", ["cpu", ON_HOST])

@@ -1,6 +1,5 @@
 """State in 8 bits: each buffer against reference/state_in_8_bits.py, and steps against float64."""
 
-import copy
 import math
 from typing import Any
 
@@ -12,10 +11,9 @@ from support import (
     bits,
     device_of,
     make_params,
-    set_gradients,
     steps_for,
-    stream,
 )
+from support.rounded_state import a_step_beside_float64, on_threads, steps
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
@@ -181,49 +179,15 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
 SHAPES = [(0, 64), (7,), (64, 64), (80, 3, 32)]
 
 
-def steps(optimizer: Any, params: list, n: int, skip: int = 0) -> None:
-    optimizer.train()
-    for k, (loss, gradients) in enumerate(stream([p.shape for p in params], n)):
-        if k >= skip:
-            set_gradients(params, gradients)
-            optimizer.step(loss=loss)
-
-
-def in_float64(
-    optimizer: Any, params: list, cls: Any, arguments: dict[str, Any]
-) -> tuple[Any, list]:
-    """The same run, in float64 from here on."""
-    twins = [torch.nn.Parameter(optimizer.iterates(p).y.double().cpu()) for p in params]
-    twin = cls(twins, backend="eager", **arguments)
-    saved = copy.deepcopy(optimizer.state_dict())
-    for state in saved["state"].values():
-        exact = {name: value.double() for name, value in moments_of(state).items()}
-        exact |= {"displacement": state["displacement"].double(), "step": state["step"]}
-        state.clear()
-        state.update(exact)
-    saved["param_groups"][0]["probe"] = ()
-    twin.load_state_dict(saved)
-    return twin, twins
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_step_is_that_of_float64_to_a_last_place(
     backend: str, name: str, dtype: torch.dtype
 ) -> None:
-    cls, arguments = CLASSES[name]
-    params = make_params(SHAPES, dtype, device_of(backend))
-    optimizer = cls(params, backend=backend, state_format="8bit", **arguments)
-    n = steps_for(backend, 12)
-    steps(optimizer, params, n)
-    twin, twins = in_float64(optimizer, params, cls, arguments)
-    steps(optimizer, params, n + 1, skip=n)
-    gradients = [p.grad.double().cpu() for p in params]  # as they are in the parameters' dtype
-    loss = list(stream([p.shape for p in params], n + 1))[-1][0]
-    for p, gradient in zip(twins, gradients, strict=True):
-        p.grad = gradient
-    twin.step(loss=loss)
+    optimizer, params, twin, twins = a_step_beside_float64(
+        backend, CLASSES[name], SHAPES, dtype, "8bit", steps_for(backend, 12)
+    )
     moved = 0.0
     for p, q in zip(params, twins, strict=True):
         if p.numel() < 4096:
@@ -291,18 +255,13 @@ def test_backends_round_with_the_same_random_bits(backend: str, dtype: torch.dty
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_make_no_difference(dtype: torch.dtype) -> None:
-    threads, runs = torch.get_num_threads(), []
-    try:
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
-            params = make_params([(300, 416), (77, 1024)], dtype)
-            optimizer = AdamCScheduleFreePlus(params, lr=0.3, backend="cpu", state_format="8bit")
-            steps(optimizer, params, 3)
-            runs.append([bits(t) for p in params for t in (p, *optimizer.state[p].values())])
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(map(torch.equal, run, runs[0]))
+    shapes = [(300, 416), (77, 1024)]
+    one, two, five = (
+        on_threads(n, AdamCScheduleFreePlus, shapes, dtype, lr=0.3, state_format="8bit")
+        for n in (1, 2, 5)
+    )
+    assert all(map(torch.equal, one, two))
+    assert all(map(torch.equal, one, five))
 
 
 @pytest.mark.parametrize(("beta1", "beta2", "bound"), [(0.9, 0.95, 1.17), (0.9, 0.999, 7.3)])
