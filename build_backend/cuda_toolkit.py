@@ -20,8 +20,12 @@ it knows the GPUs of 2017 (7.0) as well as those of 2025 (12.0)."""
 
 MODES = ("auto", "require", "off")
 
-MACHINE_CODE = (70, 75, 80, 90, 100, 120)
-"""Compute capabilities, times ten, that get machine code; it runs on later minor versions too."""
+MACHINE_CODE = (70, 80, 90, 100, 120)
+"""Compute capabilities, times ten, that get machine code; it runs on later minor versions too: that of 7.0
+on 7.5, whose own needs as many registers, and that of 8.0 on 8.6 and 8.9."""
+
+WITHOUT_70 = 75
+"""What a compiler of CUDA 13 has in place of 7.0."""
 
 TEGRA = (87,)
 """Beside them on aarch64: code for a desktop GPU does not run on these boards."""
@@ -110,7 +114,8 @@ def architectures(
             asked.append((int(match[1] + match[2]), "" if match[3] else "real"))
     else:
         tegra = TEGRA if (machine or platform.machine()) == "aarch64" else ()
-        wanted = sorted(available & {*MACHINE_CODE, *tegra})
+        oldest = {WITHOUT_70} if 70 not in available else set()
+        wanted = sorted(available & {*MACHINE_CODE, *tegra, *oldest})
         return [*(f"sm_{number}" for number in wanted), f"compute_{PTX}"]
     unknown = sorted({number for number, _ in asked} - available)
     if unknown:

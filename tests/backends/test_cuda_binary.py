@@ -24,7 +24,7 @@ pytestmark = [
         cuda_binary.cuobjdump() is None, reason="needs cuobjdump, which Triton brings"
     ),
 ]
-DEFAULT = ["sm_70", "sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]
+DEFAULT = ["sm_70", "sm_80", "sm_90", "sm_100", "sm_120"]
 LOOKED_INTO = "sm_90"
 
 

@@ -10,14 +10,14 @@ import pytest
 from sfplus_kernels.backends.machine_code import device_problem, driver_problem, image_for
 
 NVRTC = "NVRTC 12.9"
-IMAGES = ["sm_70", "sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_90"]
+IMAGES = ["sm_70", "sm_80", "sm_90", "sm_100", "sm_120", "compute_90"]
 
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
     [
         ((7, 0), "sm_70"),  # V100
-        ((7, 5), "sm_75"),  # T4
+        ((7, 5), "sm_70"),  # T4
         ((8, 0), "sm_80"),
         ((8, 6), "sm_80"),  # of the same major number
         ((8, 9), "sm_80"),
@@ -49,7 +49,7 @@ def test_ptx_does() -> None:
 
 def test_a_gpu_that_is_too_old_is_told_what_there_is() -> None:
     with pytest.raises(
-        RuntimeError, match=r"6\.1, and this build machine code for 7\.0, 7\.5.*=61"
+        RuntimeError, match=r"6\.1, and this build machine code for 7\.0, 8\.0.*=61"
     ):
         image_for((6, 1), 12090, NVRTC, IMAGES)
     with pytest.raises(RuntimeError, match="machine code for none"):
