@@ -7,6 +7,7 @@ only with the parameter, which may be loaded after the state: that waits for the
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,14 @@ ITERATES = ("x", "y", "z")
 
 OWN_KEYS = frozenset({*ITERATES, *BUFFERS, STEP})
 """In the state of a parameter those that are not what others put there."""
+
+ONLY_OURS: dict[str, tuple[Any, str]] = {
+    "maximize": (False, "upstream descends, unless the loss is negated there"),
+    "max_grad_norm": (None, "upstream does not clip, unless clip_grad_norm_ is called there"),
+    "max_lr": (None, "upstream has no cap on gamma, and its steps could be far larger"),
+    "f_star": (0.0, "upstream's Polyak step aims at a loss of 0"),
+}
+"""What changes the steps here and does not exist there: its value where it does nothing, and what is lost."""
 
 
 def is_upstream(groups: Sequence[Mapping[str, Any]]) -> bool:
@@ -113,6 +122,33 @@ def unsettled_state(
     return {**state, **others}
 
 
+def check_upstream_can_go_on(groups: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> None:
+    """Whether upstream's next steps would be ours.
+
+    Args:
+        groups: of the optimizer's own state dict.
+        arguments: the hyperparameters that upstream has too.
+
+    Raises:
+        ValueError: a setting is at work that upstream does not have.
+    """
+    for group in groups:
+        for name, (idle, lost) in ONLY_OURS.items():
+            value = group.get(name, idle)
+            if value != idle and value != math.inf:
+                raise ValueError(
+                    f"{name} is {value}; expected {idle}: {lost}. If that is meant, set "
+                    f"group['{name}'] = {idle} in each group before"
+                )
+        warmup_steps, k = group.get("warmup_steps", 0), float(group["k"])
+        if "warmup_steps" not in arguments and k + 1 < warmup_steps:
+            raise ValueError(
+                f"{k:.0f} of warmup_steps={warmup_steps} steps are done; expected all: upstream's class "
+                "has no warmup, and its next steps would be larger. Export later, or, if that is meant, set "
+                "group['warmup_steps'] = 0 in each group before"
+            )
+
+
 def upstream_state_dict(
     algorithm: Algorithm,
     saved: Mapping[str, Any],
@@ -126,7 +162,12 @@ def upstream_state_dict(
         saved: the optimizer's own state dict.
         params: of all groups, in their order.
         with_x_and_y: as upstream's references keep them.
+
+    Raises:
+        ValueError: upstream would not continue this run.
     """
+    arguments = algorithm.upstream_arguments()
+    check_upstream_can_go_on(saved["param_groups"], arguments)
     betas = {n: group["y_beta"] for group in saved["param_groups"] for n in group["params"]}
     states = {}
     for number, own in saved["state"].items():
@@ -141,11 +182,12 @@ def upstream_state_dict(
             name: as_part_of(tensor.detach().to(param.dtype, copy=True), param)
             for name, tensor in (sequences | moments_of(own)).items()
         }
-    names = [*algorithm.upstream_arguments(), *RUN_KEYS, "scheduled_lr", "params"]
+    names = [*arguments, *RUN_KEYS, "scheduled_lr", "params"]
     names += ["train_mode"] if algorithm.has_modes else []
-    names += (
-        ["inner_momentum"] if any(g.get("inner_momentum") for g in saved["param_groups"]) else []
-    )
+    # skip_nonfinite does nothing there, but comes along, so that it is back when the run comes back.
+    for name in ("inner_momentum", "skip_nonfinite"):
+        if any(g.get(name) for g in saved["param_groups"]):
+            names.append(name)
     groups = [{name: group[name] for name in names} for group in saved["param_groups"]]
     for group, own in zip(groups, saved["param_groups"], strict=True):
         if "foreach" in own:

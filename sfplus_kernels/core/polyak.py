@@ -14,7 +14,6 @@ from sfplus_kernels.core.fused import FusedOptimizer
 from sfplus_kernels.core.hyperparameters import (
     check_clip_coef,
     check_closure,
-    check_max_lr,
     largest_gamma,
 )
 from sfplus_kernels.core.losses import LossReports
@@ -140,18 +139,13 @@ class PolyakOptimizer(FusedOptimizer):
 
         Raises:
             ValueError: ``polyak_beta`` is above 0, where upstream's running mean is another one; or
-                ``max_lr`` is set, which upstream does not have.
+                ``max_lr``, ``max_grad_norm``, ``maximize``, ``f_star`` or a warmup that is not over is at
+                work, which upstream does not have.
         """
         if any(group["polyak_beta"] > 0 for group in self.param_groups):
             raise ValueError(
                 f"polyak_beta is {self.param_groups[0]['polyak_beta']}; expected 0: upstream keeps another "
                 "running mean of the gradient's L1 norm and would not continue this run"
-            )
-        caps = [cap for group in self.param_groups if (cap := check_max_lr(group["max_lr"]))]
-        if caps:
-            raise ValueError(
-                f"max_lr is {caps[0]}; expected None: upstream has no cap on gamma, and its steps could be "
-                "far larger. If that is meant, set group['max_lr'] = None in each group before"
             )
         state_dict = self._upstream_state_dict(with_x_and_y=True)
         for group in state_dict["param_groups"]:

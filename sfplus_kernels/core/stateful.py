@@ -271,7 +271,8 @@ class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
         """A state dict that the ``schedulefree`` package's class of this name loads and continues from.
 
         Save the parameters with it, in the same mode. Each tensor's own count of steps is lost: upstream
-        has one for the group. ``inner_momentum`` needs upstream's development version.
+        has one for the group. ``inner_momentum`` needs upstream's development version;
+        ``maximize`` and ``max_grad_norm`` raise ValueError, for upstream has neither.
         """
         return self._upstream_state_dict(with_x_and_y=False)
 

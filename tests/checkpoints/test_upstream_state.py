@@ -271,15 +271,63 @@ def test_scheduleplus_with_polyak_beta_is_refused_both_ways() -> None:
         AdamCScheduleFreePlus(params, polyak_beta=0.5).to_upstream_state_dict()
 
 
-def test_a_cap_on_gamma_is_not_lost_in_silence() -> None:
+# -- what upstream does not have -------------------------------------------------------------------
+
+ONLY_OURS = [
+    ("AdamCScheduleFreePlus", "max_lr", 0.03, None, "upstream has no cap"),
+    ("AdamCScheduleFreePlus", "f_star", 0.5, 0.0, "aims at a loss of 0"),
+    ("AdamCScheduleFreePlus", "maximize", True, False, "upstream descends"),
+    ("AdamCScheduleFreePlus", "max_grad_norm", 1.0, None, "upstream does not clip"),
+    ("AdamWScheduleFree", "maximize", True, False, "upstream descends"),
+    ("AdamWScheduleFree", "max_grad_norm", 1.0, None, "upstream does not clip"),
+    ("SGDScheduleFreeClosure", "max_grad_norm", 1.0, None, "upstream does not clip"),
+    ("RAdamScheduleFree", "maximize", True, False, "upstream descends"),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "value", "idle", "lost"), ONLY_OURS)
+def test_a_setting_that_upstream_lacks_is_not_lost_in_silence(
+    name: str, setting: str, value: Any, idle: Any, lost: str
+) -> None:
+    optimizer = getattr(sfplus_kernels, name)(make_params(SHAPES), **{setting: value})
+    with pytest.raises(ValueError, match=f"{setting} is {value}; expected {idle}: .*{lost}"):
+        optimizer.to_upstream_state_dict()
+    optimizer.param_groups[0][setting] = idle  # what the message says
+    assert setting not in optimizer.to_upstream_state_dict()["param_groups"][0]
+
+
+def test_such_a_setting_is_seen_in_any_group() -> None:
     first, second = make_params(SHAPES)[-2:]
     groups = [{"params": [first]}, {"params": [second], "max_lr": 0.03}]
-    optimizer = AdamCScheduleFreePlus(groups, max_lr=math.inf)
-    with pytest.raises(ValueError, match="max_lr is 0.03; expected None: upstream has no cap"):
+    optimizer = AdamCScheduleFreePlus(groups, max_lr=math.inf)  # which caps nothing
+    with pytest.raises(ValueError, match="max_lr is 0.03; expected None"):
         optimizer.to_upstream_state_dict()
-    optimizer.param_groups[1]["max_lr"] = None  # what the message says
-    saved = optimizer.to_upstream_state_dict()
-    assert all("max_lr" not in group for group in saved["param_groups"])
+    optimizer.param_groups[1]["max_lr"] = None
+    assert len(optimizer.to_upstream_state_dict()["param_groups"]) == 2
+
+
+def test_scheduleplus_can_go_when_its_warmup_is_over() -> None:
+    optimizer = AdamCScheduleFreePlus(params := make_params(SHAPES), warmup_steps=4)
+    run(optimizer, params, 2)  # the next step has 3/4 of gamma, upstream's all of it
+    with pytest.raises(ValueError, match="2 of warmup_steps=4 steps are done; expected all"):
+        optimizer.to_upstream_state_dict()
+    run(optimizer, params, 3, skip=2)
+    saved = optimizer.to_upstream_state_dict()["param_groups"][0]
+    assert saved["k"] == 3
+    assert "warmup_steps" not in saved
+
+
+def test_skip_nonfinite_comes_along_and_is_back_with_the_run() -> None:
+    ours = sfplus_kernels.AdamWScheduleFree
+    writer = ours(params := make_params(SHAPES), skip_nonfinite=True)
+    drive(writer, params, 3)
+    upstream = schedulefree.AdamWScheduleFree(params)
+    upstream.load_state_dict(writer.to_upstream_state_dict())
+    drive(upstream, params, 6, skip=3)
+    reader = ours(params)
+    reader.load_state_dict(upstream.state_dict())
+    assert reader.param_groups[0]["skip_nonfinite"] is True
+    assert reader.param_groups[0]["k"] == 6
 
 
 # -- what is refused -------------------------------------------------------------------------------
