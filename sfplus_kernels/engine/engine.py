@@ -196,8 +196,9 @@ class Engine:
         if self._buffers is None:
             self._buffers = Buffers(collective, self.device)
         self._unusual.add(Global.FOUND_INF)
+        seed = 0.0 if self._settings is None else self._settings[Setting.ROUNDING_SEED]
         with profiled("all_reduce"):
-            return collective.all_reduce(partials, figures, has_gradient, self._buffers)
+            return collective.all_reduce(partials, figures, has_gradient, seed, self._buffers)
 
     def adopt(self, figures: Tensor) -> None:
         """Take over what ``share`` of another engine made of the loss, and whether all skip the step.

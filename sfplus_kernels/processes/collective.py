@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfplus_kernels.contract.capture import capturing
 from sfplus_kernels.contract.layout import Global, Sum
 
 AVAILABLE = dist.is_available()
@@ -83,26 +84,33 @@ class Collective:
                 )
 
     def all_reduce(
-        self, partials: Tensor, figures: Tensor, has_gradient: bool, buffers: Buffers
+        self, partials: Tensor, figures: Tensor, has_gradient: bool, seed: float, buffers: Buffers
     ) -> Tensor:
         """The sums over all processes, (1, len(Sum)); ``figures`` (RunState.globals) get the loss.
 
-        One ``all_reduce`` of six float64 numbers, which every process must join, also one that holds
-        nothing. No process waits for its device. If one of them found an Inf, or none has a gradient,
-        all skip the step.
+        One ``all_reduce`` of seven float64 numbers, which every process must join, also one that holds
+        nothing. No process waits for its device, but for the first sum with a ``seed``. If one of them
+        found an Inf, or none has a gradient, all skip the step.
+
+        Raises:
+            RuntimeError: another process rounds with another seed.
         """
         packed = buffers.packed
         torch.sum(partials, 0, out=packed[: len(Sum)])
         packed[: len(Sum)] *= self.group_shards / self.size
-        loss, found_inf, with_gradient = packed[len(Sum) :]
+        loss, found_inf, with_gradient, seeds = packed[len(Sum) :]
         loss.copy_(figures[Global.FUNCTION_VALUE])
         if self.loss_reduce == "mean":
             loss /= self.size
         found_inf.copy_(figures[Global.FOUND_INF])
         with_gradient.fill_(float(has_gradient))
+        seeds.fill_(seed)
         if buffers.sent is not packed:
             buffers.sent.copy_(packed)
         dist.all_reduce(buffers.sent, group=self.process_group)
+        if seed != buffers.compared_seed and not capturing(buffers.sent.device):
+            self._compare(seed, float(buffers.sent[-1]))
+            buffers.compared_seed = seed
         if buffers.sent is not packed:
             packed.copy_(buffers.sent)
         if self.loss_reduce is not None:
@@ -110,13 +118,22 @@ class Collective:
         figures[Global.FOUND_INF].copy_(torch.where(with_gradient > 0, found_inf, 1))
         return packed[: len(Sum)].unsqueeze(0)
 
+    def _compare(self, seed: float, total: float) -> None:
+        """Where not all are the same, at least two differ from the mean, and say so."""
+        if total != self.size * seed:
+            raise RuntimeError(
+                f"rounding_seed is {seed:.0f} here and another on other processes; replicas would drift "
+                "apart: pass the same one everywhere"
+            )
+
 
 class Buffers:
     """What one optimizer sends in ``Collective.all_reduce``: made once, used by every step."""
 
     def __init__(self, collective: Collective, device: torch.device) -> None:
-        self.packed = torch.zeros(len(Sum) + 3, dtype=torch.float64, device=device)
+        self.packed = torch.zeros(len(Sum) + 4, dtype=torch.float64, device=device)
         self.sent = self.packed
+        self.compared_seed: float | None = None  # which all processes have
         # such as "cpu:gloo,cuda:nccl": parameters may be on the host where only their GPUs meet
         meeting = [
             pair.partition(":")[0]

@@ -88,6 +88,29 @@ def _put_y(param: Tensor, state: TensorState, y: Tensor, kept: Format, *, train_
         put("y_high", high)
 
 
+def beside(
+    param: Tensor, state: TensorState, state_format: str, b: float, *, train_mode: bool
+) -> None:
+    """As ``to_format``, but ``param`` stays as it is: ``state`` is then read beside it.
+
+    Halfway between two bfloat16 numbers the formats round in different ways. There y moves by the last place
+    that is kept of it, so that the parameter still is its rounding, and nobody seems to have written to it.
+    """
+    rounded = param.detach().clone()
+    to_format(rounded, state, state_format, b, train_mode=train_mode)
+    if not (needs_master(param.dtype) and train_mode):
+        return
+    held = local(param).detach()
+    other = local(rounded) != held
+    low = low_of(state)
+    if low is None:
+        y = local(state["master_param"])
+        y.copy_(torch.where(other, torch.nextafter(y, held.to(y.dtype)), y))
+        return
+    bits = local(low).view(torch.int16) if low.dtype != torch.int8 else local(low)
+    bits.masked_fill_(other, torch.iinfo(bits.dtype).max)
+
+
 def park(param: Tensor, state: TensorState) -> None:
     """Before the parameter becomes x: keep the upper half of y, if the parameter is that."""
     if low_of(state) is not None and "y_high" not in state:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from sfplus_kernels import AdamWScheduleFree
+from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "16bit": [(7, 10), (5,), (6, 5, 7), (1,)],
@@ -187,4 +187,105 @@ def reloaded(rank: int, world: int) -> dict[str, Any]:
     return found
 
 
-SCENARIOS = [divided_in_every_way, reloaded]
+def in_another_format(rank: int, world: int) -> dict[str, Any]:
+    """Saved in float32 by four processes that have 8 bits; loaded by fewer, and in other parts."""
+    mesh = init_device_mesh("cpu", (world,))
+    folder = [tempfile.mkdtemp() if rank == 0 else None]
+    dist.broadcast_object_list(folder)
+    model = Model(mesh, Shard(0))
+    model.step(5)
+    dcp.save(
+        {"model": model.state_dict(), "optimizer": model.optimizer.state_dict_in("float32")},
+        checkpoint_id=folder[0],
+    )
+    found: dict[str, Any] = {"saved": model.whole()}
+
+    def loaded(other: Model, **how: Any) -> dict[str, torch.Tensor]:
+        for p in other.parameters():
+            p.grad = torch.zeros_like(p)
+        other.optimizer.param_groups[0]["lr"] = 0.0
+        other.optimizer.step()  # only makes state
+        content = {
+            "model": other.state_dict(),
+            "optimizer": other.optimizer.state_dict_in("float32"),
+        }
+        dcp.load(content, checkpoint_id=folder[0], **how)
+        other.optimizer.load_state_dict(content["optimizer"])
+        return other.whole()
+
+    for size in (1, 2, 3):
+        group = dist.new_group(list(range(size)))
+        if rank < size:
+            part = DeviceMesh.from_group(group, "cpu", mesh=list(range(size)))
+            found[f"{size} processes"] = loaded(Model(part, Shard(0)), process_group=group)
+    found["columns"] = loaded(Model(mesh, Shard(1)))
+    found["one process"] = loaded(Model(None, Replicate()), no_dist=True)
+    dist.barrier()
+    if rank == 0:
+        shutil.rmtree(folder[0])
+    return found
+
+
+def replicas(rank: int, world: int) -> dict[str, Any]:
+    """Each process sees other data; sums and gradients are of all."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(32, 128), nn.Tanh(), nn.Linear(128, 32)).bfloat16()
+    model = nn.parallel.DistributedDataParallel(module)
+    arguments: dict[str, Any] = {"lr": 0.05, "polyak_beta": 0.9, "state_format": "8bit"}
+    optimizer = AdamCScheduleFreePlus(model.parameters(), rounding_seed=5, **arguments)
+    optimizer.train()
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(200):
+        x = torch.randn(4, 32, generator=generator).bfloat16()
+        loss = (model(x) - x).float().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss)
+    kept = [t for p in model.parameters() for t in (p.detach(), *optimizer.state[p].values())]
+    found: dict[str, Any] = {"tensors": kept, "formats": optimizer.state_formats()}
+    before = [t.clone() for t in kept]
+    found["refused"] = refusal(optimizer, rank)
+    found["unchanged"] = all(map(torch.equal, kept, before))
+    optimizer.param_groups[0]["rounding_seed"] = 7
+    optimizer.step(loss=1.0)
+    found["k"] = optimizer.metrics()["k"]
+    # from the checkpoint of a process with another one
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["rounding_seed"] = rank
+    optimizer.load_state_dict(saved)
+    found["loaded"] = refusal(optimizer, 0, loaded=True)
+    return found
+
+
+def refusal(optimizer: Any, seed: int, *, loaded: bool = False) -> str:
+    """What a step says of ``rounding_seed``."""
+    if not loaded:
+        optimizer.param_groups[0]["rounding_seed"] = seed
+    try:
+        optimizer.step(loss=1.0)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def divided_too_late(rank: int, world: int) -> str:
+    """A model that is divided after its optimizer has state, in parts that cut blocks."""
+    mesh = init_device_mesh("cpu", (world,))
+    model = Model(None, Replicate())
+    model.step(1)
+    optimizer, whole = model.optimizer, model.narrow
+    state = optimizer.state.pop(whole)
+    part = nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(1)]))
+    part.grad = torch.ones_like(part)
+    optimizer.param_groups[0]["params"] = [part]
+    optimizer.state[part] = state
+    before = {name: value.clone() for name, value in state.items()}
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        assert all(torch.equal(state[name], before[name]) for name in before)
+        return str(error)
+    return ""
+
+
+SCENARIOS = [divided_in_every_way, reloaded, in_another_format, replicas, divided_too_late]

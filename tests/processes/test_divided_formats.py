@@ -56,3 +56,46 @@ def test_parts_that_cut_blocks() -> None:
             assert_same_bits(value, found["saved"][name])
         assert "wide.exp_avg_codes" in found["columns"]
         assert "narrow.exp_avg_codes" not in found["columns"]
+
+
+@pytest.mark.parametrize(
+    "how", ["1 processes", "2 processes", "3 processes", "columns", "one process"]
+)
+def test_a_checkpoint_in_another_format(how: str) -> None:
+    """float32 out of 8 bits, loaded into 8 bits, or 16, by processes that have other parts."""
+    for number, rank in enumerate(results_of(worker, WORLD)):
+        found = rank["in_another_format"]
+        if how[0].isdigit() and number >= int(how[0]):
+            assert how not in found
+            continue
+        for name, value in found[how].items():
+            if (how, name) == ("columns", "narrow.y"):  # to the last place that float32 has halfway
+                assert torch.allclose(value, found["saved"][name], rtol=2**-23, atol=0)
+            else:
+                assert_same_bits(value, found["saved"][name])
+        assert "wide.exp_avg_codes" in found[how]
+        assert ("narrow.exp_avg_codes" in found[how]) == (how != "columns")
+
+
+def test_replicas_stay_the_same_bytes() -> None:
+    first, *others = (rank["replicas"] for rank in results_of(worker, WORLD))
+    assert first["formats"] == {"8bit": 8192, "16bit": 160}
+    for other in others:
+        assert_same_bits(other["tensors"], first["tensors"])
+
+
+def test_another_seed_on_another_process_is_refused() -> None:
+    for number, rank in enumerate(results_of(worker, WORLD)):
+        found = rank["replicas"]
+        for message in (found["refused"], found["loaded"]):
+            assert f"rounding_seed is {number} here and another on other processes" in message
+            assert "pass the same one everywhere" in message
+        assert found["unchanged"]
+        assert found["k"] == 201
+
+
+def test_a_model_that_is_divided_too_late() -> None:
+    for rank in results_of(worker, WORLD):
+        message = rank["divided_too_late"]
+        assert "(45, 96) is divided so that this process holds 45 x 24 of it, which cuts" in message
+        assert "make a new optimizer after the model is divided" in message
