@@ -49,8 +49,7 @@ void finalize(const double* partials, std::int64_t n_partials, const std::int64_
     double* group = run.groups + i * Group::WIDTH;
     const GroupStep step = group_step(hyper, run.settings, group, polyak.polyak_lr);
     const double group_beta = momentum(run.settings, hyper[Hyper::SF_BETA1], k);
-    write_group_coefs(hyper, step, run.settings[Setting::GRAD_SIGN], factor, group_beta,
-                      run.group_coefs + i * GroupCoef::WIDTH);
+    write_group_coefs(hyper, run.settings, step, factor, group_beta, run.group_coefs + i * GroupCoef::WIDTH);
     group[Group::K] += 1;
     group[Group::LR_MAX] = step.lr_max;
     group[Group::WEIGHT_SUM] = step.weight_sum;

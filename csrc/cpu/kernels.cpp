@@ -50,6 +50,7 @@ void reduce_chunk(const ReduceChunk& chunk, double* sums) {
 template <Direction direction, class State, class Param, class Grad>
 void update_chunk(const UpdateChunk& chunk) {
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
+  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction), kHasE = averages(direction);
   const UpdateCoefs<State> coefs = update_coefs<State>(chunk.group_coefs, chunk.tensor_coefs);
   const Grad* __restrict grad = static_cast<const Grad*>(chunk.grad);
   State* __restrict y = static_cast<State*>(chunk.y);
@@ -58,19 +59,19 @@ void update_chunk(const UpdateChunk& chunk) {
   State* __restrict e = static_cast<State*>(chunk.displacement);
   Param* __restrict param = static_cast<Param*>(chunk.param);
   const auto element = [=](std::int64_t i) {
-    State m_i = 0, v_i = 0, y_i = load(y + i), e_i = load(e + i);
-    if constexpr (direction == Direction::ADAM) m_i = load(m + i);
-    if constexpr (direction != Direction::SGD) v_i = load(v + i);
+    State m_i = 0, v_i = 0, e_i = 0, y_i = load(y + i);
+    if constexpr (kHasE) e_i = load(e + i);
+    if constexpr (kHasM) m_i = load(m + i);
+    if constexpr (kHasV) v_i = load(v + i);
     if constexpr (kFollows) y_i = y_or_written(y_i, load(param + i));
     update_element<direction>(widen<State>(load(grad + i)), m_i, v_i, y_i, e_i, coefs);
-    if constexpr (direction == Direction::ADAM) store(m + i, m_i);
-    if constexpr (direction != Direction::SGD) store(v + i, v_i);
+    if constexpr (kHasM) store(m + i, m_i);
+    if constexpr (kHasV) store(v + i, v_i);
     store(y + i, y_i);
-    store(e + i, e_i);
+    if constexpr (kHasE) store(e + i, e_i);
     if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
   };
-  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
-  for_each_element<State>(chunk.numel, element, grad, y, e, only_if<kHasM>(m), only_if<kHasV>(v),
+  for_each_element<State>(chunk.numel, element, grad, y, only_if<kHasE>(e), only_if<kHasM>(m), only_if<kHasV>(v),
                           only_if<kFollows>(param));
 }
 
@@ -177,7 +178,8 @@ const Kernels table = {
     {{SFPLUS_REDUCES(false, double), SFPLUS_REDUCES(false, float)},
      {SFPLUS_REDUCES(true, double), SFPLUS_REDUCES(true, float)}},
     {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM),
-     SFPLUS_UPDATES(Direction::SGD)},
+     SFPLUS_UPDATES(Direction::SGD), SFPLUS_UPDATES(Direction::PLAIN_ADAM), SFPLUS_UPDATES(Direction::PLAIN_SGD),
+     SFPLUS_UPDATES(Direction::PLAIN_MOMENTUM)},
     {SFPLUS_MOVES(Move::TO_X), SFPLUS_MOVES(Move::TO_Y), SFPLUS_MOVES(Move::SHIFT),
      SFPLUS_MOVES(Move::EXPOSE_Z), SFPLUS_MOVES(Move::ABSORB_Z)},
     stream,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../math/directions.h"
 #include "../math/layout.h"
 
 namespace sfplus {
@@ -15,8 +16,7 @@ struct ReduceChunk {
 struct UpdateChunk {
   const void* grad;
   void* y;
-  void *exp_avg, *exp_avg_sq;  // unused where the direction keeps none
-  void* displacement;
+  void *exp_avg, *exp_avg_sq, *displacement;  // unused where the direction keeps none
   void* param;  // null where the parameter is y itself
   std::int64_t numel;
   const double *group_coefs, *tensor_coefs;
@@ -46,7 +46,7 @@ struct Kernels {
   // adds the chunk's sums to sums[Sum::WIDTH]; by [with e][state dtype][gradient dtype]
   void (*reduce[2][2][DType::WIDTH])(const ReduceChunk&, double* sums);
   // by [Direction][parameter dtype][gradient dtype]
-  void (*update[3][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
+  void (*update[kDirections][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
   // by [Move][parameter dtype]
   void (*interpolate[Move::WIDTH][DType::WIDTH])(const MoveChunk&);
   // reads the elements from ``start`` on of all arrays, side by side as a pass does it, flips the bits of those of the
@@ -59,7 +59,7 @@ struct Kernels {
 struct Kernels16bit {
   void (*reduce)(const ReduceChunk&, int grad_dtype, double* sums);
   // by [Direction][whether the parameter is half of y]
-  void (*update[3][2])(const UpdateChunk&, int grad_dtype, const Noise&);
+  void (*update[kAveragingDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
   // by [Move][y whole, or 16 bits of it beside a parameter, or 8]; null for those that write e
   void (*interpolate[Move::WIDTH][3])(const MoveChunk&);
 };
@@ -68,7 +68,7 @@ struct Kernels16bit {
 // moments: they are Format::HALF.
 struct Kernels8bit {
   // as in Kernels16bit
-  void (*update[3][2])(const UpdateChunk&, int grad_dtype, const Noise&);
+  void (*update[kAveragingDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
 };
 
 }  // namespace sfplus

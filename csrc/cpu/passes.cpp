@@ -154,9 +154,8 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
   const std::int64_t grad = width_of(grad_dtype);
   if (table.n_chunks == 0) return;
   const std::int64_t* first = piece_of(table, 0).columns;
-  const Direction direction = first[Row::EXP_AVG] != 0      ? Direction::ADAM
-                              : first[Row::EXP_AVG_SQ] != 0 ? Direction::ADAM_NO_MOMENTUM
-                                                            : Direction::SGD;
+  const bool has_m = first[Row::EXP_AVG] != 0, has_v = first[Row::EXP_AVG_SQ] != 0;
+  const Direction direction = direction_of(has_m, has_v, first[Row::DISPLACEMENT] != 0);
   const auto chunk_of = [&](const Piece& piece, std::int64_t start, std::int64_t numel) {
     return UpdateChunk{at<void>(table.gradients[piece.row], start * grad),
                        at<void>(piece.columns[Row::Y], start * widths.y),

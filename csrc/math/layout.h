@@ -2,12 +2,13 @@
 // are explained. The lists are macros so that bindings.cpp can export them and a test compare them.
 #pragma once
 
-#define SFPLUS_RULE(X) X(POLYAK) X(GIVEN_LR) X(PAPER) X(RECTIFIED)
+#define SFPLUS_RULE(X) X(POLYAK) X(GIVEN_LR) X(PAPER) X(RECTIFIED) X(MOMENTUM)
 #define SFPLUS_FORMAT(X) X(FULL) X(HALF) X(QUARTER)
 #define SFPLUS_MOVE(X) X(TO_X) X(TO_Y) X(SHIFT) X(EXPOSE_Z) X(ABSORB_Z)
 #define SFPLUS_HYPER(X)                                                                    \
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \
-  X(WARMUP_STEPS) X(WEIGHT_LR_POWER) X(SILENT_SGD_PHASE) X(ASCENDS) X(MAX_LR)
+  X(WARMUP_STEPS) X(WEIGHT_LR_POWER) X(SILENT_SGD_PHASE) X(ASCENDS) X(MAX_LR)  \
+  X(DECAY_PEAK) X(NESTEROV)
 #define SFPLUS_SETTING(X)                                                                  \
   X(RULE) X(SF_BETA1_MAX) X(SF_BETA1_ANNEAL_STEPS) X(POLYAK_BETA) X(F_STAR) X(GRAD_SIGN)   \
   X(MAX_GRAD_NORM) X(ROUNDING_SEED)
@@ -19,7 +20,8 @@
   X(K) X(LR_MAX) X(WEIGHT_SUM) X(CKP1) X(SCHEDULED_LR) X(Y_BETA) X(ADAPTIVE)
 #define SFPLUS_SCALAR(X) X(STEP) X(Y_BETA)
 #define SFPLUS_GROUP_COEF(X)                                                               \
-  X(BETA1) X(GRAD_TO_M) X(BETA2) X(GRAD_TO_V) X(EPS) X(OMEGA) X(E_KEPT) X(DELTA_TO_Y)
+  X(BETA1) X(GRAD_TO_M) X(BETA2) X(GRAD_TO_V) X(EPS) X(OMEGA) X(E_KEPT) X(DELTA_TO_Y)  \
+  X(M_TO_U) X(GRAD_TO_U)
 #define SFPLUS_TENSOR_COEF(X) X(STEP_SIZE) X(INV_SQRT_BC2) X(E_TO_Y)
 #define SFPLUS_SUM(X) X(GRAD_L1) X(GRAD_DOT_E) X(GRAD_SQ)
 #define SFPLUS_ROW(X)                                                                      \

@@ -103,23 +103,33 @@ SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* settings, 
     step.weight_sum += weight;
     step.c = step.weight_sum > 0 ? weight / step.weight_sum : 0.0;
   }
-  step.omega = (polyak ? step.gamma * step.gamma : step.gamma) * hyper[Hyper::WEIGHT_DECAY];
+  double decay = hyper[Hyper::WEIGHT_DECAY];
+  if (hyper[Hyper::DECAY_PEAK] != 0) {
+    const double peak = hyper[Hyper::DECAY_PEAK] > 0 ? hyper[Hyper::DECAY_PEAK] : step.lr_max;
+    decay *= peak > 0 ? step.gamma / peak : 0.0;
+  }
+  // of SGD's momentum the decay is part of the gradient, which gamma is multiplied with later
+  const bool in_gradient = settings[Setting::RULE] == Rule::MOMENTUM && hyper[Hyper::BETA1] > 0;
+  step.omega = (polyak ? step.gamma * step.gamma : in_gradient ? 1.0 : step.gamma) * decay;
   return step;
 }
 
 // ``factor`` is that of true_sums.
-SFPLUS_INLINE void write_group_coefs(const double* hyper, const GroupStep& step, double sign,
+SFPLUS_INLINE void write_group_coefs(const double* hyper, const double* settings, const GroupStep& step,
                                      double factor, double beta, double* coefs) {
-  const double beta1 = hyper[Hyper::BETA1], beta2 = hyper[Hyper::BETA2];
+  const double beta1 = hyper[Hyper::BETA1], beta2 = hyper[Hyper::BETA2], sign = settings[Setting::GRAD_SIGN];
+  const bool momentum = settings[Setting::RULE] == Rule::MOMENTUM, nesterov = hyper[Hyper::NESTEROV] != 0;
   coefs[GroupCoef::BETA1] = beta1;
   const double direction = hyper[Hyper::ASCENDS] != 0 ? -sign : sign;
-  coefs[GroupCoef::GRAD_TO_M] = direction * (1 - beta1) * factor;
+  coefs[GroupCoef::GRAD_TO_M] = direction * (momentum ? 1.0 : 1 - beta1) * factor;
   coefs[GroupCoef::BETA2] = beta2;
   coefs[GroupCoef::GRAD_TO_V] = (1 - beta2) * factor * factor;
   coefs[GroupCoef::EPS] = step.adaptive ? hyper[Hyper::EPS] : 1;
   coefs[GroupCoef::OMEGA] = step.omega;
   coefs[GroupCoef::E_KEPT] = 1 - step.c;
   coefs[GroupCoef::DELTA_TO_Y] = -(1 - beta * (1 - step.c));
+  coefs[GroupCoef::M_TO_U] = nesterov ? beta1 : 1;
+  coefs[GroupCoef::GRAD_TO_U] = nesterov ? 1 : 0;
 }
 
 // Bias corrections with the tensor's own step count; y was last written with b, now with beta_k. ``group`` is
@@ -129,8 +139,8 @@ SFPLUS_INLINE void advance_tensor(const double* hyper, const double* settings, c
   const double step = scalars[Scalar::STEP] + 1, beta = group[Group::Y_BETA];
   const bool corrected = settings[Setting::RULE] != Rule::PAPER;
   const double bc2 = corrected ? 1 - std::pow(hyper[Hyper::BETA2], step) : 1.0;
-  coefs[TensorCoef::STEP_SIZE] =
-      group[Group::SCHEDULED_LR] / (1 - std::pow(hyper[Hyper::BETA1], step));
+  const double bc1 = settings[Setting::RULE] == Rule::MOMENTUM ? 1.0 : 1 - std::pow(hyper[Hyper::BETA1], step);
+  coefs[TensorCoef::STEP_SIZE] = group[Group::SCHEDULED_LR] / bc1;
   coefs[TensorCoef::INV_SQRT_BC2] = group[Group::ADAPTIVE] != 0 ? 1 / std::sqrt(bc2) : 0.0;
   coefs[TensorCoef::E_TO_Y] = scalars[Scalar::Y_BETA] - beta * (1 - group[Group::CKP1]);
   scalars[Scalar::STEP] = step;

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.backends import eight_bits, sixteen_bits
+from sfplus_kernels.backends.eager_memory import (
+    follows,
+    moments,
+    stored_y,
+    take_what_was_written,
+    values,
+)
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
-from sfplus_kernels.contract.formats import halves, state_dtype, whole
+from sfplus_kernels.contract.formats import state_dtype
 from sfplus_kernels.contract.layout import (
     Format,
     Global,
@@ -66,7 +73,8 @@ class EagerBackend:
         plan.sums.zero_()
         for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
             g = gradient.to(state_dtype(entry.param.dtype))
-            dot = (g * entry.displacement).sum() if with_e else g.new_zeros(())
+            e = entry.displacement
+            dot = (g * e).sum() if with_e and e is not None else g.new_zeros(())
             sums = torch.stack((g.abs().sum(), dot, g.square().sum())).to(torch.float64)
             plan.sums += sums if entry.shards == 1 else sums * entry.shards
         return plan.sums
@@ -74,7 +82,7 @@ class EagerBackend:
     def finalize(self, plan: EagerPlan, run: RunState, partials: Tensor | None) -> None:
         (
             lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent, ascends,
-            max_lr,
+            max_lr, decay_peak, nesterov,
         ) = _columns(run.hyper, Hyper)  # fmt: skip
         rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm, _ = (
             run.settings.unbind()
@@ -115,7 +123,13 @@ class EagerBackend:
         weight_sum = run.groups[:, Group.WEIGHT_SUM] + weight
         c = torch.where(weight_sum > 0, weight / weight_sum, 0)
         c = torch.where(k < c_warmup, 1, c)
-        omega = torch.where(polyak, gamma**2, gamma) * weight_decay
+        peak = torch.where(decay_peak > 0, decay_peak, lr_max)
+        share = torch.where(peak > 0, gamma / peak, 0)
+        decay = torch.where(decay_peak != 0, share, 1) * weight_decay
+        momentum = rule == Rule.MOMENTUM
+        # of SGD's momentum the decay is part of the gradient, which gamma is multiplied with later
+        in_gradient = momentum & (beta1 > 0)
+        omega = torch.where(polyak, gamma**2, torch.where(in_gradient, 1, gamma)) * decay
 
         in_range = (gamma <= MAX_COEFFICIENT) & (omega <= MAX_COEFFICIENT) & weight_sum.isfinite()
         finite = torch.stack((l1, dot, squares, f)).isfinite().all()
@@ -139,15 +153,17 @@ class EagerBackend:
         delta_to_y = -(1 - beta * (1 - c))
         added = torch.where(adaptive > 0, eps, 1)
         direction = torch.where(ascends > 0, -sign, sign)
-        to_m, to_v = direction * (1 - beta1) * grad_factor, (1 - beta2) * grad_factor**2
-        coefs = (beta1, to_m, beta2, to_v, added, omega, 1 - c, delta_to_y)
+        to_m = direction * torch.where(momentum, 1, 1 - beta1) * grad_factor
+        to_v = (1 - beta2) * grad_factor**2
+        to_u = torch.where(nesterov > 0, beta1, 1), (nesterov > 0).to(torch.float64)
+        coefs = (beta1, to_m, beta2, to_v, added, omega, 1 - c, delta_to_y, *to_u)
         keep_or(run.group_coefs, torch.stack(coefs, dim=1))
 
         # per tensor: bias corrections with its own step count, and its own b
         group = plan.groups
         step = run.tensors[plan.slots, Scalar.STEP] + 1
         b = run.tensors[plan.slots, Scalar.Y_BETA]
-        step_size = gamma[group] / (1 - beta1[group] ** step)
+        step_size = gamma[group] / torch.where(momentum, 1, 1 - beta1[group] ** step)
         inv_sqrt_bc2 = torch.where(rule == Rule.PAPER, 1, (1 - beta2[group] ** step).rsqrt())
         inv_sqrt_bc2 = inv_sqrt_bc2 * adaptive[group]
         e_to_y = b - (beta * (1 - c))[group]
@@ -159,36 +175,41 @@ class EagerBackend:
     def update(self, plan: EagerPlan, run: RunState) -> None:
         skip = run.globals[Global.SKIP] > 0
         for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
-            _take_what_was_written(entry, skip)
-            y, e = _values(entry)
+            take_what_was_written(entry, skip)
+            y, e = values(entry)
             # formed in float64, rounded once to the dtype of the arithmetic
-            group_coefs = run.group_coefs[entry.group].to(e.dtype)
-            tensor_coefs = run.tensor_coefs[entry.slot].to(e.dtype)
-            beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y = _columns(
-                group_coefs, GroupCoef
-            )
+            group_coefs = run.group_coefs[entry.group].to(y.dtype)
+            tensor_coefs = run.tensor_coefs[entry.slot].to(y.dtype)
+            (
+                beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
+            ) = _columns(group_coefs, GroupCoef)  # fmt: skip
             step_size, inv_sqrt_bc2, e_to_y = _columns(tensor_coefs, TensorCoef)
-            g = gradient.to(e.dtype)
-            kept, new = _moments(entry), {}
-            if "exp_avg" not in kept:
-                m = grad_to_m * g
-            else:
-                m = beta1 * kept["exp_avg"] + grad_to_m * g
-                new["exp_avg"] = m
-            if "exp_avg_sq" not in kept:
+            g = gradient.to(y.dtype)
+            kept, new = moments(entry), {}
+            plain_momentum = e is None and kept.keys() == {"exp_avg"}
+            m = grad_to_m * g
+            if plain_momentum:  # the decay is part of the gradient
+                g = m = m + omega * y
+            if "exp_avg" in kept:
+                m = new["exp_avg"] = beta1 * kept["exp_avg"] + m
+            if plain_momentum:
+                delta = step_size * (m_to_u * m + grad_to_u * g)
+            elif "exp_avg_sq" not in kept:
                 delta = step_size * m + omega * y
             else:
-                v = beta2 * kept["exp_avg_sq"] + grad_to_v * g * g
+                v = new["exp_avg_sq"] = beta2 * kept["exp_avg_sq"] + grad_to_v * g * g
                 delta = step_size * m / (v.sqrt() * inv_sqrt_bc2 + eps) + omega * y
-                new["exp_avg_sq"] = v
-            y = y + (e_to_y * e + delta_to_y * delta)
-            new["displacement"] = e_kept * (e - delta)
+            if e is None:
+                y = y + delta_to_y * delta
+            else:
+                y = y + (e_to_y * e + delta_to_y * delta)
+                new["displacement"] = e_kept * (e - delta)
             words = None
             if entry.format != Format.FULL:
                 words = sixteen_bits.random_words(entry, run)
                 keep = sixteen_bits if entry.format == Format.HALF else eight_bits
                 new = keep.stored(new, words)
-            for name, value in {**new, **_stored_y(entry, y, words)}.items():
+            for name, value in {**new, **stored_y(entry, y, words)}.items():
                 old = getattr(entry, name).detach()
                 old.copy_(torch.where(skip, old, value))
         plan.gradients = []  # kept longer, they would be memory that zero_grad() does not free
@@ -197,15 +218,17 @@ class EagerBackend:
         skip = run.globals[Global.SKIP] > 0
         for entry in plan.entries:
             param = entry.param.detach()
-            if move != Move.ABSORB_Z and not (move == Move.TO_Y and _follows(entry)):
-                _take_what_was_written(entry)
-            y, e = _values(entry)
+            if move != Move.ABSORB_Z and not (move == Move.TO_Y and follows(entry)):
+                take_what_was_written(entry)
+            y, e = values(entry)
+            assert e is not None
+            assert entry.displacement is not None
             b = run.tensors[entry.slot, Scalar.Y_BETA]
             x_share = (1 - b).to(e.dtype) * e
             if move == Move.TO_X:  # where y is more than the parameter, it stays what it is
                 param.copy_(y - x_share)
                 continue
-            if move == Move.TO_Y and _follows(entry):
+            if move == Move.TO_Y and follows(entry):
                 untouched = (y - x_share).to(param.dtype) == param
                 y = torch.where(untouched, y, param.to(y.dtype) + x_share)
             elif move == Move.TO_Y:
@@ -219,55 +242,14 @@ class EagerBackend:
                 y = y + (b.to(e.dtype) * e - omega * y)
                 entry.displacement.copy_(x)
             else:
-                if _follows(entry):  # what the other optimizer did to the rounding of z
+                if follows(entry):  # what the other optimizer did to the rounding of z
                     y = y + (param.to(y.dtype) - y.to(param.dtype).to(y.dtype))
                 e_kept = torch.where(skip, 1, run.group_coefs[entry.group, GroupCoef.E_KEPT])
                 e = e_kept.to(e.dtype) * (y - e)
                 entry.displacement.copy_(e)
                 y = y - b.to(e.dtype) * e
-            for name, value in _stored_y(entry, y).items():
+            for name, value in stored_y(entry, y).items():
                 getattr(entry, name).detach().copy_(value)
-
-
-def _follows(entry: Entry) -> bool:
-    """Whether y is more than the parameter: in a ``master_param``, or in two halves."""
-    return entry.master_param is not None or entry.y_low is not None
-
-
-def _values(entry: Entry) -> tuple[Tensor, Tensor]:
-    """y and e, in the type of the arithmetic."""
-    param, e = entry.param.detach(), entry.displacement.to(state_dtype(entry.param.dtype))
-    if entry.y_low is not None:
-        return whole(param if entry.y_high is None else entry.y_high, entry.y_low), e
-    return entry.y.detach(), e
-
-
-def _moments(entry: Entry) -> dict[str, Tensor]:
-    """Those that there are, in the type of the arithmetic."""
-    if entry.format == Format.QUARTER:
-        return eight_bits.moments(entry)
-    found = {"exp_avg": entry.exp_avg, "exp_avg_sq": entry.exp_avg_sq}
-    dtype = state_dtype(entry.param.dtype)
-    return {name: kept.to(dtype) for name, kept in found.items() if kept is not None}
-
-
-def _stored_y(entry: Entry, y: Tensor, words: Tensor | None = None) -> dict[str, Tensor]:
-    """Where y goes: the buffers and their new values. In a move there are no random ``words``."""
-    if entry.y_low is not None:
-        quarter = entry.format == Format.QUARTER
-        high, low = eight_bits.parts(y, words) if quarter else halves(y)
-        return {"param": high, "y_low": low}
-    if entry.master_param is not None:
-        return {"master_param": y, "param": y.to(entry.param.dtype)}
-    return {"param": y}
-
-
-def _take_what_was_written(entry: Entry, skip: Tensor | None = None) -> None:
-    """A parameter that follows y was left as its rounding; where it is not, what was written wins."""
-    if entry.master_param is not None:
-        y, param = entry.y.detach(), entry.param.detach()
-        untouched = y.to(param.dtype) == param
-        y.copy_(torch.where(untouched if skip is None else untouched | skip, y, param.to(y.dtype)))
 
 
 def _factor_of_rule(

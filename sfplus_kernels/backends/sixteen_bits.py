@@ -73,6 +73,7 @@ def _mix(x: Any) -> Any:
 def _indices(entry: Entry) -> Tensor:
     """Of each element in the whole tensor; the order is that of memory."""
     e = entry.displacement
+    assert e is not None
     j = torch.arange(e.numel(), device=e.device).as_strided(e.shape, e.stride())
     if entry.part is None:
         return j

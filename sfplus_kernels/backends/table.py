@@ -28,6 +28,7 @@ class Launch:
     grad_dtype: torch.dtype | None
     has_exp_avg: bool
     has_exp_avg_sq: bool
+    has_displacement: bool
     first_chunk: int
     n_chunks: int
     n_elements: int
@@ -94,14 +95,15 @@ def same_layout(strides: Sequence[int], tensor: Tensor) -> bool:
 def sort_into_launches(entries: Sequence[Entry]) -> list[list[int]]:
     """Indices of the non-empty entries, one list for each launch, in order of first appearance.
 
-    A launch has one (parameter, gradient) dtype pair, one set of moments, one number of shards and one
+    A launch has one (parameter, gradient) dtype pair, one set of buffers, one number of shards and one
     format.
     """
     kinds: dict[tuple, list[int]] = {}
     for index, entry in enumerate(entries):
         if entry.param.numel() > 0:
-            moments = (entry.exp_avg is not None, entry.exp_avg_sq is not None)
-            kind = (entry.param.dtype, entry.grad_dtype, moments, entry.shards, entry.format)
+            kept = (entry.exp_avg, entry.exp_avg_sq, entry.displacement)
+            buffers = tuple(buffer is not None for buffer in kept)
+            kind = (entry.param.dtype, entry.grad_dtype, buffers, entry.shards, entry.format)
             kinds.setdefault(kind, []).append(index)
     return list(kinds.values())
 
@@ -137,6 +139,7 @@ def build_table(
             grad_dtype=grad_dtype,
             has_exp_avg=members[0].exp_avg is not None,
             has_exp_avg_sq=members[0].exp_avg_sq is not None,
+            has_displacement=members[0].displacement is not None,
             first_chunk=first_chunk,
             n_chunks=len(chunks),
             n_elements=sum(e.param.numel() for e in members),
@@ -151,8 +154,10 @@ def build_table(
         order.extend(indices)
         for entry in members:
             param = entry.param
-            if not same_layout(entry.displacement.stride(), param):
-                dense = torch.empty_like(entry.displacement, dtype=param.dtype)
+            if not same_layout(entry.strides, param):
+                dense = torch.empty_strided(
+                    param.shape, entry.strides, dtype=param.dtype, device=param.device
+                )
                 param_stages.append((param, dense))
                 param = dense
             rows.append(_row(entry, param))
@@ -182,7 +187,7 @@ def build_table(
         converted_rows=frozenset(converted),
         staged_rows=[],
         param_stages=param_stages,
-        state_strides=[entries[i].displacement.stride() for i in order],
+        state_strides=[entries[i].strides for i in order],
         keep_alive=list(entries),
         use=StreamUse(device, [sent_rows, own_gradients, sent_chunks, partials, tickets]),
     )
@@ -232,9 +237,10 @@ def _addresses(table: AddressTable, gradients: list[Tensor]) -> Tensor:
         converted = row in table.converted_rows
         if grad.numel() > 0 and (converted or not same_layout(table.state_strides[row], grad)):
             if row not in table.grad_stages:
-                state = table.keep_alive[table.order[row]].displacement
                 dtype = torch.float32 if converted else grad.dtype
-                table.grad_stages[row] = torch.empty_like(state, dtype=dtype)
+                table.grad_stages[row] = torch.empty_strided(
+                    grad.shape, table.state_strides[row], dtype=dtype, device=grad.device
+                )
             table.staged_rows.append(row)
             grad = table.grad_stages[row]
         addresses.append(grad.data_ptr())
@@ -267,7 +273,7 @@ def _row(entry: Entry, param: Tensor) -> tuple[int, ...]:
         0 if beside is None else param.data_ptr(),
         0 if entry.exp_avg is None else entry.exp_avg.data_ptr(),
         0 if entry.exp_avg_sq is None else entry.exp_avg_sq.data_ptr(),
-        entry.displacement.data_ptr(),
+        0 if entry.displacement is None else entry.displacement.data_ptr(),
         param.numel(),
         entry.group,
         entry.slot,

@@ -38,7 +38,9 @@ class Entry(NamedTuple):
 
     ``exp_avg``, ``exp_avg_sq``, ``displacement`` and ``master_param`` have the dtypes of
     ``contract.formats``: in ``Format.FULL`` float64 for a float64 parameter, else float32. A moment is None
-    where the algorithm keeps none, ``exp_avg`` also where it keeps only the other; ``master_param`` is None
+    where the algorithm keeps none, ``exp_avg`` also where it keeps only the other; SGD's momentum is in
+    ``exp_avg``, without the other. ``displacement`` is None where nothing is averaged: then x, y and z are
+    one, the format is ``Format.FULL``, and there is no ``interpolate``. ``master_param`` is None
     where the parameter itself holds y. Of a bfloat16 parameter in ``Format.HALF`` ``y_low`` is the lower
     half of y, and the parameter the upper one; while that holds x, the upper one is in ``y_high``. So it is
     in ``Format.QUARTER``, where the moments are codes, and all state lies row by row.
@@ -47,7 +49,7 @@ class Entry(NamedTuple):
     param: Tensor
     exp_avg: Tensor | None
     exp_avg_sq: Tensor | None
-    displacement: Tensor
+    displacement: Tensor | None
     master_param: Tensor | None
     group: int
     slot: int
@@ -68,7 +70,16 @@ class Entry(NamedTuple):
             self.y_low is not None and self.y_low.dtype == torch.int8
         ):
             return Format.QUARTER
-        return Format.HALF if self.displacement.dtype == torch.float16 else Format.FULL
+        in_halves = self.displacement is not None and self.displacement.dtype == torch.float16
+        return Format.HALF if in_halves else Format.FULL
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the state tensors; where there are none, those that they would have."""
+        for kept in (self.displacement, self.exp_avg, self.exp_avg_sq, self.master_param):
+            if kept is not None:
+                return kept.stride()
+        return torch.empty_like(self.param, device="meta").stride()
 
 
 @dataclass(frozen=True)

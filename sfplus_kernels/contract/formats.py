@@ -19,8 +19,8 @@ STATE_FORMATS = ("float32", "16bit", "8bit")
 DEFAULTS = {"state_format": "float32", "rounding_seed": 0}
 """Of groups that say nothing of it, such as those that an older version saved."""
 
-ALGORITHM_BUFFERS = ("exp_avg", "exp_avg_sq", "displacement")
-"""Those that an algorithm may ask for."""
+ALGORITHM_BUFFERS = ("exp_avg", "exp_avg_sq", "displacement", "momentum_buffer")
+"""Those that an algorithm may ask for. One that averages asks for ``displacement``."""
 
 CODES = {"exp_avg": "exp_avg_codes", "exp_avg_sq": "exp_avg_sq_codes"}
 """What a moment is called in ``Format.QUARTER``. Other names for other meanings: a loader of sharded
@@ -41,6 +41,7 @@ BUFFERS = (*ALGORITHM_BUFFERS, *OF_Y, *CODES.values(), EXPONENTS)
 FIELDS = {
     **{name: name for name in (*ALGORITHM_BUFFERS, *OF_Y)},
     **{code: name for name, code in CODES.items()},
+    "momentum_buffer": "exp_avg",
     "y_low_byte": "y_low",
     EXPONENTS: "exponents",
 }

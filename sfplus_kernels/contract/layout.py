@@ -32,12 +32,14 @@ class Rule(IntEnum):
 
     # ScheduleFree+: min(max(lr, eps) times a Polyak step, max_lr) under warmup; omega = gamma^2 weight_decay
     POLYAK = 0
-    # AdamWScheduleFree, SGDScheduleFree: lr under warmup; omega = gamma weight_decay, here and below
+    # AdamWScheduleFree, SGDScheduleFree, AdamW: lr under warmup; omega = gamma weight_decay, here and below
     GIVEN_LR = 1
     # AdamWScheduleFreePaper: also times sqrt(1 - beta2^(k + 1)); v is not bias corrected
     PAPER = 2
     # RAdamScheduleFree: lr times RAdam's rectification; without it (rho_t <= 4) SGD, or nothing
     RECTIFIED = 3
+    # SGD as torch has it: lr, a momentum without bias correction, and decay that is part of the gradient
+    MOMENTUM = 4
 
 
 class Format(IntEnum):
@@ -77,6 +79,8 @@ class Hyper(HostRow):
     SILENT_SGD_PHASE = 10  # 1 if gamma is 0 while RAdam is not rectified
     ASCENDS = 11  # 1 if this group goes the other way than GRAD_SIGN says
     MAX_LR = 12  # what a Polyak step's lr polyak_lr is cut down to; 0 is no cap
+    DECAY_PEAK = 13  # weight_decay is multiplied by gamma over this; -1: over LR_MAX; 0: it is not
+    NESTEROV = 14  # 1 if u is the gradient and BETA1 times its momentum, 0 if it is the momentum
 
 
 class Setting(HostRow):
@@ -142,6 +146,11 @@ class GroupCoef(IntEnum):
     (no exp_avg: m = GRAD_TO_M g; no exp_avg_sq: delta = STEP_SIZE m + OMEGA y; where v is kept but
     not used, INV_SQRT_BC2 is 0 and EPS 1)
     y <- y + E_TO_Y e + DELTA_TO_Y delta       e <- E_KEPT (e - delta)
+    (no displacement: nothing is averaged, y <- y + DELTA_TO_Y delta, and DELTA_TO_Y is -1)
+
+    With exp_avg and no exp_avg_sq, which is SGD's momentum, the decay is part of the gradient:
+
+    g <- GRAD_TO_M g + OMEGA y     m <- BETA1 m + g     delta = STEP_SIZE (M_TO_U m + GRAD_TO_U g)
     """
 
     BETA1 = 0
@@ -152,12 +161,14 @@ class GroupCoef(IntEnum):
     OMEGA = 5  # the decay of this step, at y
     E_KEPT = 6  # 1 - c_k
     DELTA_TO_Y = 7  # -(1 - beta_k (1 - c_k))
+    M_TO_U = 8  # these two of SGD's momentum: 1 and 0, or beta1 and 1 as Nesterov has it
+    GRAD_TO_U = 9
 
 
 class TensorCoef(IntEnum):
     """What ``update`` needs per tensor: a row of ``RunState.tensor_coefs``."""
 
-    STEP_SIZE = 0  # gamma / (1 - beta1^step)
+    STEP_SIZE = 0  # gamma / (1 - beta1^step); gamma in ``Rule.MOMENTUM``
     INV_SQRT_BC2 = 1  # 1 / sqrt(1 - beta2^step); 1 where v is not bias corrected
     E_TO_Y = 2  # b - beta_k (1 - c_k)
 
@@ -175,7 +186,8 @@ class Row(IntEnum):
 
     ``Y`` is the address of y: of the parameter itself, or of its ``master_param``. ``PARAM`` is the
     address of a low-precision parameter that follows y, and 0 where the parameter is y itself. A moment
-    that the algorithm does not keep has the address 0.
+    that the algorithm does not keep has the address 0, and so has the displacement of one that does not
+    average.
 
     Of a bfloat16 parameter in ``Format.HALF`` y is in two halves: ``Y`` is the address of the lower one,
     ``y_low``. The upper one is the parameter; while that holds x it is kept at ``Y_HIGH``, else 0.

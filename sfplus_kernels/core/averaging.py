@@ -203,6 +203,7 @@ class Averaging(ScheduleFreeOptimizer):
             hyper = engine.run.hyper[entry.group]
             omega = hyper[Hyper.LR] * hyper[Hyper.WEIGHT_DECAY]
             b, x = engine.run.tensors[entry.slot, Scalar.Y_BETA], entry.displacement
+            assert x is not None
             param, y = entry.param.detach(), entry.y.detach()
             if entry.master_param is not None:  # which has not followed the base so far
                 y.add_(param.to(y.dtype) - y.to(param.dtype).to(y.dtype))

@@ -86,6 +86,7 @@ def test_virtual_blocks_are_bounded() -> None:
             None,
             True,
             True,
+            True,
             first_chunk=0,
             n_chunks=n,
             n_elements=n,
