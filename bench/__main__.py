@@ -82,8 +82,9 @@ def main(
     )
     path = folder
 
-    def save(found: list[Row]) -> None:
+    def save(found: list[Row], parts: dict[str, float], left_out: list[str]) -> None:
         nonlocal path
+        about["seconds_of_parts"], about["left_out"] = parts, left_out
         about["seconds"] = round(time.perf_counter() - start, 1)
         about["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         about["machine"] = weather.found(found)
@@ -111,13 +112,14 @@ def run(
     *,
     scaling: bool,
     console: Console,
-    save: Callable[[list[Row]], None],
+    save: Callable[[list[Row], dict[str, float], list[str]], None],
     until: float | None = None,
 ) -> list[Row]:
     """All parts of the run, under a progress bar.
 
     Args:
-        save: called with all rows so far after each part, so that a run that is stopped leaves them.
+        save: called after each part, so that a run that is stopped leaves what it has: with all rows so
+            far, the seconds of each part, and the titles of those that have not begun.
         until: no part begins after this time by ``time.monotonic()``, but the first two.
     """
     columns = (
@@ -129,6 +131,7 @@ def run(
     )
     todo = parts(bench, races, scaling=scaling)
     found: list[Row] = []
+    taken: dict[str, float] = {}
     # refreshed between rounds: a thread of its own would take time from them
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         task = progress.add_task("", total=len(todo), rounds=0)
@@ -144,11 +147,14 @@ def run(
         bench.tick = tick
         for index, (title, part) in enumerate(todo):
             if until is not None and time.monotonic() > until and index > 1:
-                console.print(f"no time for {len(todo) - index} of {len(todo)} parts")
+                left_out = ", ".join(title for title, _ in todo[index:])
+                console.print(f"no time for {len(todo) - index} of {len(todo)} parts: {left_out}")
                 break
             progress.update(task, description=f"{title:28}", refresh=True)
+            begun = time.monotonic()
             found += part()
-            save(found)
+            taken[title] = round(time.monotonic() - begun, 1)
+            save(found, taken, [title for title, _ in todo[index + 1 :]])
             progress.update(task, advance=1, rounds=done, refresh=True)
     return found
 

@@ -86,12 +86,16 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "stream",
-      [](const std::vector<std::pair<Address, std::int64_t>>& arrays, int n_changed, std::int64_t numel, int n_threads) {
-        std::vector<sfplus::StreamArray> found;
-        for (const auto& [at, width] : arrays) found.push_back({pointer<void>(at), width});
-        return sfplus::stream(found, n_changed, numel, n_threads);
+      [](const std::vector<std::pair<std::vector<std::pair<Address, std::int64_t>>, std::int64_t>>& parts, int n_changed,
+         bool backwards, bool flips, int n_threads) {
+        std::vector<sfplus::StreamPart> found;
+        for (const auto& [arrays, numel] : parts) {
+          found.push_back({{}, numel});
+          for (const auto& [at, width] : arrays) found.back().arrays.push_back({pointer<void>(at), width});
+        }
+        return sfplus::stream(found, n_changed, backwards, flips, n_threads);
       },
-      py::arg("arrays"), py::arg("n_changed"), py::arg("numel"), py::arg("n_threads"), release());
+      py::arg("parts"), py::arg("n_changed"), py::arg("backwards"), py::arg("flips"), py::arg("n_threads"), release());
   m.def("layout", &layout);
   m.def("isa", &sfplus::isa);
   m.def("available_isas", &sfplus::available_isas);

@@ -72,11 +72,18 @@ def interpolate(
 ) -> None:
     """Parameters between y, x and z; ``move`` is one of ``layout.Move``."""
 
-def stream(arrays: Sequence[tuple[int, int]], n_changed: int, numel: int, n_threads: int) -> int:
+def stream(
+    parts: Sequence[tuple[Sequence[tuple[int, int]], int]],
+    n_changed: int,
+    backwards: bool,
+    flips: bool,
+    n_threads: int,
+) -> int:
     """What memory allows a pass over arrays side by side: (address, bytes of an element) each, 1, 2, 4 or 8.
 
-    The bits of the first ``n_changed`` are flipped; returns the exclusive or of the others' 32-bit words.
-    Blocks of 64 elements: fewer at the end are left alone.
+    A part is such arrays with the number of their elements; ``backwards`` begins with the last. The first
+    ``n_changed`` arrays are written, with their bits flipped or as they were; returns the exclusive or of the
+    others' 32-bit words. Blocks of 64 elements: fewer at the end of a part are left alone.
     """
 
 class TensorReader:

@@ -53,6 +53,11 @@ class Contestant:
         return TIERS.index(self.tier) <= TIERS.index(workload.tier)
 
 
+def is_compiled(contestant: Contestant) -> bool:
+    """Whether it is ours, on a backend whose passes are known."""
+    return contestant.ours and not contestant.name.endswith(" eager")
+
+
 def driver(cls: Callable, arguments: dict[str, Any], step: str = "plain") -> Make:
     """How an optimizer is made and stepped."""
 

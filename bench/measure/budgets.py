@@ -9,7 +9,7 @@ SECONDS = {
     "step": 12.0,
     "graph": 4.0,
     "launch": 2.0,
-    "pass": 4.0,
+    "pass": 6.0,
     "host": 8.0,
     "busy": 8.0,
     "scaling": 2.0,

@@ -1,4 +1,4 @@
-"""What the memory gives: loops over as many arrays as the passes have, timed as the steps are."""
+"""What the memory gives: loops over the arrays that the passes have, timed as the steps are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.work.arrays import Arrays
+from bench.work.memory import BLOCK, Memory
 
 IN_PLACE, COPY, TRIAD, READ = "in-place", "copy", "triad", "read-only"
 
@@ -27,12 +28,16 @@ LEAST = 2**24
 
 
 class Ceiling(NamedTuple):
-    """A loop over memory: bytes of one run of it, and how."""
+    """A loop over memory: bytes of one run of it, and how.
+
+    ``other`` is the same from the other end: in each turn the quicker one of the two counts.
+    """
 
     run: Callable[[], Any]
     traffic: int
     what: str
     read: int = 0  # of its bytes
+    other: Callable[[], Any] | None = None
 
 
 class Pace(NamedTuple):
@@ -81,15 +86,45 @@ def has_loops(device: torch.device) -> bool:
 
 
 def loops(arena: Tensor, shapes: Iterable[Arrays], numel: int) -> dict[str, Ceiling]:
-    """One for each kind of arrays, over ``numel`` elements or as many as ``arena`` has room for."""
+    """One for each kind of arrays, over ``numel`` elements or as many as ``arena`` has room for.
+
+    Their bits are flipped: this is memory of which nobody reads the values.
+    """
     found = {}
     for arrays in shapes:
         room = arena.numel() * arena.itemsize // sum(arrays.changed + arrays.read)
-        n = min(max(numel, LEAST), room) // 64 * 64
-        traffic = arrays.bytes_per_element * n
-        run = _loop(arena, arrays, n)
-        found[arrays.name] = Ceiling(run, traffic, f"{n:,} elements", arrays.bytes_read * n)
+        n = min(max(numel, LEAST), room) // BLOCK * BLOCK
+        places, at = [], arena.data_ptr()
+        for width in (*arrays.changed, *arrays.read):
+            places.append((at, width))
+            at += n * width
+        found[arrays.name] = _ceiling(arrays, [(places, n)], n, "apart", flips=True)
     return found
+
+
+def loops_in_place(memory: Mapping[Arrays, Memory]) -> dict[str, Ceiling]:
+    """One for each kind of arrays, over the tensors of a pass themselves, which keep their values."""
+    found = {}
+    for arrays, own in memory.items():
+        if n := own.numel:
+            parts = [
+                ([(t.data_ptr(), t.itemsize) for t in side], side[0].numel())
+                for side in own.tensors
+            ]
+            found[arrays.name] = _ceiling(arrays, parts, n, "in place", flips=False)
+    return found
+
+
+def loops_beside(
+    arena: Tensor, passes: Iterable[Arrays], numel: int, memory: Mapping[Arrays, Memory]
+) -> dict[str, Ceiling]:
+    """One for each kind of arrays in ``passes``: where these lie, if that is known, else in ``arena``.
+
+    Beside steps of which no passes are known, one that reads and one that writes.
+    """
+    found = loops_in_place(memory)
+    wanted = dict.fromkeys(passes) or dict.fromkeys((SHAPES[1], SHAPES[-1]))
+    return found | loops(arena, [a for a in wanted if a.name not in found], numel)
 
 
 def floor(
@@ -114,14 +149,20 @@ def floor(
     return max((by_moving, "all bytes moved"), (by_reading, "bytes read"))
 
 
-def _loop(arena: Tensor, arrays: Arrays, n: int) -> Callable[[], int]:
+def _ceiling(arrays: Arrays, parts: list, n: int, where: str, *, flips: bool) -> Ceiling:
     _C = _extension()
-    at = arena.data_ptr()
-    places = []
-    for width in (*arrays.changed, *arrays.read):
-        places.append((at, width))
-        at += n * width
-    return lambda: _C.stream(places, len(arrays.changed), n, torch.get_num_threads())
+
+    def from_end(backwards: bool) -> Callable[[], int]:
+        changed = len(arrays.changed)
+        return lambda: _C.stream(parts, changed, backwards, flips, torch.get_num_threads())
+
+    return Ceiling(
+        from_end(False),
+        arrays.bytes_per_element * n,
+        f"{n:,} elements, {where}",
+        arrays.bytes_read * n,
+        from_end(True),
+    )
 
 
 def _extension() -> Any:

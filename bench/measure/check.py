@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.contestants.contestant import Contestant, Make
+from bench.contestants.contestant import Contestant, Make, is_compiled
 from bench.record.rows import Row
 from bench.work import traffic
 from bench.work.arrays import Arrays
@@ -90,7 +90,7 @@ def _check(
     params = make_params([(COUNTED,)], device, param_dtype, grad_dtype)
     optimizer, step = contestant.make(params)
     step()
-    if contestant.ours and not contestant.name.endswith(" eager"):
+    if is_compiled(contestant):
         with traffic.Watch() as watch:  # for what comes beside our passes: a wrapper's base
             recorder = traffic.record_step(optimizer, step)
         moved, read = recorder.bytes + watch.bytes, recorder.bytes_read + watch.bytes_read

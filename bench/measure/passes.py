@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import NamedTuple
 
 from bench.contestants.contestant import Contestant, Step
-from bench.work import traffic
+from bench.work import memory, traffic
 from bench.work.arrays import Arrays
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.layout import Move
@@ -22,6 +22,7 @@ class Pass(NamedTuple):
     read: int
     arrays: Arrays
     state_bytes: int
+    memory: memory.Memory | None
 
 
 def passes(contestant: Contestant, params: list) -> Iterator[Pass]:
@@ -40,7 +41,9 @@ def passes(contestant: Contestant, params: list) -> Iterator[Pass]:
         of = traffic.entries_of(to_move) if name == "interpolate" else entries
         moved, read = traffic.pass_bytes(pass_name, of)
         arrays = traffic.pass_arrays(pass_name, of[0])
-        yield Pass(name, one, moved, read, arrays, traffic.state_bytes(optimizer))
+        own = memory.of_pass(pass_name, of, params)
+        state = traffic.state_bytes(optimizer)
+        yield Pass(name, one, moved, read, arrays, state, own[1] if own else None)
 
 
 def _at_rest(entry: Entry) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 
 from bench.measure.sections import Bench
 from bench.record.rows import Row
@@ -59,11 +60,14 @@ def parts(bench: Bench, workloads: list[Workload], *, scaling: bool) -> list[Par
         found.append(("beside a busy thread", partial(bench.measure_busy, workloads[0])))
     kind = "quick" if bench.quick else device_type
     found.append(("host time", bench.measure_host))
-    found += [_point(bench, "size", f"{n} parameters", [(n,)]) for n in sizes(kind)]
-    found += [
+    by_size = [_point(bench, "size", f"{n} parameters", [(n,)]) for n in sizes(kind)]
+    by_count = [
         _point(bench, "count", f"{count} tensors", [(TOTAL[kind] // count,)] * count)
         for count in COUNTS
     ]
+    # a run that is ended early has the beginning of both curves
+    for both in zip_longest(by_size, by_count):
+        found += [point for point in both if point is not None]
     return found
 
 

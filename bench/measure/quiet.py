@@ -1,4 +1,4 @@
-"""Whether the machine was quiet: what others took of it, and the same work before and after the run."""
+"""Whether the machine was quiet: what others took of it, the same work before and after, memory between."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ OTHERS = 0.05
 """Cores that others may have kept busy, and that the host may have taken away from a virtual machine."""
 DRIFT = 0.1
 """The calibration: its rounds (p80 over p20), its cores, before and after may differ by so much."""
+MEMORY = 0.25
+"""What memory gave to the same loop, beside one workload and another: their pages differ too."""
 SPREAD = 0.1
 """Of the rounds of our steps in the first workload: p20 to p80, as a part of the median."""
 
@@ -90,6 +92,7 @@ class Weather:
             "cores_stolen": round((now.stolen - self.start.stolen) / elapsed, 3),
             **_calibration(self.calibration, calibrate()),
             "spread_of_rounds": spread(rows),
+            "drift_of_memory": drift_of_memory(rows),
         }
         return {**figures, "not_quiet": reasons(figures)}
 
@@ -103,6 +106,16 @@ def spread(rows: Iterable[Row]) -> float | None:
         if row.median and row.workload == steps[0].workload
     ]
     return round(float(np.median(spreads)), 3) if spreads else None
+
+
+def drift_of_memory(rows: Iterable[Row]) -> float | None:
+    """Of the loop that was measured beside the most workloads: its best pace over its worst, less one."""
+    paces: dict[str, list[float]] = {}
+    for row in rows:
+        if row.section == "step" and row.name == row.ceiling and row.bandwidth:
+            paces.setdefault(row.name, []).append(row.bandwidth)
+    most = max(paces.values(), key=len, default=[])
+    return round(max(most) / min(most) - 1, 3) if len(most) > 1 else None
 
 
 def reasons(figures: dict[str, Any]) -> list[str]:
@@ -121,6 +134,10 @@ def reasons(figures: dict[str, Any]) -> list[str]:
     if (figures["spread_of_rounds"] or 0) > SPREAD:
         found.append(
             f"p20 and p80 of a step are {100 * figures['spread_of_rounds']:.0f} % of its median apart"
+        )
+    if (figures["drift_of_memory"] or 0) > MEMORY:
+        found.append(
+            f"what memory gives to the same loop differs by {100 * figures['drift_of_memory']:.0f} %"
         )
     return found
 

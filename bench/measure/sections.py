@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.contestants.contestant import OTHERS, Contestant, Step
+from bench.contestants.contestant import OTHERS, Contestant, Step, is_compiled
 from bench.contestants.moving import with_moving_gradients
 from bench.measure.budgets import CPU_MEMORY, SECONDS
 from bench.measure.busy import busy_thread
 from bench.measure.ceilings import (
+    LEAST,
     READ,
     SHAPES,
     Ceiling,
     ceilings,
     has_loops,
     loops,
+    loops_beside,
     main_ceiling,
     make_arena,
 )
@@ -34,6 +36,7 @@ from bench.measure.timing import CpuTimer, CudaTimer, Timer, captured, take_turn
 from bench.record.provenance import last_level_cache
 from bench.record.rows import BASELINE, Row, relate
 from bench.work.arrays import Arrays
+from bench.work.memory import Memory, of_step
 from bench.work.traffic import state_bytes
 from bench.work.workloads import Shapes, Workload, alias, make_params, n_params
 
@@ -87,11 +90,14 @@ class Bench:
         rounds = self.turns(runs(found), "ceiling")
         return ceiling_rows("ceiling", "", found, rounds, self.arena.numel())
 
-    def _ceilings_of(self, passes: Iterable[Arrays], numel: int) -> dict[str, Ceiling]:
-        """What takes turns with steps of these passes over ``numel`` elements."""
-        if self.has_loops:
-            return loops(self.arena, dict.fromkeys([*passes, SHAPES[1], SHAPES[-1]]), numel)
-        return {self.main_ceiling: self.ceilings[self.main_ceiling]}
+    def _ceilings_of(
+        self, passes: Iterable[Arrays], numel: int, memory: Mapping[Arrays, Memory]
+    ) -> dict[str, Ceiling]:
+        """What takes turns with steps of these passes over ``numel`` elements, which lie in ``memory``."""
+        if not self.has_loops:
+            return {self.main_ceiling: self.ceilings[self.main_ceiling]}
+        in_caches = numel < LEAST and not self.quick
+        return loops_beside(self.arena, passes, numel, {} if in_caches else memory)
 
     # -- whole steps ----------------------------------------------------------------------------------
 
@@ -143,14 +149,11 @@ class Bench:
         rows = [self._checked_row(section, workload, shapes, c) for c in field_]
         checks = [self.check(c, workload) for c in field_]
         leave_out_what_does_not_fit(rows, field_, checks, workload, self.memory)
-        steps = self._made(rows, field_, workload, shapes, profiled)
+        steps, memory = self._made(rows, field_, workload, shapes, profiled)
         if not steps:
             return rows
-        found = (
-            {}
-            if host
-            else self._ceilings_of(self._passes_of_all(rows, field_, workload), rows[0].n_params)
-        )
+        known = self._passes_of_all(rows, field_, workload)
+        found = {} if host else self._ceilings_of(known, rows[0].n_params, memory)
         rounds = self.turns({**runs(found), **steps}, kind, host=host)
         measured = self._relate(section, workload, rows, field_, rounds, found)
         if self.timer.asynchronous and section == "step":
@@ -158,7 +161,7 @@ class Bench:
             for row in rows:
                 row.host = float(np.median(hosts[row.name])) if row.name in hosts else None
             rows += self._graphs(workload, rows, field_, steps)
-        del steps
+        del steps, memory, found
         self._free()
         return [*measured, *rows]
 
@@ -176,12 +179,14 @@ class Bench:
         workload: Workload,
         shapes: Shapes,
         profiled: bool,
-    ) -> dict[str, Step]:
-        """The steps of those whose rows are still "ok", over shared parameters; one step in."""
+    ) -> tuple[dict[str, Step], dict[Arrays, Memory]]:
+        """The steps of those whose rows are still "ok", over shared parameters, one step in; and where
+        the arrays of our passes lie, the first ones of a kind."""
         running = [(c, row) for c, row in zip(field_, rows, strict=True) if row.status == "ok"]
         steps: dict[str, Step] = {}
+        memory: dict[Arrays, Memory] = {}
         if not running:
-            return steps
+            return steps, memory
         shared = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
         for contestant, row in running:
             params = alias(shared, own_gradients=contestant.writes_gradients)
@@ -191,6 +196,8 @@ class Bench:
                 row.state_bytes = state_bytes(optimizer)
                 if any(p.grad is None for p in params):
                     raise RuntimeError("takes the gradients away, so that later steps do nothing")
+                if is_compiled(contestant) and self.has_loops:
+                    memory = of_step(optimizer, step, params) | memory
                 if profiled:
                     profile = profile_step(step, self.device)
                     row.temporary_bytes, row.launches = profile.temporary_bytes, profile.launches
@@ -198,7 +205,7 @@ class Bench:
                 row.status, row.reason = "failed", describe(error)
                 continue
             steps[contestant.name] = step
-        return steps
+        return steps, memory
 
     def _graphs(
         self, workload: Workload, rows: list[Row], field_: list[Contestant], steps: dict[str, Step]
@@ -216,7 +223,7 @@ class Bench:
                 except Exception as error:
                     graph.status, graph.reason = "failed", describe(error)
         if replays:
-            found = self._ceilings_of((), rows[0].n_params)
+            found = self._ceilings_of((), rows[0].n_params, {})
             rounds = self.turns({**runs(found), **replays}, "graph")
             origins = [c for c in field_ if c.capturable and c.name in steps]
             self._relate("step", workload, graphs, origins, rounds, found)
@@ -241,7 +248,7 @@ class Bench:
             if row.name in rounds:
                 row.set_times(rounds[row.name])
                 passes_ = self.check(contestant, workload).passes
-                hold_against(row, passes_, measured, self.has_loops)
+                hold_against(row, rounds[row.name], passes_, found, rounds, self.has_loops)
         relate(rows)
         return measured
 
@@ -251,10 +258,8 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _checked_row(
-        self, section: str, workload: Workload, shapes: Shapes, contestant: Contestant
-    ) -> Row:
-        return checked_row(section, workload, shapes, contestant, self.check(contestant, workload))
+    def _checked_row(self, section: str, workload: Workload, shapes: Shapes, c: Contestant) -> Row:
+        return checked_row(section, workload, shapes, c, self.check(c, workload))
 
     # -- passes ---------------------------------------------------------------------------------------
 
@@ -262,8 +267,7 @@ class Bench:
         """Each pass of our compiled backends alone, over the tensors of ``workload``."""
         rows: list[Row] = []
         for contestant in self.contestants:
-            compiled = contestant.ours and not contestant.name.endswith(" eager")
-            in_it = compiled and contestant.tier != OTHERS
+            in_it = is_compiled(contestant) and contestant.tier != OTHERS
             if in_it and self.check(contestant, workload).status == "ok":
                 rows += self._passes_of(contestant, workload)
         return rows
@@ -272,10 +276,11 @@ class Bench:
         shapes = workload.shapes()
         params = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
         found = list(passes(contestant, params))
-        if self.has_loops:
-            ceilings_ = self._ceilings_of([p.arrays for p in found if p.traffic], n_params(shapes))
-        else:
-            ceilings_ = {n: self.ceilings[n] for n in dict.fromkeys((self.main_ceiling, READ))}
+        moving = [p for p in found if p.traffic]
+        memory = {p.arrays: p.memory for p in moving if p.memory is not None}
+        ceilings_ = self._ceilings_of([p.arrays for p in moving], n_params(shapes), memory)
+        if not self.has_loops:  # what only reads is compared with what only reads
+            ceilings_[READ] = self.ceilings[READ]
         rounds = self.turns(runs(ceilings_) | {p.name: p.run for p in found}, "pass")
         measured = ceiling_rows("pass", workload.name, ceilings_, rounds, self.arena.numel())
         rows = []
@@ -285,11 +290,11 @@ class Bench:
             row.traffic, row.read, row.counted = p.traffic, p.read, "its arrays"
             row.state_bytes = p.state_bytes
             row.set_times(rounds[p.name])
-            # what only reads is compared with what only reads
-            against = measured[1:] if p.name == "reduce" and not self.has_loops else measured
-            hold_against(row, (p.arrays,), against, self.has_loops)
+            only_reads = p.name == "reduce" and not self.has_loops
+            against = {READ: ceilings_[READ]} if only_reads else ceilings_
+            hold_against(row, rounds[p.name], (p.arrays,), against, rounds, self.has_loops)
             rows.append(row)
         relate(rows)
-        del found, params
+        del found, moving, memory, ceilings_, params
         self._free()
         return [*measured, *rows]

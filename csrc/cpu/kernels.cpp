@@ -97,52 +97,47 @@ void move_chunk(const MoveChunk& chunk) {
   for_each_element<State>(chunk.numel, element, y, e, only_if<kFollows>(param));
 }
 
-// Half a cache line, at any address of a word.
-constexpr int kWords = 8;
+// A cache line, at any address of a word.
+constexpr int kWords = 16;
 #ifdef __GNUC__
-typedef std::uint32_t HalfLine __attribute__((vector_size(4 * kWords), aligned(4), may_alias));
+typedef std::uint32_t Line __attribute__((vector_size(4 * kWords), aligned(4), may_alias));
 #else
-struct HalfLine {
+struct Line {
   std::uint32_t words[kWords];
-  std::uint32_t operator[](int k) const { return words[k]; }
-  HalfLine operator~() const {
-    HalfLine flipped;
-    for (int k = 0; k < kWords; ++k) flipped.words[k] = ~words[k];
-    return flipped;
-  }
-  void operator^=(const HalfLine& other) {
+  std::uint32_t& operator[](int k) { return words[k]; }
+  void operator^=(const Line& other) {
     for (int k = 0; k < kWords; ++k) words[k] ^= other.words[k];
   }
 };
 #endif
 
 // Whole blocks of 64 elements only: what is left at the end is not touched.
-std::uint32_t stream(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start, std::int64_t numel) {
+std::uint32_t stream(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start, std::int64_t numel,
+                     std::uint32_t flipped) {
   constexpr std::int64_t kElements = 2 * kBlock<float>;
-  HalfLine first = {}, second = {};
+  Line sums = {}, mask = {};
+  for (int k = 0; k < kWords; ++k) mask[k] = flipped;
   for (std::int64_t i = start; i + kElements <= start + numel; i += kElements) {
     for (int n = 0; n < n_arrays; ++n) {
       const std::int64_t width = arrays[n].width;
       char* block = static_cast<char*>(arrays[n].at) + i * width;
       char* const end = block + kElements * width;
       const bool is_changed = n < n_changed;
-      for (; block < end; block += 2 * sizeof(HalfLine)) {
+      for (; block < end; block += sizeof(Line)) {
 #ifdef __GNUC__
         __builtin_prefetch(block + kAhead * width);
 #endif
-        HalfLine* line = reinterpret_cast<HalfLine*>(block);
+        Line* line = reinterpret_cast<Line*>(block);
         if (is_changed) {
-          line[0] = ~line[0];
-          line[1] = ~line[1];
+          *line ^= mask;
         } else {
-          first ^= line[0];
-          second ^= line[1];
+          sums ^= *line;
         }
       }
     }
   }
   std::uint32_t sum = 0;
-  for (int k = 0; k < kWords; ++k) sum ^= first[k] ^ second[k];
+  for (int k = 0; k < kWords; ++k) sum ^= sums[k];
   return sum;
 }
 

@@ -49,10 +49,11 @@ struct Kernels {
   void (*update[kDirections][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
   // by [Move][parameter dtype]
   void (*interpolate[Move::WIDTH][DType::WIDTH])(const MoveChunk&);
-  // reads the elements from ``start`` on of all arrays, side by side as a pass does it, flips the bits of those of the
-  // first n_changed and returns the exclusive or of the others' words: what memory allows a pass with such arrays
+  // reads the elements from ``start`` on of all arrays, side by side as a pass does it, writes those of the first n_changed,
+  // of each word the bits in ``flipped`` turned, and returns the exclusive or of the others' words: what memory allows a
+  // pass with such arrays
   std::uint32_t (*stream)(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start,
-                          std::int64_t numel);
+                          std::int64_t numel, std::uint32_t flipped);
 };
 
 // For Format::HALF; the dtype of the gradient is looked at within.

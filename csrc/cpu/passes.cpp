@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <utility>
 
 #include "../math/eight_bits.h"
 #include "../math/random_rounding.h"
@@ -200,12 +201,18 @@ void interpolate(const Table& table, int format, int param_dtype, const Run& run
   });
 }
 
-std::uint32_t stream(const std::vector<StreamArray>& arrays, int n_changed, std::int64_t numel, int n_threads) {
+std::uint32_t stream(const std::vector<StreamPart>& parts, int n_changed, bool backwards, bool flips, int n_threads) {
   constexpr std::int64_t kPiece = 1 << 18;
+  std::vector<std::pair<const StreamPart*, std::int64_t>> pieces;
+  for (const StreamPart& part : parts) {
+    for (std::int64_t start = 0; start < part.numel; start += kPiece) pieces.emplace_back(&part, start);
+  }
+  const auto n_pieces = static_cast<std::int64_t>(pieces.size());
   std::atomic<std::uint32_t> found{0};
-  parallel_for((numel + kPiece - 1) / kPiece, n_threads, [&](std::int64_t i) {
-    found ^= kernels().stream(arrays.data(), static_cast<int>(arrays.size()), n_changed, i * kPiece,
-                              std::min(kPiece, numel - i * kPiece));
+  parallel_for(n_pieces, n_threads, [&](std::int64_t i) {
+    const auto& [part, start] = pieces[backwards ? n_pieces - 1 - i : i];
+    found ^= kernels().stream(part->arrays.data(), static_cast<int>(part->arrays.size()), n_changed, start,
+                              std::min(kPiece, part->numel - start), flips ? ~std::uint32_t{0} : 0);
   });
   return found;
 }

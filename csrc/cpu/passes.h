@@ -29,6 +29,13 @@ void interpolate(const Table& table, int format, int param_dtype, const Run& run
 
 // What the machine's memory can do for a pass: numel elements of arrays side by side, of which the first n_changed have
 // their bits flipped; the exclusive or of the others. Blocks of 64 elements; fewer at the end are left alone.
-std::uint32_t stream(const std::vector<StreamArray>& arrays, int n_changed, std::int64_t numel, int n_threads);
+
+// Tensors side by side, of one number of elements each.
+struct StreamPart {
+  std::vector<StreamArray> arrays;
+  std::int64_t numel;
+};
+
+std::uint32_t stream(const std::vector<StreamPart>& parts, int n_changed, bool backwards, bool flips, int n_threads);
 
 }  // namespace sfplus

@@ -186,13 +186,19 @@ def test_nothing_but_empty_tensors() -> None:
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
 def test_stream(n_threads: int, dtype: torch.dtype) -> None:
-    """Reads all, changes the first ones, in whole blocks of 64 elements."""
+    """Reads all, changes the first ones, in whole blocks of 64 elements, over two parts from either end."""
     numel, whole = 600_001, 600_000
     generator = torch.Generator().manual_seed(1)
     tensors = [torch.randint(99, (numel,), generator=generator, dtype=dtype) for _ in range(4)]
     before = [t.clone() for t in tensors]
     arrays = [(t.data_ptr(), t.itemsize) for t in tensors]
-    found = _C.stream(arrays, 2, numel, n_threads)
+    for backwards in (False, True):
+        assert _C.stream([(arrays, numel)] * 3, 2, backwards, False, n_threads) == _C.stream(
+            [(arrays, numel)], 2, backwards, False, n_threads
+        )
+        assert all(map(torch.equal, tensors, before))  # written as they were
+    behind = [(at + 64 * width, width) for at, width in arrays]
+    found = _C.stream([(arrays, 64), (behind, numel - 64)], 2, backwards, True, n_threads)
     for changed, old in zip(tensors[:2], before[:2], strict=True):
         assert torch.equal(changed[:whole], ~old[:whole])
         assert changed[-1] == old[-1]

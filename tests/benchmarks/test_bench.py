@@ -45,7 +45,7 @@ def test_cells_of_a_row() -> None:
     found = {"in-place": Ceiling(lambda: None, 800, "x <- -x", 400)}
     (ceiling,) = ceiling_rows("step", "w", found, {"in-place": [0.002] * 3}, 100)
     step = timed("a", 4400, [0.0123456] * 3, state_bytes=1200)
-    hold_against(step, (), [ceiling], has_loops=False)
+    hold_against(step, [0.0123456] * 3, (), found, {"in-place": [0.002] * 3}, has_loops=False)
     assert table.cells(step) == (
         *("a", "12.3", "", "89 %", "12.3 - 12.3", "44", "49", "0.0"),
         "12.0",

@@ -14,6 +14,7 @@ QUIET = {
     "calibration_spread": 0.02,
     "calibration_drift": 0.01,
     "spread_of_rounds": 0.04,
+    "drift_of_memory": None,
 }
 
 
@@ -24,6 +25,7 @@ QUIET = {
         ("cores_stolen", 0.5, "the host took 0.50 cores away"),
         ("calibration_spread", 0.3, "rounds of the same arithmetic differ by 30 %"),
         ("calibration_drift", 0.2, "the same arithmetic, before and after, differs by 20 %"),
+        ("drift_of_memory", 0.6, "what memory gives to the same loop differs by 60 %"),
         ("spread_of_rounds", 0.4, "p20 and p80 of a step are 40 % of its median apart"),
     ],
 )
@@ -55,3 +57,15 @@ def test_calibration_is_pinned_and_leaves_the_process_free() -> None:
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found.values())
     if hasattr(os, "sched_getaffinity"):
         assert os.sched_getaffinity(0) == before
+
+
+def test_memory_that_gave_less_beside_another_workload() -> None:
+    def loop(workload: str, seconds: float, name: str = "read 4 B") -> Row:
+        row = Row("step", workload, name, traffic=100, ceiling=name)
+        row.set_times([seconds])
+        return row
+
+    alone = [loop("a", 1.0), loop("a", 9.0, "change 4 B")]
+    assert quiet.drift_of_memory(alone) is None
+    assert quiet.drift_of_memory([*alone, loop("b", 1.5), loop("c", 1.2)]) == 0.5
+    assert quiet.drift_of_memory([]) is None
