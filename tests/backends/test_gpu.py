@@ -26,6 +26,7 @@ from support import (
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
+from sfplus_kernels.contract.formats import STATE_FORMATS
 
 pytestmark = pytest.mark.gpu
 
@@ -83,14 +84,18 @@ def test_auto_picks_cuda() -> None:
 class Training:
     """A small model with static inputs, whose steps can be captured."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, state_format: str = "float32") -> None:
         torch.manual_seed(0)
-        self.model = torch.nn.Sequential(
-            torch.nn.Linear(7, 33), torch.nn.Tanh(), torch.nn.Linear(33, 1)
-        ).cuda()
+        width = 33 if state_format == "float32" else 64
+        layers = [torch.nn.Linear(7, width), torch.nn.Tanh(), torch.nn.Linear(width, 1)]
+        if state_format != "float32":  # a matrix that is large enough for 8 bits
+            layers[2:2] = [torch.nn.Linear(width, width), torch.nn.Tanh()]
+        self.model = torch.nn.Sequential(*layers).cuda()
         self.x = torch.zeros(16, 7, device="cuda")
         self.lr = torch.tensor(0.1, device="cuda")
-        self.optimizer = AdamCScheduleFreePlus(self.model.parameters(), lr=self.lr, backend=backend)
+        self.optimizer = AdamCScheduleFreePlus(
+            self.model.parameters(), lr=self.lr, backend=backend, state_format=state_format
+        )
         self.optimizer.train()
         self.loss = torch.zeros((), device="cuda")
 
@@ -112,11 +117,15 @@ class Training:
         return snapshot(self.optimizer, list(self.model.parameters()))
 
 
+@pytest.mark.parametrize("state_format", STATE_FORMATS)
 @pytest.mark.parametrize("backend", COMPILED)
-def test_replays_equal_eager_steps_whatever_is_run_between_them(backend: str) -> None:
+def test_replays_equal_eager_steps_whatever_is_run_between_them(
+    backend: str, state_format: str
+) -> None:
+    """What is rounded by chance is so by the count of steps, which a replay finds on the device."""
     results = []
     for captured in (False, True):
-        training = Training(backend)
+        training = Training(backend, state_format)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -138,6 +147,7 @@ def test_replays_equal_eager_steps_whatever_is_run_between_them(backend: str) ->
                 training.step()
         torch.cuda.synchronize()
         results.append(training.result())
+        assert state_format in training.optimizer.state_formats()
     assert_same_bits(*results)
 
 

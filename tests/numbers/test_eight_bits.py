@@ -1,5 +1,6 @@
 """State in 8 bits: each buffer against reference/state_in_8_bits.py, and steps against float64."""
 
+import copy
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from support import (
     make_params,
     steps_for,
 )
-from support.rounded_state import a_step_beside_float64, on_threads, steps
+from support.rounded_state import a_step_beside_float64, in_float64, on_threads, steps
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
@@ -211,6 +212,48 @@ def test_a_step_is_that_of_float64_to_a_last_place(
     assert name == "sgd" or moved > 0.05  # it is rounded
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_format", ["16bit", "8bit"])
+def test_the_mean_of_a_step_over_seeds_is_that_of_float64(
+    state_format: str, dtype: torch.dtype
+) -> None:
+    cls, arguments = CLASSES["inner"]
+    (p,) = params = make_params([(64, 64)], dtype)
+    optimizer = cls(params, backend="cpu", state_format=state_format, **arguments)
+    steps(optimizer, params, 12)
+    twin, (q,) = in_float64(optimizer, params, cls, arguments)
+    y, saved, found = p.detach().clone(), copy.deepcopy(optimizer.state_dict()), []
+    p.grad = (torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) / 4).to(dtype)
+    for seed in range(64):
+        with torch.no_grad():
+            p.copy_(y)
+        optimizer.load_state_dict(saved)
+        optimizer.param_groups[0]["rounding_seed"] = seed
+        optimizer.step()
+        state = optimizer.state[p]
+        kept = {**moments_of(state), "e": state["displacement"], "y": optimizer.iterates(p).y}
+        found.append({name: value.double() for name, value in kept.items()})
+    q.grad = p.grad.double()  # as it is in the parameter's dtype
+    twin.step()
+    state = twin.state[q]
+    m, v, e, y = state["exp_avg"], state["exp_avg_sq"], state["displacement"], q.detach()
+    in_8_bits = state_format == "8bit"
+    in_24_bits = in_8_bits and dtype == torch.bfloat16
+    cases = {  # with the largest last place; float32 computes the step, and m of 16 bits is to the nearest
+        "exp_avg": (m, m.abs() / 8 + v.sqrt() * 2**-14 if in_8_bits else m.abs() * 2**-4),
+        "exp_avg_sq": (v, v / 8 if in_8_bits else v * 2**-7),
+        "e": (e, e.abs() * 2**-10 + 2**-24),
+        "y": (y, y.abs() * (2**-15 if in_24_bits else 2**-20) + 1e-7),
+    }
+    for name, (exact, place) in cases.items():
+        values = torch.stack([one[name] for one in found])
+        away = (values.mean(0) - exact) / place
+        # the standard error is half a place over the root of 64, at most
+        assert away.abs().max() < 5 / 16, name
+        assert away.mean().abs() < 4 / 16 / 64, name
+    assert len(values.unique(dim=0)) == (64 if in_24_bits else 1)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("state_format", ["16bit", "8bit"])
 def test_figures_are_of_what_is_stored(state_format: str, backend: str) -> None:
@@ -305,7 +348,7 @@ def test_nothing_but_zeros_for_a_long_time_is_finite() -> None:
     p.grad = torch.randn(128, 32, generator=torch.Generator().manual_seed(0))
     optimizer.step()
     p.grad.zero_()
-    for _ in range(5000):
+    for _ in range(20_000):
         optimizer.step()
     assert p.isfinite().all()
     assert all(value.isfinite().all() for value in moments_of(optimizer.state[p]).values())
