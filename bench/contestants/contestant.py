@@ -46,8 +46,14 @@ class Contestant:
     same_dtypes: bool = False  # takes only gradients of the parameter's dtype
     slow_to_make: bool = False  # takes part in the first workload only
     capturable: bool = False  # may be captured in a CUDA graph
+    for_matrices: bool = False  # keeps only these in 8 bits, and has nothing to show on others
+
+    def suits(self, workload: Workload) -> bool:
+        return workload.of_matrices or not self.for_matrices
 
     def is_in(self, workload: Workload) -> bool:
+        if not self.suits(workload):
+            return False
         if OTHERS in (self.tier, workload.tier):
             return self.tier == workload.tier or (self.tier != OTHERS and self.name == BASELINE)
         return TIERS.index(self.tier) <= TIERS.index(workload.tier)

@@ -36,6 +36,8 @@ SGD = {"lr": 1.0, "weight_decay": 0.1}  # moves bfloat16 parameters too
 # in a silent phase nothing would move, and nothing be checked
 RADAM = {"lr": 0.05, "weight_decay": 0.1, "silent_sgd_phase": False}
 FUSED = {"lr": 1.0, "fused": True}
+TOLERANCES = {"16bit": 10.0, "8bit": 50.0}
+"""Of state that is rounded: v in 8 bits is by a sixteenth, and a step by half of that."""
 
 FAMILY = [
     Family("ScheduleFree+", "AdamCScheduleFreePlus", PLUS, "loss", upstream=False, main=True),
@@ -105,18 +107,21 @@ def of_family(family: Family, device: torch.device) -> list[Contestant]:
         for name in names
     ]
     if family.main and best not in (None, "eager"):
-        small = family_driver(family, cls, backend=best, state_format="16bit")
-        contestants.append(
+        # without v float32 parameters have nothing to gain from 8 bits
+        formats = TOLERANCES if "SGD" not in family.label else ["16bit"]
+        contestants += [
             Contestant(
-                f"{family.label} {best} 16bit",
-                small,
+                f"{family.label} {best} {state_format}",
+                family_driver(family, cls, backend=best, state_format=state_format),
                 oracle_make,
                 "core",
                 ours=True,
-                tolerance=10.0,  # its state is rounded
+                tolerance=TOLERANCES[state_format],
                 capturable=True,
+                for_matrices=state_format == "8bit",
             )
-        )
+            for state_format in formats
+        ]
     if plain is not None and family.main:
         tier = "core" if family.step == "loss" else "all"
         contestants.append(

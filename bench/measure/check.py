@@ -16,9 +16,13 @@ from bench.work.workloads import Shapes, Workload, make_params, n_params, set_gr
 
 SHAPES: Shapes = [(257,), (64, 33), (1, 5), (1,), (70_001,)]
 """Odd sizes, and one that is cut into chunks."""
+MATRICES: Shapes = [(64, 96), (512, 160), (33,)]
+"""For those that are kept in 8 bits, and a vector beside them."""
 STEPS = 8  # RAdam takes steps of SGD until the sixth
 COUNTED = 2**18
 """Elements of the one tensor on which traffic is counted: single numbers beside it round away."""
+PLACES = 32
+"""Bytes for an element are rounded to multiples of a part so large: v in 8 bits has one exponent for 32."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 """Of the distance to the oracle, as a part of the way that the oracle went. A bfloat16 parameter is
@@ -74,7 +78,10 @@ def _check(
     grad_dtype: torch.dtype,
 ) -> Checked:
     if contestant.oracle is not None:
-        error = distance(contestant.make, contestant.oracle, device, param_dtype, grad_dtype)
+        shapes = MATRICES if contestant.for_matrices else SHAPES
+        error = distance(
+            contestant.make, contestant.oracle, device, param_dtype, grad_dtype, shapes
+        )
         allowed = TOLERANCE[param_dtype] * contestant.tolerance
         if not error <= allowed:  # NaN is not either
             return Checked("wrong", f"off by {error:.1e} of the way; expected at most {allowed:g}")
@@ -87,7 +94,8 @@ def _check(
         return Checked(
             "ok", "", one.bytes_per_element, counted, state, one.bytes_read, passes=(one,)
         )
-    params = make_params([(COUNTED,)], device, param_dtype, grad_dtype)
+    shape = (COUNTED // 512, 512) if contestant.for_matrices else (COUNTED,)
+    params = make_params([shape], device, param_dtype, grad_dtype)
     optimizer, step = contestant.make(params)
     step()
     if is_compiled(contestant):
@@ -104,10 +112,10 @@ def _check(
     return Checked(
         "ok",
         "",
-        float(round(moved / COUNTED)),
+        round(moved / COUNTED * PLACES) / PLACES,
         counted,
         traffic.state_bytes(optimizer) / COUNTED,
-        float(round(read / COUNTED)),
+        round(read / COUNTED * PLACES) / PLACES,
         passes,
     )
 
@@ -119,12 +127,13 @@ def distance(
     device: torch.device,
     param_dtype: torch.dtype,
     grad_dtype: torch.dtype,
+    shapes: Shapes = SHAPES,
 ) -> float:
     """How far a few steps end from the oracle's, as a part of the way that the oracle went.
 
     Measured where the steps end and, for an optimizer that has an ``eval()``, there too; the larger one.
     """
-    params = make_params(SHAPES, device, param_dtype, grad_dtype)
+    params = make_params(shapes, device, param_dtype, grad_dtype)
     exact = [nn.Parameter(p.detach().double()) for p in params]
     start = _flat(exact)
     for param, twin in zip(params, exact, strict=True):

@@ -40,7 +40,7 @@ def passes(contestant: Contestant, params: list) -> Iterator[Pass]:
         pass_name = "to_x" if name == "interpolate" else name
         of = traffic.entries_of(to_move) if name == "interpolate" else entries
         moved, read = traffic.pass_bytes(pass_name, of)
-        arrays = traffic.pass_arrays(pass_name, of[0])
+        arrays = traffic.pass_arrays(pass_name, traffic.largest(of))
         own = memory.of_pass(pass_name, of, params)
         state = traffic.state_bytes(optimizer)
         yield Pass(name, one, moved, read, arrays, state, own[1] if own else None)

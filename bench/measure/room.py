@@ -10,6 +10,11 @@ from bench.record.rows import Row
 from bench.work.workloads import Workload
 
 
+def present(contestants: Sequence[Contestant], workload: Workload) -> list[Contestant]:
+    """Those that can run here and have something to show in ``workload``."""
+    return [c for c in contestants if c.suits(workload) and not c.absent]
+
+
 def leave_out_what_does_not_fit(
     rows: Sequence[Row],
     field_: Sequence[Contestant],

@@ -31,7 +31,7 @@ from bench.measure.check import Checked, check, checked_row, describe
 from bench.measure.held import ceiling_rows, hold_against, runs
 from bench.measure.passes import passes
 from bench.measure.profiling import profile_step
-from bench.measure.room import leave_out_what_does_not_fit
+from bench.measure.room import leave_out_what_does_not_fit, present
 from bench.measure.timing import CpuTimer, CudaTimer, Timer, captured, take_turns
 from bench.record.provenance import last_level_cache
 from bench.record.rows import BASELINE, Row, relate
@@ -114,14 +114,14 @@ class Bench:
         workload = Workload("host", "1,000 tensors of 1", lambda: [(1,)] * 1000, "all")
         if self.device.type == "cuda":
             workload = Workload("host", "1,000 tensors of 64", lambda: [(64,)] * 1000, "all")
-        field_ = [c for c in self.contestants if not c.slow_to_make and not c.absent]
+        field_ = [c for c in present(self.contestants, workload) if not c.slow_to_make]
         fused = [c for c in field_ if c.tier == "fused"]
         field_ += [with_moving_gradients(c) for c in fused]
         return self._race("host", workload, workload.shapes(), field_, "host", host=True)
 
     def measure_busy(self, workload: Workload) -> list[Row]:
         """Steps beside one thread of another process that never rests."""
-        fused = [c for c in self.contestants if c.tier == "fused" and not c.absent]
+        fused = [c for c in present(self.contestants, workload) if c.tier == "fused"]
         with busy_thread():
             return self._race("busy", workload, workload.shapes(), fused, "busy", host=True)
 
@@ -266,8 +266,8 @@ class Bench:
     def measure_passes(self, workload: Workload) -> list[Row]:
         """Each pass of our compiled backends alone, over the tensors of ``workload``."""
         rows: list[Row] = []
-        for contestant in self.contestants:
-            in_it = is_compiled(contestant) and contestant.tier != OTHERS
+        for contestant in filter(is_compiled, self.contestants):
+            in_it = contestant.tier != OTHERS and contestant.suits(workload)
             if in_it and self.check(contestant, workload).status == "ok":
                 rows += self._passes_of(contestant, workload)
         return rows

@@ -68,7 +68,7 @@ def tiles(run: Run) -> list[tuple[str, str, list[str]]]:
     rows = run.section("step", *run.workloads("step")[:1])
     for row in rows:
         family, _, backend = row.name.rpartition(" ")
-        if not row.ours or backend in ("eager", "graph", "16bit"):
+        if not row.ours or backend in ("eager", "graph", "16bit", "8bit"):
             continue
         lines = [number(row.percent_of_roofline, 0, " % of roofline")]
         if row.ratio_to_baseline:

@@ -41,10 +41,11 @@ def of_pass(
         params: with the gradients, which entries do not have.
     """
     gradients = {param.data_ptr(): param.grad for param in params}
-    read, written = traffic.arrays(pass_name, entries[0])
+    most = traffic.largest(entries)
+    read, written = traffic.arrays(pass_name, most)
     names = [*written, *(name for name in read if name not in written)]
     tensors = tuple(tuple(_tensor(name, e, gradients) for name in names) for e in entries)
-    arrays = traffic.pass_arrays(pass_name, entries[0])
+    arrays = traffic.pass_arrays(pass_name, most)
     alike = all(
         one is not None and one.numel() == entry.param.numel()
         for entry, side in zip(entries, tensors, strict=True)

@@ -95,9 +95,17 @@ def pass_bytes(pass_name: str, entries: Sequence[Entry]) -> tuple[int, int]:
     for entry in entries:
         read, written = arrays(pass_name, entry)
         sizes = [entry.param.numel() * itemsize(name, entry) for name in read + written]
-        moved += sum(sizes)
-        bytes_read += sum(sizes[: len(read)])
+        exponents = 0  # of v in 8 bits: one for 32 elements, so no array beside the others
+        if entry.exponents is not None and pass_name == "update":
+            exponents = entry.exponents.numel() * entry.exponents.itemsize
+        moved += sum(sizes) + 2 * exponents
+        bytes_read += sum(sizes[: len(read)]) + exponents
     return moved, bytes_read
+
+
+def largest(entries: Sequence[Entry]) -> Entry:
+    """Whose arrays speak for all: where matrices are kept in 8 bits, vectors beside them are in 16."""
+    return max(entries, key=lambda entry: entry.param.numel())
 
 
 class Recorder:
@@ -130,7 +138,7 @@ class Recorder:
             self.bytes += moved
             self.bytes_read += read
             if read:
-                self.arrays.append(pass_arrays(pass_name, entries[0]))
+                self.arrays.append(pass_arrays(pass_name, largest(entries)))
             self.plan_of[name] = plan
             self.call_of[name] = partial(target, plan, *args, **kwargs)
             return self.call_of[name]()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sfplus_kernels.contract.eight_bits import BLOCK, SMALLEST
+
 Shapes = list[tuple[int, ...]]
 
 
@@ -69,6 +71,14 @@ class Workload:
     param_dtype: torch.dtype = torch.float32
     grad_dtype: torch.dtype = torch.float32
     passes: bool = False  # each pass alone is timed too
+
+    @property
+    def of_matrices(self) -> bool:
+        """Whether all but a hundredth of the elements can be kept in 8 bits."""
+        shapes = self.shapes()
+        matrices = [s for s in map(torch.Size, shapes) if len(s) > 1 and s.numel() >= SMALLEST]
+        in_blocks = n_params([s for s in matrices if s[1:].numel() % BLOCK == 0])
+        return in_blocks >= 0.99 * n_params(shapes)
 
 
 def flat(n: int) -> Callable[[], Shapes]:

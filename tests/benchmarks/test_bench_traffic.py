@@ -16,7 +16,7 @@ from bench.measure.check import STEPS, check, describe
 from bench.measure.passes import passes
 from bench.work import traffic
 from bench.work.arrays import Arrays
-from bench.work.workloads import make_params
+from bench.work.workloads import make_params, suite
 from sfplus_kernels.contract.layout import Move, TensorCoef
 
 CPU = torch.device("cpu")
@@ -176,6 +176,37 @@ def test_bytes_of_state_of_16_bits(dtypes: Any, update: Arrays, moved: int) -> N
     assert (checked.status, checked.reason) == ("ok", "")
     assert checked.bytes_per_param == moved
     assert Arrays(tuple(sorted(checked.passes[1].changed)), checked.passes[1].read) == update
+
+
+@pytest.mark.parametrize(
+    ("name", "dtypes", "update", "bytes_"),
+    [
+        ("ScheduleFree+", DTYPES[0], Arrays((1, 1, 2, 4), (4,)), (26, 18, 4)),
+        ("ScheduleFree+", DTYPES[2], Arrays((1, 1, 2, 4), (2,)), (22, 14, 4)),
+        ("ScheduleFree+", DTYPES[1], Arrays((1, 1, 1, 2, 2), (2,)), (20, 13, 5)),
+        ("AdamWScheduleFree", DTYPES[0], Arrays((1, 2, 4), (4,)), (18, 11, 3)),
+    ],
+)
+def test_bytes_of_state_of_8_bits(
+    name: str, dtypes: Any, update: Arrays, bytes_: tuple[int, int, int]
+) -> None:
+    """With an exponent for 32 elements, which is read and written."""
+    (contestant,) = [c for c in contestants(CPU) if c.name == f"{name} cpu 8bit"]
+    checked = check(contestant, CPU, *dtypes)
+    assert (checked.status, checked.reason) == ("ok", "")
+    found = (checked.bytes_per_param, checked.read_per_param, checked.state_per_param)
+    assert found == (bytes_[0] + 2 / 32, bytes_[1] + 1 / 32, bytes_[2] + 1 / 32)
+    assert Arrays(tuple(sorted(checked.passes[-1].changed)), checked.passes[-1].read) == update
+
+
+def test_8_bits_are_for_matrices() -> None:
+    """Of others nothing is kept in so few."""
+    of_matrices = {w.name for w in suite("cpu", False) if w.of_matrices}
+    assert {"gpt2-blocks", "llama-1b-block", "moe-block", "bf16"} <= of_matrices
+    assert not {"flat", "1000x1024", "odd"} & of_matrices
+    (contestant,) = [c for c in contestants(CPU) if c.name == "ScheduleFree+ cpu 8bit"]
+    for workload in suite("cpu", False):
+        assert not contestant.is_in(workload) or workload.of_matrices
 
 
 def test_watched_operations() -> None:
