@@ -10,7 +10,10 @@ from sfplus_kernels import backends
 from sfplus_kernels._version import __version__
 from sfplus_kernels.integrations.follow import follow
 from sfplus_kernels.optim import (
+    SGD,
+    AdamC,
     AdamCScheduleFreePlus,
+    AdamW,
     AdamWScheduleFree,
     AdamWScheduleFreeClosure,
     AdamWScheduleFreePaper,
@@ -29,7 +32,10 @@ from sfplus_kernels.optim import (
 ScheduleFreePlus = AdamCScheduleFreePlus
 
 __all__ = [
+    "SGD",
+    "AdamC",
     "AdamCScheduleFreePlus",
+    "AdamW",
     "AdamWScheduleFree",
     "AdamWScheduleFreeClosure",
     "AdamWScheduleFreePaper",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels.checkpoints import upstream
+from sfplus_kernels.checkpoints import torch_optim, upstream
 from sfplus_kernels.checkpoints.unsettled import Y_BETA
 from sfplus_kernels.contract.algorithm import Algorithm
 from sfplus_kernels.contract.eight_bits import exponents_shape
@@ -19,6 +19,7 @@ from sfplus_kernels.contract.formats import (
     HALF_DTYPES,
     LOW,
     STEP,
+    averages,
     buffer_dtypes,
     is_quarter,
 )
@@ -48,8 +49,9 @@ def checked_state(
         ValueError: another class, other groups, other keys, shapes or dtypes.
     """
     saved_groups = loaded["param_groups"]
-    from_upstream = upstream.is_upstream(saved_groups)
-    if not from_upstream:
+    foreign = upstream.is_upstream(saved_groups)
+    from_upstream = foreign and any(averages(algorithm.buffers(group)) for group in groups)
+    if not foreign:
         _check_class(name, saved_groups)
     sizes = [len(group["params"]) for group in groups]
     saved_sizes = [len(group["params"]) for group in saved_groups]
@@ -60,6 +62,10 @@ def checked_state(
         )
     if from_upstream:
         converted = upstream.converted_groups(name, algorithm, groups, saved_groups)
+    elif foreign:
+        converted = torch_optim.converted_groups(
+            name, algorithm, groups, saved_groups, loaded["state"]
+        )
     else:
         converted = [{**defaults, **group} for group in saved_groups]
     states = {}
@@ -76,9 +82,11 @@ def checked_state(
             if from_upstream:
                 moments = tuple(name for name in names if name != "displacement")
                 states[param] = upstream.unsettled_state(param, moments, state, new["k"], index)
+            elif foreign:
+                states[param] = torch_optim.unsettled_state(param, names, state, index)
             else:
                 states[param] = _copied(param, names, state, index, new["train_mode"])
-        if "y_beta" not in saved_group and not from_upstream:
+        if "y_beta" not in saved_group and not foreign:
             new["y_beta"] = _beta_of_group([states[p] for p in group["params"] if p in states])
     if from_upstream:
         _check_recoverable(algorithm, converted, states)

@@ -117,6 +117,11 @@ def buffer_dtypes(
     return dict.fromkeys((*names, *(["master_param"] if beside else [])), state_dtype(param_dtype))
 
 
+def averages(names: Collection[str]) -> bool:
+    """Whether an algorithm that asks for these of ``ALGORITHM_BUFFERS`` averages."""
+    return "displacement" in names
+
+
 def asked(state: Mapping[str, Any]) -> list[str]:
     """Those of ``ALGORITHM_BUFFERS`` that were asked for, whatever they are kept as."""
     return [name for name in ALGORITHM_BUFFERS if name in state or CODES.get(name) in state]

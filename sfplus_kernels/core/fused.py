@@ -47,6 +47,7 @@ class FusedOptimizer(StatefulOptimizer):
     _step_supports_amp_scaling = True
 
     advances_without_gradients = True  # whether a step with no gradient at all counts
+    group_figures = tuple(run.GROUP_KEYS)  # what ``metrics()`` shows of each group
 
     # Class-level defaults, as in the base class.
     _collective = ALONE  # process groups cannot be pickled: a copy has the default one
@@ -289,7 +290,7 @@ class FusedOptimizer(StatefulOptimizer):
             index.name.lower(): figures[index] for index in self.figures()
         }
         groups = [run.of_group(figures, i) for i in range(len(self.param_groups))]
-        for key in run.GROUP_KEYS:
+        for key in self.group_figures:
             values[key] = [group[key] for group in groups]
         values |= self._more_of_groups(groups)
         values["k"] = groups[0]["k"]

@@ -63,6 +63,7 @@ class Engine:
         device: where all parameters are.
         sizes: number of parameters of each group.
         betas: with which y of each group was written, or None where nothing was written so far.
+        averages: whether all tensors have a displacement.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Engine:
         device: torch.device,
         sizes: Sequence[int],
         betas: Sequence[float] | None,
+        averages: bool,
     ) -> None:
-        self.backend_name, self._backend, self.passed_over = select(backend, device)
+        chosen = select(backend, device, averages=averages)
+        self.backend_name, self._backend, self.passed_over = chosen
         self.device = device
         self.run = RunState.zeros(len(sizes), sum(sizes), device)
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.eight_bits import exponents_shape
 from sfplus_kernels.contract.formats import (
+    ALGORITHM_BUFFERS,
     BUFFERS,
     EXPONENTS,
     FIELDS,
@@ -18,6 +19,7 @@ from sfplus_kernels.contract.formats import (
     LOW,
     STEP,
     asked,
+    averages,
     buffer_dtypes,
     format_of,
     is_quarter,
@@ -85,14 +87,16 @@ def bring_to_parameters(containers: Containers) -> None:
     Raises:
         RuntimeError, TypeError, ValueError: state that does not fit its parameter; nothing has changed.
     """
-    owners = [(containers.formats[i], slot, param) for i, slot, param in containers.places()]
+    owners = [(i, slot, param) for i, slot, param in containers.places()]
     states = [
-        (f, slot, p, s) for f, slot, p in owners if (s := containers.own_state(p)) is not None
+        (i, slot, p, s) for i, slot, p in owners if (s := containers.own_state(p)) is not None
     ]
-    for state_format, slot, param, state in states:
-        _check_fits(slot, param, state, state_format)
+    for group, slot, param, state in states:
+        needed = (*(["displacement"] if averages(containers.buffers[group]) else []), STEP)
+        _check_fits(slot, param, state, containers.formats[group], needed)
     seen: set[int] = set()
-    for state_format, _, param, state in states:
+    for group, _, param, state in states:
+        state_format = containers.formats[group]
         layout = _layout(state)
         for name, dtype in _dtypes(param, state, state_format).items():
             _bring(param, state, name, dtype, None if name == EXPONENTS else layout, seen)
@@ -124,7 +128,7 @@ def make_entries(
             grad_dtype=None if grad_dtypes is None else grad_dtypes[id(param)],
             exp_avg=buffers.get("exp_avg"),
             exp_avg_sq=buffers.get("exp_avg_sq"),
-            displacement=buffers["displacement"],
+            displacement=buffers.get("displacement"),
             shards=shards(param),
             y_low=buffers.get("y_low"),
             y_high=buffers.get("y_high"),
@@ -147,10 +151,12 @@ def _dtypes(param: Tensor, state: TensorState, state_format: str) -> dict[str, t
     return dtypes
 
 
-def _check_fits(slot: int, param: Tensor, state: TensorState, state_format: str) -> None:
+def _check_fits(
+    slot: int, param: Tensor, state: TensorState, state_format: str, needed: Sequence[str]
+) -> None:
     part = local(param)
     names = [name for name in BUFFERS if name in state]
-    for name in ("displacement", STEP):
+    for name in needed:
         if name not in state:
             raise RuntimeError(
                 f"the state of parameter {slot} has {sorted(state)}; expected {name!r} too. Put it back, or "
@@ -177,7 +183,7 @@ def _check_fits(slot: int, param: Tensor, state: TensorState, state_format: str)
     )
     fits = fits and all(b.dtype == dtypes[n] for n, b in buffers.items() if _is_code(dtypes[n]))
     # a single one of another dtype was replaced; where all are, the model was converted
-    fits = fits and any(b.dtype == dtypes[name] for name, b in buffers.items())
+    fits = fits and (not buffers or any(b.dtype == dtypes[n] for n, b in buffers.items()))
     fits = fits and all(shards(state[name]) == shards(param) for name in names)
     if not fits:
         made_for = {name: (b.dtype, tuple(b.shape)) for name, b in buffers.items()}
@@ -218,11 +224,11 @@ def elements_by_format(states: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Of those that there are: how many elements are kept in which of ``formats.STATE_FORMATS``."""
     counts: dict[str, int] = {}
     for state in states:
-        if "displacement" in state:
-            e = local(state["displacement"])
-            name = "16bit" if e.dtype == HALF_DTYPES["displacement"] else "float32"
+        kept = _one_of(state)
+        if kept is not None:
+            name = "16bit" if kept.dtype == HALF_DTYPES["displacement"] else "float32"
             name = "8bit" if is_quarter(state) else name
-            counts[name] = counts.get(name, 0) + e.numel()
+            counts[name] = counts.get(name, 0) + kept.numel()
     return counts
 
 
@@ -242,8 +248,17 @@ def has_number(value: object) -> bool:
 
 def _layout(state: TensorState) -> tuple[int, ...]:
     """The strides of all that has the parameter's shape; codes are kept row by row."""
-    e = local(state["displacement"])
-    return torch.empty(e.shape, device="meta").stride() if is_quarter(state) else _dense_strides(e)
+    kept = _one_of(state)
+    if kept is None:
+        return ()
+    whole_rows = is_quarter(state)
+    return torch.empty(kept.shape, device="meta").stride() if whole_rows else _dense_strides(kept)
+
+
+def _one_of(state: Mapping[str, Any]) -> Tensor | None:
+    """Of the buffers of the parameter's shape the one whose layout the others take, if there is any."""
+    names = ("displacement", *ALGORITHM_BUFFERS, "master_param")
+    return next((local(state[name]) for name in names if name in state), None)
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:

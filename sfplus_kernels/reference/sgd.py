@@ -1,0 +1,46 @@
+"""SGD with momentum as torch has it, and the corrected decay (arXiv 2506.02285), for reading and testing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sfplus_kernels.reference.plain import PlainReference, buffer
+
+
+class SGDReference(PlainReference):
+    """The oracle of the tests and the plain peer of the benchmarks: simplest code.
+
+    Arguments as in ``sfplus_kernels.SGD``, without checks.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        normalized: bool = False,
+        max_lr: float | None = None,
+        maximize: bool = False,
+    ) -> None:
+        per_group = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "normalized": normalized,
+            "max_lr": max_lr,
+            "maximize": maximize,
+        }
+        super().__init__(params, per_group)
+
+    def step_one(self, p: Tensor, g: Tensor, group: dict[str, Any], decay: float) -> None:
+        """m <- momentum m + g + decay p;  p <- p - gamma m"""
+        g = g + decay * p
+        momentum = group["momentum"]
+        m = buffer(self.state[p], "momentum_buffer", p).mul_(momentum).add_(g)
+        p.sub_(g + momentum * m if group["nesterov"] else m, alpha=float(group["lr"]))

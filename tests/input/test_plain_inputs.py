@@ -1,0 +1,121 @@
+"""Arguments and bad input of the optimizers that average nothing."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from support import assert_same_bits, make_params
+from support.plain import PLAIN
+
+from sfplus_kernels import SGD, AdamC, AdamW
+
+MAKERS = {"AdamW": AdamW, "AdamC": AdamC, "SGD": SGD}
+
+BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (AdamW, {"lr": -0.1}, ValueError, r"lr is -0.1; expected a number in \[0, inf\)"),
+    (AdamW, {"betas": (1.0, 0.9)}, ValueError, r"betas\[0\] is 1.0"),
+    (AdamW, {"eps": 0.0}, ValueError, "eps is 0.0"),
+    (AdamW, {"weight_decay": -1}, ValueError, "weight_decay is -1"),
+    (AdamW, {"amsgrad": True}, ValueError, "amsgrad is True, which AdamW does not have"),
+    (AdamC, {"amsgrad": True}, ValueError, "amsgrad is True, which AdamC does not have"),
+    (AdamW, {"differentiable": True}, ValueError, "differentiable is True, which AdamW"),
+    (SGD, {"differentiable": True}, ValueError, "differentiable is True, which SGD"),
+    (AdamW, {"state_format": "16bit"}, ValueError, "'16bit'; expected 'float32', the only one"),
+    (SGD, {"state_format": "8bit"}, ValueError, "'8bit'; expected 'float32', the only one"),
+    (AdamC, {"max_lr": 0.0}, ValueError, "max_lr is 0.0"),
+    (AdamC, {"max_lr": "small"}, TypeError, "max_lr is a str"),
+    (AdamC, {"lr": 0.2, "max_lr": 0.1}, ValueError, r"lr is 0.2, above max_lr \(0.1\)"),
+    (SGD, {"momentum": 1.0}, ValueError, r"momentum is 1.0; expected a number in \[0, 1\)"),
+    (SGD, {"dampening": 0.1}, ValueError, "dampening is 0.1, which SGD does not have"),
+    (SGD, {"nesterov": True}, ValueError, "nesterov is True and momentum is 0"),
+    (AdamW, {"backend": "fast"}, ValueError, "unknown backend 'fast'"),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "error", "message"), BAD)
+def test_bad_arguments(make: Any, arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(make_params([(3,)]), **arguments)
+    if "backend" in arguments or "differentiable" in arguments:
+        return
+    params = make_params([(3,), (4,)])
+    optimizer = make(params[:1])
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group({"params": params[1:], **arguments})
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0].update(arguments)  # and what was written into a group
+    params[0].grad = torch.ones_like(params[0])
+    before = params[0].detach().clone()
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert_same_bits(before, params[0].detach())
+    assert not optimizer.state[params[0]]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_arguments_are_torchs_and_then_by_keyword(name: str) -> None:
+    ours = inspect.signature(PLAIN[name].ours).parameters
+    torchs = inspect.signature(PLAIN[name].torchs).parameters
+    for key, parameter in torchs.items():
+        assert key in ours
+        assert ours[key].kind == parameter.kind
+        assert ours[key].default == parameter.default
+    by_position = [k for k, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert by_position == [k for k, p in torchs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_bad_gradients_change_nothing(make: Any) -> None:
+    params = make_params([(3, 2), (4,)])
+    optimizer = make(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    params[0].grad = torch.ones(3, 2, dtype=torch.float64).to_sparse()
+    with pytest.raises(TypeError, match="the gradient of parameter 0 is sparse"):
+        optimizer.step()
+    assert_same_bits(before, [p.detach() for p in params])
+    assert optimizer.metrics()["k"] == 1
+
+
+def test_momentum_cannot_begin_later() -> None:
+    (param,) = make_params([(3,)])
+    optimizer = SGD([param])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(RuntimeError, match="ask for the buffers.*momentum_buffer"):
+        optimizer.step()
+
+
+def test_unknown_arguments_are_refused() -> None:
+    for make in MAKERS.values():
+        with pytest.raises(TypeError, match="warmup"):
+            make(make_params([(3,)]), warmup=3)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_state_that_was_moved_or_replaced_is_found(make: Any) -> None:
+    """Hands on the state between two steps: the next one is as if it had been so all along."""
+    params, others = make_params([(8, 3), (5,)]), make_params([(8, 3), (5,)])
+    arguments = {"momentum": 0.9} if make is SGD else {}
+    touched, left = make(params, **arguments), make(others, **arguments)
+    for k in range(6):
+        for p, q in zip(params, others, strict=True):
+            p.grad = torch.full_like(p, k - 2.5)
+            q.grad = torch.full_like(q, k - 2.5)
+        for state in touched.state.values():
+            for key in state:
+                if state[key].dim():
+                    state[key] = state[key].clone()
+        if k == 3:
+            touched.state[params[0]] = dict(touched.state[params[0]])
+            params[1].data = params[1].data.clone()
+        touched.step()
+        left.step()
+    assert_same_bits([p.detach() for p in params], [p.detach() for p in others])
+    del touched.state[params[1]]
+    touched.step()
+    assert float(touched.state[params[1]]["step"]) == 1

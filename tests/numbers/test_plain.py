@@ -1,0 +1,212 @@
+"""The optimizers that average nothing, on every backend: torch's trajectories, and the references'."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from support import SHAPES, device_of, make_params, set_gradients, steps_for, stream
+from support.plain import PLAIN, PLAIN_BACKENDS, follow_schedule, plain_groups
+from torch import Tensor
+
+from sfplus_kernels import SGD, AdamC, AdamW, AdamWScheduleFree, SFPlusWarning, backends
+from sfplus_kernels.backends import registry
+
+KINDS = pytest.mark.parametrize("name", PLAIN)
+ON_ALL = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
+
+
+def trajectory(
+    optimizer: Any, params: list, steps: int, *, scheduled: bool = True, missing: float = 0.3
+) -> list[list[Tensor]]:
+    """The parameters after each step."""
+    seen = []
+    for k, (_, gradients) in enumerate(stream([p.shape for p in params], steps, missing=missing)):
+        if scheduled:
+            follow_schedule(k, optimizer)
+        set_gradients(params, gradients)
+        optimizer.step()
+        seen.append([p.detach().cpu().clone() for p in params])
+    return seen
+
+
+def difference(found: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
+    pairs = [
+        (a, b) for f, e in zip(found, expected, strict=True) for a, b in zip(f, e, strict=True)
+    ]
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in pairs if a.numel()
+    )
+
+
+@KINDS
+@ON_ALL
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_torchs_trajectory(name: str, backend: str, scheduled: bool) -> None:
+    """In float64, with late gradients, two groups and one of them ascending."""
+    member, steps = PLAIN[name], steps_for(backend, 40)
+    more = {"normalized": False} if name == "adamc" else {}
+    params, others = make_params(device=device_of(backend)), make_params()
+    mine = member.ours(plain_groups(params, name), backend=backend, **member.everything, **more)
+    theirs = member.torchs(plain_groups(others, name), **member.everything)
+    found = trajectory(mine, params, steps, scheduled=scheduled)
+    expected = trajectory(theirs, others, steps, scheduled=scheduled)
+    start = [p.detach() for p in make_params()]
+    assert difference([expected[-1]], [start]) > 1e-2  # both stood still proves nothing
+    assert difference(found, expected) < 1e-12
+
+
+@KINDS
+@ON_ALL
+@pytest.mark.parametrize("max_lr", [None, 0.04])
+def test_corrected_decay_is_the_references(name: str, backend: str, max_lr: float | None) -> None:
+    if name == "adamw":
+        pytest.skip("it has no correction")
+    member, steps = PLAIN[name], steps_for(backend, 40)
+    runs = []
+    for make, where, more in (
+        (member.ours, device_of(backend), {"backend": backend}),
+        (member.reference, torch.device("cpu"), {}),
+        (member.reference, torch.device("cpu"), {"normalized": False}),
+    ):
+        params = make_params(device=where)
+        groups = plain_groups(params, name, normalized=False)
+        arguments = {"normalized": True, **member.everything, **more}
+        optimizer = make(groups, max_lr=max_lr, **arguments)
+        runs.append(trajectory(optimizer, params, steps))
+    found, expected, uncorrected = runs
+    assert difference(found, expected) < 1e-12
+    middle = len(SHAPES) // 2
+    assert difference([expected[-1][:middle]], [uncorrected[-1][:middle]]) > 1e-3
+    assert difference([expected[-1][middle:]], [uncorrected[-1][middle:]]) == 0
+
+
+@pytest.mark.parametrize("max_lr", [None, 0.4])
+def test_the_correction_by_hand(max_lr: float | None) -> None:
+    """Without a gradient but zeros, a step is the decay alone: gamma^2 / gamma_max lambda x."""
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = AdamC([param], lr=0.2, weight_decay=0.5, max_lr=max_lr)
+    x, largest = 1.0, 0.0
+    for lr in (0.1, 0.2, 0.05, 0.0):
+        optimizer.param_groups[0]["lr"] = lr
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        largest = max(largest, lr)
+        x -= lr * 0.5 * lr / (max_lr or largest) * x
+        assert param.tolist() == pytest.approx([x] * 3, rel=1e-14)
+    assert optimizer.metrics()["lr_max"] == [0.2]
+    assert set(optimizer.metrics()) >= {"k", "scheduled_lr"}
+    assert not {"ckp1", "weight_sum"} & set(optimizer.metrics())  # of averages there are none
+
+
+@ON_ALL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@KINDS
+def test_other_dtypes_are_near_float64(name: str, backend: str, dtype: torch.dtype) -> None:
+    member, steps = PLAIN[name], steps_for(backend, 20)
+    params, others = make_params(dtype=dtype, device=device_of(backend)), make_params(dtype=dtype)
+    exact = [torch.nn.Parameter(p.detach().double()) for p in others]
+    mine = member.ours(plain_groups(params, name), backend=backend, **member.everything)
+    theirs = member.reference(plain_groups(exact, name), **member.everything)
+    for k, (_, gradients) in enumerate(stream(SHAPES, steps)):
+        follow_schedule(k, mine, theirs)
+        set_gradients(params, gradients)
+        for p, q in zip(params, exact, strict=True):
+            assert p.grad is not None
+            q.grad = p.grad.cpu().double()
+        mine.step()
+        theirs.step()
+    for p, q in zip(params, exact, strict=True):
+        state = mine.state[p]
+        held = state.get("master_param", p.detach())
+        assert ("master_param" in state) == (dtype != torch.float32)
+        assert held.dtype == torch.float32
+        torch.testing.assert_close(held.cpu().double(), q.detach(), rtol=2e-5, atol=2e-5)
+        assert torch.equal(p.detach(), held.to(dtype))
+        assert set(state) - {"step", "master_param"} == member.buffers
+
+
+@ON_ALL
+@KINDS
+def test_awkward_layouts(name: str, backend: str) -> None:
+    """Transposed, with holes, 0-dim: as their contiguous copies."""
+    member, device = PLAIN[name], device_of(backend)
+    base = torch.randn(12, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    views = [base.to(device).t(), base.clone().to(device)[::2, 1::3], base.sum().to(device)]
+    params = [torch.nn.Parameter(v) for v in views]
+    copies = [torch.nn.Parameter(v.detach().cpu().contiguous()) for v in views]
+    assert not params[1].is_contiguous()
+    mine = member.ours(params, backend=backend, **member.everything)
+    theirs = member.ours(copies, backend="eager", **member.everything)
+    trajectory(mine, params, 6)
+    trajectory(theirs, copies, 6)
+    for p, q in zip(params, copies, strict=True):
+        torch.testing.assert_close(p.detach().cpu(), q.detach(), rtol=1e-13, atol=1e-13)
+
+
+@ON_ALL
+@KINDS
+def test_clipping_is_torchs(name: str, backend: str) -> None:
+    member, steps = PLAIN[name], steps_for(backend, 10)
+    params, others = make_params(device=device_of(backend)), make_params()
+    mine = member.ours(params, backend=backend, max_grad_norm=0.5, **member.everything)
+    theirs = member.reference(others, **member.everything)
+    for _, gradients in stream(SHAPES, steps):
+        set_gradients(params, gradients)
+        set_gradients(others, gradients)
+        torch.nn.utils.clip_grad_norm_(others, 0.5)
+        mine.step()
+        theirs.step()
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p.detach().cpu(), q.detach(), rtol=1e-6, atol=1e-6)
+
+
+@ON_ALL
+@KINDS
+def test_a_step_that_is_skipped_changes_nothing(name: str, backend: str) -> None:
+    member = PLAIN[name]
+    params = make_params(device=device_of(backend))
+    optimizer = member.ours(params, backend=backend, skip_nonfinite=True, **member.everything)
+    trajectory(optimizer, params, 3, scheduled=False, missing=0)
+    before = [p.detach().clone() for p in params]
+    kept = [{n: v.clone() for n, v in optimizer.state[p].items()} for p in params]
+    assert params[1].grad is not None
+    params[1].grad[0] = math.nan
+    optimizer.step()
+    assert optimizer.metrics()["skipped_steps"] == 1
+    assert optimizer.metrics()["k"] == 3
+    for p, old, state in zip(params, before, kept, strict=True):
+        assert torch.equal(p, old)
+        for n, value in state.items():
+            assert torch.equal(optimizer.state[p][n], value)
+
+
+def test_modes_do_nothing() -> None:
+    params = make_params([(5,)])
+    optimizer = AdamW(params)
+    trajectory(optimizer, params, 2)
+    before = params[0].detach().clone()
+    optimizer.eval()
+    optimizer.train()
+    with optimizer.averaged():
+        assert torch.equal(params[0], before)
+    optimizer.step()  # in no mode
+    assert not torch.equal(params[0], before)
+
+
+def test_a_backend_without_these_kernels_is_refused(monkeypatch: Any) -> None:
+    import dataclasses
+
+    lacking = dataclasses.replace(registry._RECORDS["cpu"], averages_only=True)
+    monkeypatch.setitem(registry._RECORDS, "cpu", lacking)
+    params = make_params([(5,)])
+    for make in (AdamW, AdamC, SGD):
+        with pytest.raises(
+            RuntimeError, match=r"'cpu' is unavailable.*average nothing.*eager have"
+        ):
+            make(params, backend="cpu")
+    assert AdamWScheduleFree(params, backend="cpu").backend == "cpu"
+    optimizer = AdamW(params)
+    with pytest.warns(SFPlusWarning, match="on the backend 'eager'"):
+        assert optimizer.backend == "eager"
+    assert backends.select(None, torch.device("cpu")).name == "cpu"
