@@ -27,6 +27,7 @@ class Family:
     step: str = "plain"  # or "loss": step(loss=...), or "closure": step(closure)
     upstream: bool = True  # schedulefree 1.4.1 has a class of the same name
     main: bool = False  # takes part in every workload, on each backend; else in one, on the best
+    averages: bool = True  # else it is a namesake of torch's, whose state is in full
     base: str = ""  # wraps this optimizer of torch, to which the arguments go
 
 
@@ -36,6 +37,7 @@ SGD = {"lr": 1.0, "weight_decay": 0.1}  # moves bfloat16 parameters too
 # in a silent phase nothing would move, and nothing be checked
 RADAM = {"lr": 0.05, "weight_decay": 0.1, "silent_sgd_phase": False}
 FUSED = {"lr": 1.0, "fused": True}
+MOMENTUM = {**SGD, "momentum": 0.9}
 TOLERANCES = {"16bit": 10.0, "8bit": 50.0}
 """Of state that is rounded: v in 8 bits is by a sixteenth, and a step by half of that."""
 
@@ -49,15 +51,22 @@ FAMILY = [
     Family("RAdamScheduleFreeClosure", "RAdamScheduleFreeClosure", RADAM, "closure"),
     Family("SGDScheduleFreeClosure", "SGDScheduleFreeClosure", SGD, "closure"),
     Family("ScheduleFreeWrapper(SGD)", "ScheduleFreeWrapper", FUSED, base="SGD"),
+    Family("AdamW", "AdamW", ADAM, upstream=False, main=True, averages=False),
+    Family("AdamC", "AdamC", ADAM, upstream=False, averages=False),
+    Family("SGD", "SGD", MOMENTUM, upstream=False, averages=False),
 ]
 
 
-def backend_reasons(device: torch.device) -> dict[str, str]:
-    """Every backend in order of preference, with the reason why it cannot be timed here, or ""."""
+def backend_reasons(device: torch.device, averages: bool = True) -> dict[str, str]:
+    """Every backend in order of preference, with the reason why it cannot be timed here, or "".
+
+    Args:
+        averages: whether the optimizer does.
+    """
     reasons = {}
     for name in backends.names():
         try:
-            backends.select(name, device)
+            backends.select(name, device, averages=averages)
             reasons[name] = ""
         except RuntimeError as error:
             reasons[name] = str(error)
@@ -91,7 +100,7 @@ def of_family(family: Family, device: torch.device) -> list[Contestant]:
     # in float64 it is the oracle of all the others
     oracle = plain or upstream
     oracle_make = family_driver(family, oracle) if oracle else None
-    reasons = backend_reasons(device)
+    reasons = backend_reasons(device, family.averages)
     best = next((name for name, reason in reasons.items() if not reason), None)
     names = list(reasons) if family.main else [name for name in reasons if name == best]
     contestants = [
@@ -106,7 +115,7 @@ def of_family(family: Family, device: torch.device) -> list[Contestant]:
         )
         for name in names
     ]
-    if family.main and best not in (None, "eager"):
+    if family.main and family.averages and best not in (None, "eager"):
         # without v float32 parameters have nothing to gain from 8 bits
         formats = TOLERANCES if "SGD" not in family.label else ["16bit"]
         contestants += [

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.contestants.contestant import Contestant, Make, Step, driver, imported, missing
-from bench.contestants.family import ADAM, FAMILY, SGD, family_driver
+from bench.contestants.family import ADAM, FAMILY, MOMENTUM, SGD, family_driver
 from sfplus_kernels import reference
 
 
@@ -30,7 +30,6 @@ class Peer:
     more: dict[str, Any] = field(default_factory=dict)  # of Contestant
 
 
-MOMENTUM = {**SGD, "momentum": 0.9}
 THEIRS = {**ADAM, "betas": (0.9, 0.999), "eps": 1e-8}  # torch's, where the defaults are others
 
 # Of the packages below torch's own, those of pyproject's extra "peers" were at hand, on a CPU: optimi 0.3,
@@ -113,7 +112,7 @@ PEERS = [
 
 def oracle_of(name: str) -> Make:
     """What a peer is checked against, by the name in its line."""
-    family = next((f for f in FAMILY if f.class_name == name), None)
+    family = next((f for f in FAMILY if f.class_name == name and f.averages), None)
     if family is None:
         return torch_oracle(name)
     return family_driver(family, getattr(reference, f"{name}Reference"))

@@ -28,7 +28,8 @@ DTYPES = [
 ]
 ARRAYS = ("param", "grad", *traffic.STATE, "y_high")
 MOVES = [move.name.lower() for move in Move]
-COMPILED = [c for f in FAMILY if f.main for c in of_family(f, CPU) if c.name.endswith(" cpu")]
+KINDS = [f for f in FAMILY if f.main or f.class_name == "SGD"]
+COMPILED = [c for f in KINDS for c in of_family(f, CPU) if c.name.endswith(" cpu")]
 (HALF,) = [c for c in of_family(FAMILY[0], CPU) if c.name.endswith(" 16bit")]
 
 
@@ -125,6 +126,9 @@ def test_bytes_of_a_pass_are_those_of_its_arrays() -> None:
         ("RAdamScheduleFree cpu", 28, 8),
         ("AdamWScheduleFreeClosure cpu", 40, 8),
         ("ScheduleFreeWrapper(SGD) cpu", 44, 4),  # 32 of its own, 12 of the base
+        ("AdamW cpu", 28, 8),
+        ("AdamC cpu", 28, 8),
+        ("SGD cpu", 20, 4),
         ("torch SGD fused", 20, 4),
         ("torch AdamW fused", 28, 8),
         ("torch AdamW foreach", 80, 8),
