@@ -197,13 +197,14 @@ def cuda_update(
     grad_dtype: int,
     has_exp_avg: bool,
     has_exp_avg_sq: bool,
+    has_displacement: bool,
     finish: Finish,
     device: int,
     stream: int,
 ) -> None:
     """As ``update``, after the coefficients, of no sums, if ``finish`` has tickets.
 
-    Says which moments the rows have, which are out of the host's sight.
+    Says which buffers the rows have, which are out of the host's sight.
     """
 
 def cuda_interpolate(

@@ -50,11 +50,13 @@ void bind(py::module_& m) {
   m.def(
       "cuda_update",
       [](const Table& table, int format, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
-         const Finish& finish, int device, Address stream) {
-        update(table, format, param_dtype, grad_dtype, has_exp_avg, has_exp_avg_sq, finish, {device, stream});
+         bool has_displacement, const Finish& finish, int device, Address stream) {
+        update(table, format, param_dtype, grad_dtype, has_exp_avg, has_exp_avg_sq, has_displacement, finish,
+               {device, stream});
       },
       py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("grad_dtype"), py::arg("has_exp_avg"),
-      py::arg("has_exp_avg_sq"), py::arg("finish"), py::arg("device"), py::arg("stream"), release());
+      py::arg("has_exp_avg_sq"), py::arg("has_displacement"), py::arg("finish"), py::arg("device"), py::arg("stream"),
+      release());
   m.def(
       "cuda_interpolate",
       [](const Table& table, int format, int param_dtype, const Run& run, int move, int device, Address stream) {

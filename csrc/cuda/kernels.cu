@@ -56,6 +56,19 @@ SFPLUS_FOR_DTYPES(SFPLUS_REDUCE, reduce_grads, false, float32)
 SFPLUS_DIRECTIONS(update, false)
 SFPLUS_DIRECTIONS(step, true)
 
+// What averages nothing, for the pairs that are in use: see plain_pair.
+#define SFPLUS_PLAIN_UPDATES(name, direction)                         \
+  SFPLUS_UPDATE(update, false, name, direction, float64, float64)     \
+  SFPLUS_UPDATE(update, false, name, direction, float32, float32)     \
+  SFPLUS_UPDATE(update, false, name, direction, float32, bfloat16)    \
+  SFPLUS_UPDATE(update, false, name, direction, bfloat16, float32)    \
+  SFPLUS_UPDATE(update, false, name, direction, bfloat16, bfloat16)   \
+  SFPLUS_UPDATE(update, false, name, direction, float16, float32)     \
+  SFPLUS_UPDATE(update, false, name, direction, float16, float16)
+SFPLUS_PLAIN_UPDATES(plain_adam, Direction::PLAIN_ADAM)
+SFPLUS_PLAIN_UPDATES(plain_sgd, Direction::PLAIN_SGD)
+SFPLUS_PLAIN_UPDATES(plain_momentum, Direction::PLAIN_MOMENTUM)
+
 #define SFPLUS_INTERPOLATE(name, move, Param)                                                    \
   extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
       interpolate_##name##_##Param(const Table table, const Run run) {                           \

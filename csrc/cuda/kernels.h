@@ -4,42 +4,59 @@
 
 #include <string>
 
+#include "../math/directions.h"
 #include "../math/layout.h"
 
 namespace sfplus {
 namespace cuda {
 
-constexpr int kDirections = 3;  // in the order of Direction in math/update_rule.h
-
 constexpr int kReduce = 0;                                                    // [with_e][state][grad]
 constexpr int kUpdate = kReduce + 2 * 2 * DType::WIDTH;                       // [direction][param][grad]
-constexpr int kStep = kUpdate + kDirections * DType::WIDTH * DType::WIDTH;        // as kUpdate
-constexpr int kInterpolate = kStep + kDirections * DType::WIDTH * DType::WIDTH;   // [move][param]
+constexpr int kStep = kUpdate + kAveragingDirections * DType::WIDTH * DType::WIDTH;        // as kUpdate
+constexpr int kInterpolate = kStep + kAveragingDirections * DType::WIDTH * DType::WIDTH;   // [move][param]
 constexpr int kFinalize = kInterpolate + Move::WIDTH * DType::WIDTH;
 constexpr int kFinalizeTensors = kFinalize + 1;
 
 // Over state of 16 bits, where no kernel does a whole step, and parameters and gradients are float32 or bfloat16: their number is that of half_type.
 constexpr int kHalfTypes = 2, kHalfMoves = 3;
 constexpr int kReduceHalf = kFinalizeTensors + 1;                                     // [grad]
-constexpr int kUpdateHalf = kReduceHalf + kHalfTypes;                                 // [direction][param][grad]
-constexpr int kInterpolateHalf = kUpdateHalf + kDirections * kHalfTypes * kHalfTypes;  // [move][param]
+constexpr int kUpdateHalf = kReduceHalf + kHalfTypes;  // [direction][param][grad]
+constexpr int kInterpolateHalf = kUpdateHalf + kAveragingDirections * kHalfTypes * kHalfTypes;  // [move][param]
 // Over state of 8 bits: without moments for bfloat16 parameters only, and so in interpolate.
 constexpr int kUpdateQuarter = kInterpolateHalf + kHalfMoves * kHalfTypes;  // [direction][param][grad], then [grad]
 constexpr int kInterpolateQuarter = kUpdateQuarter + 2 * kHalfTypes * kHalfTypes + kHalfTypes;  // [move]
-constexpr int kKernels = kInterpolateQuarter + 2;
+// What averages nothing: no kernel does a whole step.
+constexpr int kPlainPairs = 7;
+constexpr int kUpdatePlain = kInterpolateQuarter + 2;  // [direction that is PLAIN][plain_pair]
+constexpr int kKernels = kUpdatePlain + (kDirections - kAveragingDirections) * kPlainPairs;
 
 inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
+
+// float64 parameters have float64 gradients, all others float32 ones or those of their own 16 bits; float32 ones also
+// bfloat16 ones.
+inline int plain_pair(int param_dtype, int grad_dtype) {
+  if (param_dtype == DType::FLOAT64) return 0;
+  return 1 + 2 * half_type(param_dtype) + (grad_dtype == DType::FLOAT32 ? 0 : 1);
+}
 
 // Such as "update_adam_float32_bfloat16": of the parameter, then of the gradient.
 inline std::string kernel_name(int kernel) {
   static const char* const dtypes[] = {"float64", "float32", "bfloat16", "float16"};
   static const char* const moves[] = {"to_x", "to_y", "shift", "expose_z", "absorb_z"};
-  static const char* const directions[] = {"adam", "no_momentum", "sgd"};
+  static const char* const directions[] = {"adam",       "no_momentum", "sgd",
+                                           "plain_adam", "plain_sgd",   "plain_momentum"};
   const auto pair = [&](int first, int second) {
     return std::string("_") + dtypes[first] + "_" + dtypes[second];
   };
   const auto half_pair = [&](int i) { return pair(DType::FLOAT32 + i / kHalfTypes, DType::FLOAT32 + i % kHalfTypes); };
   constexpr int n = DType::WIDTH;
+  if (kernel >= kUpdatePlain) {
+    const int i = kernel - kUpdatePlain, own = i % kPlainPairs;
+    const int param = own == 0 ? DType::FLOAT64 : DType::FLOAT32 + (own - 1) / 2;
+    const int small = param == DType::FLOAT16 ? DType::FLOAT16 : DType::BFLOAT16;
+    const int grad = own == 0 ? DType::FLOAT64 : own % 2 == 1 ? DType::FLOAT32 : small;
+    return std::string("update_") + directions[kAveragingDirections + i / kPlainPairs] + pair(param, grad);
+  }
   if (kernel >= kInterpolateQuarter) {
     return std::string("interpolate_quarter_") + moves[kernel - kInterpolateQuarter] + "_bfloat16";
   }

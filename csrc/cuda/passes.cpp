@@ -48,19 +48,22 @@ void finalize(const Finish& finish, const Queue& queue) {
 }
 
 void update(const Table& table, int format, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
-            const Finish& finish, const Queue& queue) {
+            bool has_displacement, const Finish& finish, const Queue& queue) {
   Table own = table;
   Finish given = finish;
-  const bool whole = finish.tickets != nullptr && finish.n_rows <= kManyTensors && format == Format::FULL;
+  const bool whole =
+      finish.tickets != nullptr && finish.n_rows <= kManyTensors && format == Format::FULL && has_displacement;
   if (finish.tickets != nullptr && !whole) finalize(finish, queue);
-  const int direction = has_exp_avg ? 0 : has_exp_avg_sq ? 1 : 2;
+  const int direction = static_cast<int>(direction_of(has_exp_avg, has_exp_avg_sq, has_displacement));
   void* arguments[] = {&own, &given};
   const int half = (direction * kHalfTypes + half_type(param_dtype)) * kHalfTypes + half_type(grad_dtype);
   const int quarter = half - (direction == 2 ? kHalfTypes : 0);  // there is no float32 parameter without moments
   const int full = (direction * DType::WIDTH + param_dtype) * DType::WIDTH + grad_dtype;
-  launch(format == Format::QUARTER ? kUpdateQuarter + quarter
-         : format == Format::HALF  ? kUpdateHalf + half
-                                   : (whole ? kStep : kUpdate) + full,
+  const int plain = (direction - kAveragingDirections) * kPlainPairs + plain_pair(param_dtype, grad_dtype);
+  launch(!has_displacement           ? kUpdatePlain + plain
+         : format == Format::QUARTER ? kUpdateQuarter + quarter
+         : format == Format::HALF    ? kUpdateHalf + half
+                                     : (whole ? kStep : kUpdate) + full,
          queue, blocks_for(table.n_chunks, kWarps), arguments, !whole);
 }
 

@@ -1,6 +1,6 @@
 // The operations of a step on a CUDA device: which kernel, with which arguments. All pointers in Table, Run and Finish
 // are device memory; nothing waits for the device. ``format`` is one of Format; of Format::HALF gradients are float32 or
-// bfloat16.
+// bfloat16; where there is no displacement they are of plain_pair in kernels.h.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,10 @@ void reduce(const Table& table, int format, int param_dtype, int grad_dtype, boo
 // As csrc/cpu/passes.h has it; finish.tickets is not used.
 void finalize(const Finish& finish, const Queue& queue);
 
-// Nothing is written on a skipped step. The rows are in device memory, so the caller says which moments they have.
+// Nothing is written on a skipped step. The rows are in device memory, so the caller says which buffers they have.
 // Where finish has tickets, the step's coefficients, without any sums, are made first.
 void update(const Table& table, int format, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
-            const Finish& finish, const Queue& queue);
+            bool has_displacement, const Finish& finish, const Queue& queue);
 
 // move is one of Move.
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, const Queue& queue);

@@ -1,6 +1,6 @@
-// The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the direction
+// The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of e, m and v where the direction
 // keeps them), and of the parameter if it is not y itself, which is read too: see follow_rule.h. 36 bytes per
-// element where all are float32.
+// element where all are float32, and 28 without e.
 #pragma once
 
 #include <type_traits>
@@ -14,9 +14,9 @@
 namespace sfplus {
 namespace cuda {
 
-// With fewer tensors a thread takes two packs of each: five loads at least are then under way.
+// With fewer tensors a thread takes two packs of each: four loads at least are then under way.
 template <Direction direction>
-constexpr int kUpdateTurns = direction == Direction::SGD ? 2 : 1;
+constexpr int kUpdateTurns = keeps_v(direction) ? 1 : 2;
 
 // Blocks of a multiprocessor that the compiler is to leave registers for: 72 of them, or 80 where a value is
 // rounded to bfloat16 or the step is whole, or 96 where it is rounded to float16 or any of it is double.
@@ -32,7 +32,7 @@ constexpr int kUpdateBlocks =
 // Where the step is ``whole`` no kernel came before: the first block forms the coefficients.
 template <bool whole, Direction direction, class State, class Param, class Grad>
 __device__ __forceinline__ void update_pass(const Table& table, const Finish& finish) {
-  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction), kHasE = averages(direction);
   constexpr bool kFollows = sizeof(Param) < sizeof(State);  // the parameter is a rounding of y
   constexpr int n = kPack<State>;
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
@@ -41,7 +41,7 @@ __device__ __forceinline__ void update_pass(const Table& table, const Finish& fi
   const Piece piece = piece_of(table, any ? table.n_chunks - 1 - turn_of_warp : 0);
   const Grad* grad = reinterpret_cast<const Grad*>(table.gradients[piece.row]) + piece.start;
   State* y = piece.at<State>(Row::Y);
-  State* e = piece.at<State>(Row::DISPLACEMENT);
+  State* e = kHasE ? piece.at<State>(Row::DISPLACEMENT) : nullptr;
   State* m = kHasM ? piece.at<State>(Row::EXP_AVG) : nullptr;
   State* v = kHasV ? piece.at<State>(Row::EXP_AVG_SQ) : nullptr;
   Param* param = kFollows ? piece.at<Param>(Row::PARAM) : nullptr;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void update_pass(const Table& table, const Finish& fi
     constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;
     using States = Pack<State, kCount>;
     Pack<Grad, kCount> g[kTurns];
-    States old_m[kTurns] = {}, old_v[kTurns] = {}, old_y[kTurns], old_e[kTurns];
+    States old_m[kTurns] = {}, old_v[kTurns] = {}, old_e[kTurns] = {}, old_y[kTurns];
     Pack<Param, kCount> follower[kTurns];
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ void update_pass(const Table& table, const Finish& fi
       g[turn] = Pack<Grad, kCount>::template read<Cache::STREAM>(grad + at);
       if constexpr (kHasM) old_m[turn] = States::template read<Cache::STREAM>(m + at);
       if constexpr (kHasV) old_v[turn] = States::template read<Cache::STREAM>(v + at);
-      old_e[turn] = States::template read<Cache::STREAM>(e + at);
+      if constexpr (kHasE) old_e[turn] = States::template read<Cache::STREAM>(e + at);
       old_y[turn] = States::template read<Cache::STREAM>(y + at);
       if constexpr (kFollows) follower[turn] = Pack<Param, kCount>::template read<Cache::STREAM>(param + at);
     }
@@ -87,7 +87,7 @@ __device__ __forceinline__ void update_pass(const Table& table, const Finish& fi
       }
       if constexpr (kHasM) old_m[turn].template write<Cache::STREAM>(m + at);
       if constexpr (kHasV) old_v[turn].template write<Cache::STREAM>(v + at);
-      old_e[turn].template write<Cache::STREAM>(e + at);
+      if constexpr (kHasE) old_e[turn].template write<Cache::STREAM>(e + at);
       // what the forward pass reads is worth keeping
       if constexpr (kFollows) {
         old_y[turn].template write<Cache::STREAM>(y + at);

@@ -34,7 +34,7 @@ __device__ __forceinline__ std::uint32_t largest_of_block(std::uint32_t own, int
 
 template <Direction direction, class Param, class Grad>
 __device__ __forceinline__ void update_quarter_pass(const Table& table, const Finish& finish) {
-  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction);
   constexpr bool kSplit = std::is_same<Param, bfloat16>::value;
   constexpr int n = kHalfPack;
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;

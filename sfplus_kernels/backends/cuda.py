@@ -19,13 +19,24 @@ from sfplus_kernels.backends.table import (
     store_param_stages,
 )
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
-from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Move
+from sfplus_kernels.contract.formats import FLOAT_DTYPES
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Format, Move
 
 WARPS_PER_BLOCK = 4
 """As ``kWarps`` in csrc/cuda/walk.cuh."""
 
-HALF_GRADIENTS = (torch.float32, torch.bfloat16)
-"""Of which there are kernels in ``Format.HALF`` and ``QUARTER``: as ``half_type`` in csrc/cuda/kernels.h."""
+
+def gradients_of(entry: Entry) -> Sequence[torch.dtype]:
+    """Of which dtypes its gradient may be, as csrc/cuda/kernels.h has it: ``half_type``, ``plain_pair``."""
+    if entry.format != Format.FULL:
+        return (torch.float32, torch.bfloat16)
+    if entry.displacement is not None:
+        return FLOAT_DTYPES
+    if entry.param.dtype == torch.float64:
+        return (torch.float64,)
+    small = torch.float16 if entry.param.dtype == torch.float16 else torch.bfloat16
+    return (torch.float32, small)
+
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 512, 4096
 
@@ -68,7 +79,7 @@ class CudaBackend:
         self, entries: Sequence[Entry], device: torch.device, chunk_size: int | None = None
     ) -> CudaPlan:
         size = chunk_size or choose_chunk_size(sum(e.param.numel() for e in entries))
-        plan = CudaPlan(build_table(entries, device, size, HALF_GRADIENTS), size, [])
+        plan = CudaPlan(build_table(entries, device, size, gradients_of), size, [])
         self._name_launches(plan)
         return plan
 
@@ -140,6 +151,7 @@ class CudaBackend:
                 _grad_dtype(launch),
                 launch.has_exp_avg,
                 launch.has_exp_avg_sq,
+                launch.has_displacement,
                 finish,
                 *queue,
             )

@@ -6,7 +6,7 @@ cut into chunks; the arithmetic of that is in pure functions, so that it is test
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,7 +57,7 @@ class AddressTable:
     launches: list[Launch]
     order: list[int]  # rows[i] describes entries[order[i]]
     grad_stages: dict[int, Tensor]  # by row: a copy in the state's layout, made on demand
-    converted_rows: frozenset[int]  # whose gradients are always staged, in float32
+    converted_rows: dict[int, torch.dtype]  # whose gradients are always staged, and in which dtype
     staged_rows: list[int]  # whose gradients have another layout now
     param_stages: list[tuple[Tensor, Tensor]]  # (parameter of another layout, its dense stand-in)
     state_strides: list[tuple[int, ...]]
@@ -112,27 +112,28 @@ def build_table(
     entries: Sequence[Entry],
     device: torch.device,
     chunk_size: int,
-    half_gradients: Sequence[torch.dtype] = FLOAT_DTYPES,
+    gradients_of: Callable[[Entry], Sequence[torch.dtype]] = lambda entry: FLOAT_DTYPES,
 ) -> AddressTable:
     """Make the table on the host and send it to ``device`` without waiting for it.
 
     Args:
-        half_gradients: the dtypes of gradients that the backend has kernels for where the state is not in
-            ``Format.FULL``; others are brought to it in float32.
+        gradients_of: the dtypes of gradients that the backend has kernels for, with the tensors of an
+            entry; others are brought to it in the first of them.
     """
     launches: list[Launch] = []
     chunk_tables: list[Tensor] = []
     rows: list[tuple[int, ...]] = []
     order: list[int] = []
-    converted: set[int] = set()
+    converted: dict[int, torch.dtype] = {}
     param_stages: list[tuple[Tensor, Tensor]] = []
     first_chunk = first_partial = 0
     for indices in sort_into_launches(entries):
         members = [entries[i] for i in indices]
         grad_dtype = members[0].grad_dtype
-        if members[0].format != Format.FULL and grad_dtype not in (None, *half_gradients):
-            grad_dtype = torch.float32
-            converted.update(range(len(rows), len(rows) + len(members)))
+        known = gradients_of(members[0])
+        if grad_dtype not in (None, *known):
+            grad_dtype = known[0]
+            converted |= dict.fromkeys(range(len(rows), len(rows) + len(members)), grad_dtype)
         chunks = cut_into_chunks([e.param.numel() for e in members], chunk_size, len(rows))
         launch = Launch(
             param_dtype=members[0].param.dtype,
@@ -184,7 +185,7 @@ def build_table(
         launches=launches,
         order=order,
         grad_stages={},
-        converted_rows=frozenset(converted),
+        converted_rows=converted,
         staged_rows=[],
         param_stages=param_stages,
         state_strides=[entries[i].strides for i in order],
@@ -234,10 +235,10 @@ def _addresses(table: AddressTable, gradients: list[Tensor]) -> Tensor:
             return torch.frombuffer(found, dtype=torch.int64)
     addresses = []
     for row, grad in enumerate(gradients):
-        converted = row in table.converted_rows
-        if grad.numel() > 0 and (converted or not same_layout(table.state_strides[row], grad)):
+        dtype = table.converted_rows.get(row, grad.dtype)
+        fits = dtype == grad.dtype and same_layout(table.state_strides[row], grad)
+        if grad.numel() > 0 and not fits:
             if row not in table.grad_stages:
-                dtype = torch.float32 if converted else grad.dtype
                 table.grad_stages[row] = torch.empty_strided(
                     grad.shape, table.state_strides[row], dtype=dtype, device=grad.device
                 )

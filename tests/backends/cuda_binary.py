@@ -23,6 +23,7 @@ THREADS = 128
 """Of a block, as ``kThreads`` in csrc/cuda/threads.h."""
 
 TURNS = {"reduce": 2, "reduce g only": 4, "interpolate": 2, "update sgd": 2, "step sgd": 2}
+TURNS |= {"update plain sgd": 2, "update plain momentum": 2}
 """Packs of each tensor under way in a thread, where it is not one."""
 
 BITS = {"fp64": 64, "fp32": 32, "bf16": 16, "fp16": 16}
@@ -93,7 +94,9 @@ class Kernel:
             return ([] if self.name.endswith("only") else [state]) + [BITS[self.arguments[1]]], []
         own = [BITS[self.arguments[0]]] if BITS[self.arguments[0]] < state else []
         if self.is_update:
-            n_state = {"adam": 4, "no momentum": 3, "sgd": 2}[self.name.partition(" ")[2]]
+            counts = {"adam": 4, "no momentum": 3, "sgd": 2}
+            counts |= {"plain adam": 3, "plain momentum": 2, "plain sgd": 1}
+            n_state = counts[self.name.partition(" ")[2]]
             return [state] * n_state + [BITS[self.arguments[1]], *own], [state] * n_state + own
         writes_e = [state] if self.arguments[1] in ("expose_z", "absorb_z") else []
         return [state] * 2 + own, [state, *writes_e, *own]

@@ -48,7 +48,7 @@ def disassembled() -> dict[str, Kernel]:
 def test_every_kernel_is_there(arch: str) -> None:
     listing = cuda_binary.dump(arch, "--dump-resource-usage")
     assert set(re.findall(r"Function (\w+):", listing)) == set(_C.CUDA_KERNELS)
-    assert len(_C.CUDA_KERNELS) == 166
+    assert len(_C.CUDA_KERNELS) == 187
 
 
 def test_the_ptx_for_later_gpus_has_every_kernel_too() -> None:
@@ -125,6 +125,13 @@ def test_the_usual_update_is_nine_vectors(disassembled: dict[str, Kernel]) -> No
     assert kernel.accesses("STG", "EF") == {128: 3, 32: 3}
 
 
+def test_an_update_without_averaging_is_seven_vectors(disassembled: dict[str, Kernel]) -> None:
+    """A read of y, m, v, g and a write of y, m, v: 28 bytes for an element, as torch's own fused AdamW."""
+    kernel = disassembled["update plain adam fp32 fp32"]
+    assert kernel.accesses("LDG", "EF") == {128: 4, 32: 4}
+    assert kernel.accesses("STG") == {128: 3, 32: 3}
+
+
 def test_the_usual_update_of_half_is_eleven_vectors(disassembled: dict[str, Kernel]) -> None:
     """Of 8 elements, 16 bytes each: m, v, e, both halves of y and g are read, and all but g written."""
     kernel = disassembled["update half adam bf16 bf16"]
@@ -184,6 +191,9 @@ def test_a_kernel_that_begins_early_waits_for_the_one_before(
         ("update adam bf16 bf16", 80),
         ("update no momentum fp32 fp32", 72),
         ("update sgd fp32 fp32", 72),
+        ("update plain adam fp32 fp32", 72),
+        ("update plain adam bf16 bf16", 80),
+        ("update plain momentum fp32 fp32", 72),
         ("step no momentum fp32 fp32", 80),
         ("step adam bf16 bf16", 96),
         ("interpolate fp32 to_x", 64),

@@ -163,7 +163,9 @@ def test_kernels_begin_early_only_where_gpu_and_driver_can() -> None:
         native.settings.fail_next = 701
         with pytest.raises(RuntimeError, match="'finalize'"):
             native.cuda_finalize(finish, device, 0)
-        assert native.cuda_update(table, 0, 1, 1, True, True, finish, device, 0) is None  # no chunk
+        assert (
+            native.cuda_update(table, 0, 1, 1, *[True] * 3, finish, device, 0) is None
+        )  # no chunk
         assert native.settings.calls[-2:] == ["launch finalize", "current 0"]
     native.settings.capability, native.settings.driver_version = (9, 0), 12090
 

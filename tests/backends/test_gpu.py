@@ -257,7 +257,7 @@ def test_another_device_than_the_current_one(backend: str) -> None:
 
 
 def test_every_kernel_runs_and_touches_nothing_beside_its_tensors() -> None:
-    """All 154, for the architecture that is here."""
+    """All that there are of full state, for the architecture that is here."""
     done = in_a_process(
         f"import runpy, sys; sys.argv = ['x']; runpy.run_path({str(EVERY_KERNEL)!r}, run_name='__main__')"
     )

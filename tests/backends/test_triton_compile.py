@@ -162,7 +162,10 @@ def tensor_bits(name: str) -> tuple[list[int], list[int]]:
         return [BITS[other]] if direction else [state, BITS[other]], []
     if kernel == "update":
         # y, e, m, v (without momentum no m, with SGD neither m nor v), and g; the parameter
-        n_state = {"": 4, "no_momentum": 3, "sgd": 2}["".join(direction)]
+        counts = {"": 4, "no_momentum": 3, "sgd": 2}
+        # the same without e
+        counts |= {"plain_adam": 3, "plain_momentum": 2, "plain_sgd": 1}
+        n_state = counts["".join(direction)]
         return [state] * n_state + [BITS[other]] + own, [state] * n_state + own
     # interpolate: y and e, and the parameter where it is not y itself
     changed = {"expose_z": 2, "absorb_z": 2}.get(other, 1)  # e too
@@ -195,6 +198,7 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
         expected |= {f"reduce_half fp32 {param}", f"reduce_half fp32 {param} finishing"}
         expected |= {f"interpolate_half {param} to_x", f"interpolate_half {param} to_y"}
         expected |= {f"update_half {param} {param}", f"update_quarter {param} {param}"}
+        expected |= {f"update {param} {param} plain_{u}" for u in ("adam", "momentum", "sgd")}
         no_momentum = f"update_quarter {param} {param} no_momentum"
         expected |= {no_momentum, f"{no_momentum} finishing"}
     expected |= {"interpolate_quarter bf16 to_x", "interpolate_quarter bf16 to_y"}
@@ -235,6 +239,13 @@ def test_the_usual_update_is_nine_vectors_per_turn(kernels: Kernels) -> None:
     assert kernels["update fp32 fp32 no_momentum"].unmasked("st") == {128: 3}
     assert kernels["update fp32 fp32 sgd"].unmasked("ld") == {128: 3}
     assert kernels["update fp32 fp32 sgd"].unmasked("st") == {128: 2}
+    # and where nothing is averaged 28, 20 and 12
+    for n_written, direction in enumerate(("sgd", "momentum", "adam"), 1):
+        kernel = kernels[f"update fp32 fp32 plain_{direction}"]
+        assert (kernel.unmasked("ld"), kernel.unmasked("st")) == (
+            {128: n_written + 1},
+            {128: n_written},
+        )
 
 
 @pytest.mark.parametrize("name", ["reduce {0} {0}", "update {0} {0}", "interpolate {0} to_x"])
@@ -270,7 +281,8 @@ def test_roots_and_quotients_of_update_are_correctly_rounded(kernels: Kernels) -
     for name in named(kernels, "update"):
         bits = state_bits(name.split()[1])
         operations = set(re.findall(r"\b(?:r?sqrt|div|rcp)\.[\w.]*f(?:32|64)\b", kernels[name].ptx))
-        expected = set() if name.endswith("sgd") else {f"sqrt.rn.f{bits}", f"div.rn.f{bits}"}
+        rootless = name.endswith(("sgd", "plain_momentum"))
+        expected = set() if rootless else {f"sqrt.rn.f{bits}", f"div.rn.f{bits}"}
         assert operations == expected, name
 
 
@@ -419,7 +431,8 @@ def test_nothing_that_changes_is_compiled_in(kernels: Kernels) -> None:
         "reduce": shape | finish | {"WITH_E", "STATE_DTYPE", "E_DTYPE", "GRAD_DTYPE"},
         "update": shape
         | finish
-        | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "HAS_EXP_AVG", "HAS_EXP_AVG_SQ", "FORMAT"},
+        | {"PARAM_DTYPE", "STATE_DTYPE", "GRAD_DTYPE", "FORMAT"}
+        | {"HAS_EXP_AVG", "HAS_EXP_AVG_SQ", "HAS_DISPLACEMENT"},
         "interpolate": shape | {"PARAM_DTYPE", "STATE_DTYPE", "MOVE", "FORMAT"},
         "finalize": finish,
         "finalize_tensors": {"COLUMNS", "LANES"},

@@ -60,6 +60,10 @@ def main(arch: int, every_pair: bool) -> None:
                         figures = launch.compile(arch)
                         figures["same_for_any_model"] = str(launch) == str(other)
                         compiled[launch.name] = figures
+        if param_dtype in (torch.float32, torch.bfloat16):
+            for direction in ("plain_adam", "plain_momentum", "plain_sgd"):
+                *_, launch = record_plain_step(param_dtype, direction)
+                compiled[launch.name] = {**launch.compile(arch), "same_for_any_model": True}
     small_formats = ((Format.HALF, 2), (Format.QUARTER, 2), (Format.QUARTER, 1))
     for param_dtype in (torch.float32, torch.bfloat16):  # those whose state may be in fewer bits
         for state_format, n_moments in small_formats:
@@ -136,6 +140,30 @@ def record_launches(
     return launches
 
 
+def record_plain_step(param_dtype: torch.dtype, direction: str) -> list[RecordedLaunch]:
+    """The launches of a step of what averages nothing, after one that clips."""
+    launches: list[RecordedLaunch] = []
+    triton_backend._grid = lambda kernel, n_programs: (
+        lambda *args, **kwargs: launches.append(RecordedLaunch(kernel, args, kwargs))
+    )
+    param = torch.zeros(99, dtype=param_dtype)
+    state = [torch.zeros(99, dtype=state_dtype(param_dtype)) for _ in range(3)]
+    entry = Entry(
+        param=param,
+        exp_avg=None if direction == "plain_sgd" else state[0],
+        exp_avg_sq=state[1] if direction == "plain_adam" else None,
+        displacement=None,
+        master_param=state[2] if needs_master(param_dtype) else None,
+        group=0,
+        slot=0,
+        grad_dtype=param_dtype,
+    )
+    run = RunState.zeros(1, 1, torch.device("cpu"))
+    plan = table.build_table([entry], torch.device("cpu"), triton_backend.chunk_size(False))
+    triton_backend.TritonBackend().step(plan, run, sums=True, with_e=False, loss=None)
+    return launches
+
+
 class RecordedLaunch:
     """What Triton compiles for one launch."""
 
@@ -190,6 +218,9 @@ class RecordedLaunch:
             words.append("gradients_only")
         if not self.constants.get("HAS_EXP_AVG", True):
             words.append("no_momentum" if self.constants["HAS_EXP_AVG_SQ"] else "sgd")
+        if not self.constants.get("HAS_DISPLACEMENT", True):
+            has_m, has_v = self.constants["HAS_EXP_AVG"], self.constants["HAS_EXP_AVG_SQ"]
+            words[3:] = ["plain_adam" if has_v else "plain_momentum" if has_m else "plain_sgd"]
         if words[0] in ("reduce", "update") and "tickets_ptr" not in self.absent:
             words.append("finishing")
         if state_format != Format.FULL:

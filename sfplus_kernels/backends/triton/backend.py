@@ -185,6 +185,7 @@ class TritonBackend:
                 GRAD_DTYPE=_grad_dtype(launch),
                 HAS_EXP_AVG=launch.has_exp_avg,
                 HAS_EXP_AVG_SQ=launch.has_exp_avg_sq,
+                HAS_DISPLACEMENT=launch.has_displacement,
                 FORMAT=int(launch.format),
                 **_config("update", launch).arguments(),
             )

@@ -60,6 +60,8 @@ def _group_step(hyper, groups, rule, polyak_lr, mask, COLUMNS: tl.constexpr):
     beta2 = tl.load(hyper + COLUMNS.Hyper.BETA2, mask, 0.0)
     silent = tl.load(hyper + COLUMNS.Hyper.SILENT_SGD_PHASE, mask, 0.0)
     max_lr = tl.load(hyper + COLUMNS.Hyper.MAX_LR, mask, 0.0)
+    decay_peak = tl.load(hyper + COLUMNS.Hyper.DECAY_PEAK, mask, 0.0)
+    beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
     polyak = rule == COLUMNS.Rule.POLYAK
     k = tl.load(groups + COLUMNS.Group.K, mask, 0.0)
     lr_max = tl.load(groups + COLUMNS.Group.LR_MAX, mask, 0.0)
@@ -80,7 +82,12 @@ def _group_step(hyper, groups, rule, polyak_lr, mask, COLUMNS: tl.constexpr):
     weight_sum = weight_sum + weight
     c = tl.where(weight_sum > 0, weight / tl.where(weight_sum > 0, weight_sum, 1.0), 0.0)
     c = tl.where(k < c_warmup, 1.0, c)
-    omega = tl.where(polyak, gamma * gamma, gamma) * weight_decay
+    peak = tl.where(decay_peak > 0, decay_peak, lr_max)
+    share = tl.where(peak > 0, gamma / tl.where(peak > 0, peak, 1.0), 0.0)
+    decay = tl.where(decay_peak != 0, share, 1.0) * weight_decay
+    # of SGD's momentum the decay is part of the gradient, which gamma is multiplied with later
+    in_gradient = tl.where(rule == COLUMNS.Rule.MOMENTUM, beta1, 0.0) > 0
+    omega = tl.where(polyak, gamma * gamma, tl.where(in_gradient, 1.0, gamma)) * decay
     return k, gamma, lr_max, weight_sum, c, omega, adaptive
 
 
@@ -223,13 +230,17 @@ def finish_groups(
             tl.store(coefs + COLUMNS.GroupCoef.BETA1, beta1, mask)
             ascends = tl.load(hyper + COLUMNS.Hyper.ASCENDS, mask, 0.0)
             direction = tl.where(ascends != 0, -sign, sign)
-            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, direction * (1 - beta1) * factor, mask)
+            averaged = tl.where(rule == COLUMNS.Rule.MOMENTUM, 0.0, beta1)
+            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_M, direction * (1 - averaged) * factor, mask)
             tl.store(coefs + COLUMNS.GroupCoef.BETA2, beta2, mask)
             tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_V, (1 - beta2) * factor * factor, mask)
             tl.store(coefs + COLUMNS.GroupCoef.EPS, eps, mask)
             tl.store(coefs + COLUMNS.GroupCoef.OMEGA, omega, mask)
             tl.store(coefs + COLUMNS.GroupCoef.E_KEPT, 1 - c, mask)
             tl.store(coefs + COLUMNS.GroupCoef.DELTA_TO_Y, -(1 - group_beta * (1 - c)), mask)
+            nesterov = tl.load(hyper + COLUMNS.Hyper.NESTEROV, mask, 0.0) != 0
+            tl.store(coefs + COLUMNS.GroupCoef.M_TO_U, tl.where(nesterov, beta1, 1.0), mask)
+            tl.store(coefs + COLUMNS.GroupCoef.GRAD_TO_U, tl.where(nesterov, 1.0, 0.0), mask)
     return skip
 
 
@@ -263,13 +274,13 @@ def finish_tensors(
     gamma = tl.load(groups + COLUMNS.Group.SCHEDULED_LR, mask, 0.0)
     c = tl.load(groups + COLUMNS.Group.CKP1, mask, 0.0)
     adaptive = tl.load(groups + COLUMNS.Group.ADAPTIVE, mask, 0.0)
-    paper = tl.load(settings_ptr + COLUMNS.Setting.RULE) == COLUMNS.Rule.PAPER
+    rule = tl.load(settings_ptr + COLUMNS.Setting.RULE)
     step = tl.load(tensors + COLUMNS.Scalar.STEP, mask, 0.0) + 1
     b = tl.load(tensors + COLUMNS.Scalar.Y_BETA, mask, 0.0)
 
     # bias corrections with the tensor's own step count
-    step_size = gamma / (1 - _power(beta1, step))
-    bc2 = tl.where(paper, 1.0, 1 - _power(beta2, step))
+    step_size = gamma / tl.where(rule == COLUMNS.Rule.MOMENTUM, 1.0, 1 - _power(beta1, step))
+    bc2 = tl.where(rule == COLUMNS.Rule.PAPER, 1.0, 1 - _power(beta2, step))
     inv_sqrt_bc2 = tl.where(adaptive > 0, 1 / tl.sqrt(bc2), 0.0)
     # y was last written with b, and is now written with beta_k
     e_to_y = b - beta * (1 - c)

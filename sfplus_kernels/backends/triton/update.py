@@ -1,4 +1,4 @@
-"""The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of m and v where the algorithm
+"""The update pass: one read of g, y, e, m, v and one write of y, e, m, v (of e, m and v where the algorithm
 keeps them), and of the parameter if it is not y itself, which is read too.
 
 FORMAT is of ``layout.Format``: in HALF m, v and e are kept in 16 bits, and y of a bf16 parameter in two
@@ -39,6 +39,7 @@ def update_kernel(
     GRAD_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
+    HAS_DISPLACEMENT: tl.constexpr,
     FORMAT: tl.constexpr,
     VECTOR: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
@@ -89,7 +90,9 @@ def update_kernel(
             m_address += start * M_BYTES
         if HAS_EXP_AVG_SQ:
             v_address += start * M_BYTES
-        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT) + start * E_BYTES
+        e_address = tl.load(tensor + COLUMNS.Row.DISPLACEMENT)
+        if HAS_DISPLACEMENT:
+            e_address += start * E_BYTES
         g_address = tl.load(gradients_ptr + row) + start * GRAD_BYTES
         numel = tl.load(tensor + COLUMNS.Row.NUMEL)
         group = tl.load(tensor + COLUMNS.Row.GROUP)
@@ -107,6 +110,8 @@ def update_kernel(
         omega = tl.load(coefs + COLUMNS.GroupCoef.OMEGA).to(STATE_DTYPE)
         e_kept = tl.load(coefs + COLUMNS.GroupCoef.E_KEPT).to(STATE_DTYPE)
         delta_to_y = tl.load(coefs + COLUMNS.GroupCoef.DELTA_TO_Y).to(STATE_DTYPE)
+        m_to_u = tl.load(coefs + COLUMNS.GroupCoef.M_TO_U).to(STATE_DTYPE)
+        grad_to_u = tl.load(coefs + COLUMNS.GroupCoef.GRAD_TO_U).to(STATE_DTYPE)
         coefs = tensor_coefs_ptr + slot * COLUMNS.TensorCoef.WIDTH
         step_size = tl.load(coefs + COLUMNS.TensorCoef.STEP_SIZE).to(STATE_DTYPE)
         inv_sqrt_bc2 = tl.load(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2).to(STATE_DTYPE)
@@ -166,9 +171,10 @@ def update_kernel(
             for offset in range(0, whole, BLOCK_SIZE):
                 update_block(
                     y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
-                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
-                    COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
+                    COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
+                    HALF,
                 )  # fmt: skip
             # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
             # lays out for vectors, so that the second would load with gaps and exchange what it stores
@@ -179,7 +185,8 @@ def update_kernel(
                 tail = offset + tail_lanes
                 update_block(
                     y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
-                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
+                    beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
-                    COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HALF,
+                    COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
+                    HALF,
                 )  # fmt: skip

@@ -22,32 +22,44 @@ def _update_element(
     omega,
     e_kept,
     delta_to_y,
+    m_to_u,
+    grad_to_u,
     step_size,
     inv_sqrt_bc2,
     e_to_y,
     STATE_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
+    HAS_DISPLACEMENT: tl.constexpr,
 ):
-    """m, v, y and e after the step, of those before it; of a moment that there is not anything."""
-    # moments
-    old_m = m
-    m = grad_to_m * g
-    if HAS_EXP_AVG:
-        m = beta1 * old_m + m
-    # delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps), or the gradient
-    delta = step_size * m
-    if HAS_EXP_AVG_SQ:
-        v = beta2 * v + grad_to_v * g * g
-        if tl.float64 == STATE_DTYPE:  # correctly rounded as they are; in fp32 they are approximate
-            delta = delta / (tl.sqrt(v) * inv_sqrt_bc2 + eps)
-        else:
-            delta = tl.div_rn(delta, tl.sqrt_rn(v) * inv_sqrt_bc2 + eps)
-    delta = delta + omega * y
-    # one increment of y, its two parts summed first
-    y = y + (e_to_y * e + delta_to_y * delta)
-    # z moves by -delta, then x follows it by c_k
-    e = e_kept * (e - delta)
+    """m, v, y and e after the step, of those before it; of one that there is not anything."""
+    if HAS_EXP_AVG and not HAS_EXP_AVG_SQ:  # SGD's momentum: the decay is part of the gradient
+        g = grad_to_m * g + omega * y
+        m = beta1 * m + g
+        delta = step_size * (m_to_u * m + grad_to_u * g)
+    else:
+        # moments
+        old_m = m
+        m = grad_to_m * g
+        if HAS_EXP_AVG:
+            m = beta1 * old_m + m
+        # delta = gamma u + omega y, with u = m_hat / (sqrt(v_hat) + eps), or the gradient
+        delta = step_size * m
+        if HAS_EXP_AVG_SQ:
+            v = beta2 * v + grad_to_v * g * g
+            # correctly rounded as they are in fp64; in fp32 they are approximate
+            if tl.float64 == STATE_DTYPE:
+                delta = delta / (tl.sqrt(v) * inv_sqrt_bc2 + eps)
+            else:
+                delta = tl.div_rn(delta, tl.sqrt_rn(v) * inv_sqrt_bc2 + eps)
+        delta = delta + omega * y
+    if HAS_DISPLACEMENT:
+        # one increment of y, its two parts summed first
+        y = y + (e_to_y * e + delta_to_y * delta)
+        # z moves by -delta, then x follows it by c_k
+        e = e_kept * (e - delta)
+    else:  # nothing is averaged
+        y = y + delta_to_y * delta
     return m, v, y, e
 
 
@@ -69,6 +81,8 @@ def update_block(
     omega,
     e_kept,
     delta_to_y,
+    m_to_u,
+    grad_to_u,
     step_size,
     inv_sqrt_bc2,
     e_to_y,
@@ -82,24 +96,27 @@ def update_block(
     STATE_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
+    HAS_DISPLACEMENT: tl.constexpr,
     HALF: tl.constexpr,
 ):
     """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
     g = tl.load(g_ptr + offsets, mask=mask).to(STATE_DTYPE)
-    m, v = g, g
+    m, v, e = g, g, g
     if HAS_EXP_AVG:
         m = tl.load(m_ptr + offsets, mask=mask).to(STATE_DTYPE)
     if HAS_EXP_AVG_SQ:
         v = tl.load(v_ptr + offsets, mask=mask).to(STATE_DTYPE)
-    e = tl.load(e_ptr + offsets, mask=mask).to(STATE_DTYPE)
+    if HAS_DISPLACEMENT:
+        e = tl.load(e_ptr + offsets, mask=mask).to(STATE_DTYPE)
     y = tl.load(y_ptr + offsets, mask=mask)
     if PARAM_DTYPE != STATE_DTYPE:
         param = tl.load(param_ptr + offsets, mask=mask)
         y = sixteen_bits.join(param, y) if HALF else y_or_written(y, param)
 
     m, v, y, e = _update_element(
-        g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-        step_size, inv_sqrt_bc2, e_to_y, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+        g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u,
+        grad_to_u, step_size, inv_sqrt_bc2, e_to_y, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+        HAS_DISPLACEMENT,
     )  # fmt: skip
 
     if HALF:
@@ -113,7 +130,8 @@ def update_block(
         tl.store(m_ptr + offsets, m, mask=mask)
     if HAS_EXP_AVG_SQ:
         tl.store(v_ptr + offsets, v, mask=mask)
-    tl.store(e_ptr + offsets, e, mask=mask)
+    if HAS_DISPLACEMENT:
+        tl.store(e_ptr + offsets, e, mask=mask)
     if PARAM_DTYPE != STATE_DTYPE:
         if HALF:
             param, lower = sixteen_bits.split(y)
@@ -173,8 +191,8 @@ def update_quarter_block(
     if tl.float32 != PARAM_DTYPE:
         y = eight_bits.join(tl.load(param_ptr + offsets, mask=mask), y)
     m, v, y, e = _update_element(
-        g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
-        step_size, inv_sqrt_bc2, e_to_y, tl.float32, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+        g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, 1.0, 0.0,
+        step_size, inv_sqrt_bc2, e_to_y, tl.float32, HAS_EXP_AVG, HAS_EXP_AVG_SQ, True,
     )  # fmt: skip
     words = sixteen_bits.random_words(key_a, key_b, start + offsets, tensor, numel, COLUMNS)
     if HAS_EXP_AVG_SQ:
