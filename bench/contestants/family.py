@@ -57,16 +57,12 @@ FAMILY = [
 ]
 
 
-def backend_reasons(device: torch.device, averages: bool = True) -> dict[str, str]:
-    """Every backend in order of preference, with the reason why it cannot be timed here, or "".
-
-    Args:
-        averages: whether the optimizer does.
-    """
+def backend_reasons(device: torch.device) -> dict[str, str]:
+    """Every backend in order of preference, with the reason why it cannot be timed here, or ""."""
     reasons = {}
     for name in backends.names():
         try:
-            backends.select(name, device, averages=averages)
+            backends.select(name, device)
             reasons[name] = ""
         except RuntimeError as error:
             reasons[name] = str(error)
@@ -100,7 +96,7 @@ def of_family(family: Family, device: torch.device) -> list[Contestant]:
     # in float64 it is the oracle of all the others
     oracle = plain or upstream
     oracle_make = family_driver(family, oracle) if oracle else None
-    reasons = backend_reasons(device, family.averages)
+    reasons = backend_reasons(device)
     best = next((name for name, reason in reasons.items() if not reason), None)
     names = list(reasons) if family.main else [name for name in reasons if name == best]
     contestants = [

@@ -40,17 +40,6 @@ class BackendRecord:
     class_name: str
     unavailable_reason: Callable[[torch.device], str | None]
     automatic_on: frozenset[str]  # device types for which backend=None may pick it
-    averages_only: bool = False  # whether it lacks kernels for tensors without a displacement
-
-    def reason(self, device: torch.device, averages: bool) -> str | None:
-        """``unavailable_reason``, also of optimizers that average nothing."""
-        if not averages and self.averages_only:
-            others = [record.name for record in _RECORDS.values() if not record.averages_only]
-            return (
-                "it has no kernels for optimizers that average nothing, such as AdamW; "
-                f"{' and '.join(others)} have"
-            )
-        return self.unavailable_reason(device)
 
 
 def _how_to_build() -> str:
@@ -168,7 +157,6 @@ _RECORDS = {
             "CudaBackend",
             _cuda_reason,
             frozenset({"cuda"}),
-            averages_only=True,
         ),
         BackendRecord(
             "triton",
@@ -177,7 +165,6 @@ _RECORDS = {
             "TritonBackend",
             _triton_reason,
             frozenset({"cuda"}),
-            averages_only=True,
         ),
         BackendRecord(
             "eager",
@@ -215,11 +202,8 @@ class Choice(NamedTuple):
     passed_over: str = ""  # of those that nobody named: why the preferred ones cannot be had
 
 
-def select(name: str | None, device: torch.device, *, averages: bool = True) -> Choice:
+def select(name: str | None, device: torch.device) -> Choice:
     """The backend for ``device``: the named one, else that of ``SFPLUS_BACKEND``, else the best.
-
-    Args:
-        averages: whether the optimizer averages, so that all its tensors have a displacement.
 
     Raises:
         ValueError: unknown name.
@@ -227,7 +211,7 @@ def select(name: str | None, device: torch.device, *, averages: bool = True) -> 
     """
     wanted = requested(name)
     if wanted is not None:
-        reason = _RECORDS[wanted].reason(device, averages)
+        reason = _RECORDS[wanted].unavailable_reason(device)
         if reason is not None:
             raise RuntimeError(
                 f"backend {wanted!r} is unavailable for parameters on {device}: {reason}; "
@@ -238,7 +222,7 @@ def select(name: str | None, device: torch.device, *, averages: bool = True) -> 
     for record in _RECORDS.values():
         if device.type not in record.automatic_on:
             continue
-        reason = record.reason(device, averages)
+        reason = record.unavailable_reason(device)
         if reason is None:
             return Choice(record.name, _load(record.name), "; ".join(reasons))
         reasons.append(f"{record.name}: {reason}")

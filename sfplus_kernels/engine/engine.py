@@ -63,7 +63,6 @@ class Engine:
         device: where all parameters are.
         sizes: number of parameters of each group.
         betas: with which y of each group was written, or None where nothing was written so far.
-        averages: whether all tensors have a displacement.
     """
 
     def __init__(
@@ -72,10 +71,8 @@ class Engine:
         device: torch.device,
         sizes: Sequence[int],
         betas: Sequence[float] | None,
-        averages: bool,
     ) -> None:
-        chosen = select(backend, device, averages=averages)
-        self.backend_name, self._backend, self.passed_over = chosen
+        self.backend_name, self._backend, self.passed_over = select(backend, device)
         self.device = device
         self.run = RunState.zeros(len(sizes), sum(sizes), device)
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))

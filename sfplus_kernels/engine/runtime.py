@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.capture import capturing, check_not_capturing
-from sfplus_kernels.contract.formats import averages
 from sfplus_kernels.contract.layout import Global, Scalar
 from sfplus_kernels.engine.delayed_figures import DelayedFigures
 from sfplus_kernels.engine.engine import Engine, Passes
@@ -58,7 +57,7 @@ class Runtime:
         sizes = [len(group["params"]) for group in self._groups]
         began = any(containers.own_state(param) for param in containers.params)
         betas = [float(group["y_beta"]) for group in self._groups] if began else None
-        self.engine = Engine(backend, device, sizes, betas, all(map(averages, containers.buffers)))
+        self.engine = Engine(backend, device, sizes, betas)
         run.fill(self.engine.run, self._groups, global_keys)
         self.note_shown()
         self._slots = Slots(self.engine.run.tensors)

@@ -25,6 +25,7 @@ import cuda_on_host
 import test_family
 import test_family_inputs
 import test_parity
+import test_plain
 from cuda_on_host import CudaOnHost
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
@@ -48,6 +49,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The stand-in for the GPU, and its kernels under the name ``cuda_on_host``."""
     monkeypatch.setitem(registry._RECORDS, BACKEND, cuda_on_host.RECORD)
     monkeypatch.setattr(test_parity, "steps_for", lambda _, steps: min(steps, STEPS))
+    monkeypatch.setattr(test_plain, "steps_for", lambda _, steps: min(steps, STEPS))
     monkeypatch.setitem(test_family.STEPS, BACKEND, STEPS)
     settings = cuda_on_host.module().settings
     settings.reverse, settings.fail_next, settings.device, settings.calls = False, 0, 0, []
@@ -66,6 +68,17 @@ def test_float64_agrees_with_the_reference(case: str) -> None:
 @pytest.mark.parametrize("name", test_family.FAMILY)
 def test_float64_agrees_with_the_oracle(name: str) -> None:
     test_family.test_float64_agrees_with_the_oracle(BACKEND, name, "all at once")
+
+
+@pytest.mark.parametrize("name", test_plain.PLAIN)
+def test_without_averaging_it_is_torchs(name: str) -> None:
+    test_plain.test_torchs_trajectory(name, BACKEND, True)
+    test_plain.test_other_dtypes_are_near_float64(name, BACKEND, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", test_plain.CORRECTED)
+def test_corrected_decay_is_the_references(name: str) -> None:
+    test_plain.test_corrected_decay_is_the_references(name, BACKEND, None)
 
 
 @pytest.mark.parametrize("grad", [torch.float32, torch.bfloat16])

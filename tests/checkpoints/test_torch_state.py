@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from support import SHAPES, assert_same_bits, device_of, make_params, set_gradients, stream
-from support.plain import PLAIN, PLAIN_BACKENDS, plain_groups
+from support import (
+    BACKENDS,
+    SHAPES,
+    assert_same_bits,
+    device_of,
+    make_params,
+    set_gradients,
+    stream,
+)
+from support.plain import PLAIN, plain_groups
 
 from sfplus_kernels import SGD, AdamC, AdamW, AdamWScheduleFree
 
@@ -41,7 +49,7 @@ def assert_near(params: list, others: list, tolerance: float = 1e-12) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_torchs_state_is_continued(name: str, backend: str) -> None:
     member = PLAIN[name]
     off = {"normalized": False} if name == "adamc" else {}

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from support import SHAPES, device_of, make_params, set_gradients, steps_for, stream
-from support.plain import PLAIN, PLAIN_BACKENDS, follow_schedule, plain_groups
+from support import BACKENDS, SHAPES, device_of, make_params, set_gradients, steps_for, stream
+from support.plain import PLAIN, follow_schedule, plain_groups
 from torch import Tensor
 
-from sfplus_kernels import SGD, AdamC, AdamW, AdamWScheduleFree, SFPlusWarning, backends
-from sfplus_kernels.backends import registry
+from sfplus_kernels import AdamC, AdamW
 
 KINDS = pytest.mark.parametrize("name", PLAIN)
-ON_ALL = pytest.mark.parametrize("backend", PLAIN_BACKENDS)
+CORRECTED = [name for name in PLAIN if name != "adamw"]
+ON_ALL = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def trajectory(
@@ -56,12 +56,10 @@ def test_torchs_trajectory(name: str, backend: str, scheduled: bool) -> None:
     assert difference(found, expected) < 1e-12
 
 
-@KINDS
+@pytest.mark.parametrize("name", CORRECTED)
 @ON_ALL
 @pytest.mark.parametrize("max_lr", [None, 0.04])
 def test_corrected_decay_is_the_references(name: str, backend: str, max_lr: float | None) -> None:
-    if name == "adamw":
-        pytest.skip("it has no correction")
     member, steps = PLAIN[name], steps_for(backend, 40)
     runs = []
     for make, where, more in (
@@ -192,21 +190,3 @@ def test_modes_do_nothing() -> None:
         assert torch.equal(params[0], before)
     optimizer.step()  # in no mode
     assert not torch.equal(params[0], before)
-
-
-def test_a_backend_without_these_kernels_is_refused(monkeypatch: Any) -> None:
-    import dataclasses
-
-    lacking = dataclasses.replace(registry._RECORDS["cpu"], averages_only=True)
-    monkeypatch.setitem(registry._RECORDS, "cpu", lacking)
-    params = make_params([(5,)])
-    for make in (AdamW, AdamC, SGD):
-        with pytest.raises(
-            RuntimeError, match=r"'cpu' is unavailable.*average nothing.*eager have"
-        ):
-            make(params, backend="cpu")
-    assert AdamWScheduleFree(params, backend="cpu").backend == "cpu"
-    optimizer = AdamW(params)
-    with pytest.warns(SFPlusWarning, match="on the backend 'eager'"):
-        assert optimizer.backend == "eager"
-    assert backends.select(None, torch.device("cpu")).name == "cpu"

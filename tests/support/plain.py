@@ -7,20 +7,7 @@ import torch
 from torch import Tensor
 
 import sfplus_kernels as ours
-from sfplus_kernels import backends, reference
-from support import BACKENDS, device_of
-
-
-def serves(backend: str) -> bool:
-    try:
-        backends.select(backend, device_of(backend), averages=False)
-    except RuntimeError:
-        return False
-    return True
-
-
-PLAIN_BACKENDS = [backend for backend in BACKENDS if serves(backend)]
-"""Those that have kernels for them."""
+from sfplus_kernels import reference
 
 
 class PlainMember(NamedTuple):
