@@ -48,6 +48,12 @@ def check_optimizer(
             "the optimizer was none of sfplus_kernels (its groups have no train_mode); there is no x to "
             "take out"
         )
+    without = {group["optimizer"] for group in groups} & {"AdamW", "AdamC", "SGD"}
+    if without:
+        raise CannotTellError(
+            f"the optimizer was {', '.join(sorted(without))}, which averages nothing: the weights are those "
+            "that are saved"
+        )
     if len({bool(group["train_mode"]) for group in groups}) > 1:
         raise CannotTellError("some groups are in train mode and some are not")
 

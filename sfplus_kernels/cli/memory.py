@@ -12,7 +12,13 @@ from pathlib import Path
 import torch
 
 from sfplus_kernels.contract.eight_bits import BLOCK, SMALLEST
-from sfplus_kernels.contract.formats import EXPONENTS, STATE_FORMATS, buffer_dtypes, format_of
+from sfplus_kernels.contract.formats import (
+    EXPONENTS,
+    STATE_FORMATS,
+    averages,
+    buffer_dtypes,
+    format_of,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,6 +27,8 @@ CLASSES = {
     "AdamWScheduleFree, inner_momentum": ("exp_avg", "exp_avg_sq", "displacement"),
     "AdamWScheduleFree, RAdam..., ...Paper": ("exp_avg_sq", "displacement"),
     "SGDScheduleFree": ("displacement",),
+    "AdamW, AdamC": ("exp_avg", "exp_avg_sq"),
+    "SGD with momentum": ("momentum_buffer",),
 }
 
 OTHERS = {  # bytes of state per float32 parameter, and per bfloat16 one; none of them averages
@@ -112,7 +120,7 @@ def lines(counts: Counts) -> Iterator[str]:
     yield ""
     yield f"{'optimizer':<38} {'state_format':<13} {'state':>9} {'in all':>9}"
     for name, buffers in CLASSES.items():
-        for state_format in STATE_FORMATS:
+        for state_format in STATE_FORMATS if averages(buffers) else STATE_FORMATS[:1]:
             state = sum(
                 numel * bytes_per_parameter(dtype, buffers, state_format, in_blocks)
                 for (dtype, in_blocks), numel in counts.items()

@@ -18,6 +18,7 @@ from support import (
 from support.plain import PLAIN, plain_groups
 
 from sfplus_kernels import SGD, AdamC, AdamW, AdamWScheduleFree
+from sfplus_kernels.checkpoints.found import CannotTellError, check_optimizer
 
 KINDS = pytest.mark.parametrize("name", PLAIN)
 
@@ -177,6 +178,12 @@ def test_other_states_are_refused() -> None:
         ValueError, match=r"exp_avg of parameter 0 has shape \(7,\); expected \(3,\)"
     ):
         AdamW(params).load_state_dict(broken)
+
+
+def test_export_says_that_there_is_nothing_to_take_out() -> None:
+    for make in (AdamW, AdamC, SGD):
+        with pytest.raises(CannotTellError, match=f"was {make.__name__}, which averages nothing"):
+            check_optimizer(make(make_params([(3,)])).state_dict()["param_groups"], [])
 
 
 @pytest.mark.parametrize("more", [{"normalized": True}, {"max_grad_norm": 1.0}])

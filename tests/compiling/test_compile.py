@@ -14,6 +14,7 @@ from traced_runs import SHAPES, Compiler, Make, each_gradient, train_both, train
 
 from sfplus_kernels import (
     AdamCScheduleFreePlus,
+    AdamW,
     AdamWScheduleFree,
     AdamWScheduleFreeClosure,
     RAdamScheduleFree,
@@ -37,6 +38,7 @@ pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("si
         ("aot_eager", AdamCScheduleFreePlus),
         ("aot_eager", SGDScheduleFree),
         ("aot_eager", RAdamScheduleFree),
+        ("aot_eager", AdamW),
     ],
 )
 def test_compiled_training_step(backend: str, make: Make) -> None:

@@ -23,6 +23,7 @@ def make(name: str, state_format: str) -> Callable[[list], Any]:
     if name.startswith("torch"):
         return torch.optim.AdamW
     options: dict[str, Any] = {"inner_momentum": 0.9} if "inner_momentum" in name else {}
+    options |= {"momentum": 0.9} if name.startswith("SGD` with") else {}
     options["state_format"] = state_format
     cls = getattr(sfplus_kernels, name.partition("`")[0])
     return lambda params: cls(params, **options)
@@ -46,4 +47,4 @@ def test_state(name: str, column: int) -> None:
 
 
 def test_the_table_has_the_classes() -> None:
-    assert len(TABLE) == 7
+    assert len(TABLE) == 9

@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
+from sfplus_kernels import SGD, AdamC, AdamCScheduleFreePlus, AdamWScheduleFree
 
 STEPS = 20
 BATCH, SEQUENCE, WIDTH, CLASSES = 4, 8, 6, 3
@@ -290,6 +290,36 @@ def state_of_one_process(rank: int, world: int) -> Result:
     }
 
 
+def nothing_is_averaged(rank: int, world: int) -> Result:
+    """AdamC and SGD of one process on the whole, and of all on their parts; torch's state of the whole."""
+    alone = [dist.new_group([other]) for other in range(world)][rank]
+    mesh = init_device_mesh("cpu", (world,))
+    arguments = {"lr": 0.02, "weight_decay": 0.1, "max_grad_norm": 0.5}
+    results = {}
+    for name, make, more in (("adamc", AdamC, {}), ("sgd", SGD, {"momentum": 0.9})):
+        one, divided = Net(), fsdp(Net(), mesh)
+        whole_run = make(one.parameters(), process_group=alone, **arguments, **more)
+        train(one, whole_run)
+        parts = make(divided.parameters(), **arguments, **more)
+        train(divided, parts, rank, world)
+        loaded = make(fsdp(Net(), mesh).parameters(), **arguments, **more, normalized=False)
+        whole_run.param_groups[0].update(normalized=False, max_grad_norm=None)
+        loaded.load_state_dict(whole_run.to_upstream_state_dict())
+        results[name] = {
+            "whole": [whole(p) for p in one.parameters()],
+            "parts": [whole(p) for p in divided.parameters()],
+            "state": [whole(s["step"]) for s in whole_run.state.values() if name == "adamc"],
+            "loaded": [whole(s["step"]) for s in loaded.state.values() if name == "adamc"],
+            "moments": [
+                [whole(v) for k, v in s.items() if k != "step"] for s in whole_run.state.values()
+            ],
+            "loaded moments": [
+                [whole(v) for k, v in s.items() if k != "step"] for s in loaded.state.values()
+            ],
+        }
+    return results
+
+
 def refusals(rank: int, world: int) -> Result:
     """What cannot be used, and what is said of it."""
     mesh = init_device_mesh("cpu", (world,))
@@ -361,6 +391,7 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     tp_in_replicas,
     scalars_that_are_dtensors,
     state_of_one_process,
+    nothing_is_averaged,
     refusals,
     host_time,
 ]

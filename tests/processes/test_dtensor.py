@@ -110,6 +110,20 @@ def test_the_state_of_one_process_is_divided(results: list[dict[str, Any]]) -> N
         assert rank["state_of_one_process"] == {"buffers": 8 * 4, "wrong": []}
 
 
+@pytest.mark.parametrize("name", ["adamc", "sgd"])
+def test_what_averages_nothing_is_divided_too(results: list[dict[str, Any]], name: str) -> None:
+    """Clipped to the norm of all, and continued from torch's state of the whole."""
+    start = [p.detach() for p in worker.Net().parameters()]
+    for rank in results:
+        found = rank["nothing_is_averaged"][name]
+        for part, expected, first in zip(found["parts"], found["whole"], start, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-11)
+            assert torch.equal(expected, first) == (first.shape == (1, worker.WIDTH))  # frozen
+        assert_same_bits(found["loaded"], found["state"])
+        assert len(found["moments"]) == 8
+        assert_same_bits(found["loaded moments"], found["moments"])
+
+
 def test_refusals(results: list[dict[str, Any]]) -> None:
     patterns = {
         "sums": "TypeError: parameter 0 is a DTensor with the placements .*redistribute it",

@@ -17,7 +17,7 @@ Hand = Callable[[Any, list[Tensor]], None]
 
 HANDS: dict[str, Hand] = {}
 
-KEYS = ("exp_avg", "exp_avg_sq", "displacement", "master_param")
+KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer", "displacement", "master_param")
 
 
 def hand(function: Hand) -> Hand:

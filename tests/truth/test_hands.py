@@ -10,13 +10,15 @@ import pytest
 import torch
 from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients
 from support.family import FAMILY, groups_of, step_with
+from support.plain import PLAIN, PLAIN_BACKENDS, plain_groups
 from torch import Tensor
 from truth.hands import HANDS
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, ScheduleFreeWrapper
 from sfplus_kernels.engine.validity import PythonWitness, new_witness
 
-CLASSES = [*FAMILY, "plus", "wrapper"]
+WITHOUT_AVERAGES = {"plain adam": "adamc", "plain sgd": "sgd"}
+CLASSES = [*FAMILY, "plus", "wrapper", *WITHOUT_AVERAGES]
 SHAPES = [(3,), (4, 3), (0,), (2, 5), ()]
 
 
@@ -36,6 +38,10 @@ def make(name: str, backend: str, dtype: torch.dtype) -> tuple[Any, list[Tensor]
     if name == "wrapper":
         base = torch.optim.AdamW(halves, lr=0.01, foreach=False)
         return ScheduleFreeWrapper(base, backend=backend), params
+    if name in WITHOUT_AVERAGES:
+        member = PLAIN[WITHOUT_AVERAGES[name]]
+        groups = plain_groups(params, WITHOUT_AVERAGES[name])
+        return member.ours(groups, backend=backend, **member.everything), params
     arguments = {**FAMILY[name].everything, "backend": backend}
     if name.startswith("adamw"):
         arguments["inner_momentum"] = 0.5
@@ -67,6 +73,8 @@ def all_of(optimizer: Any, params: list[Tensor]) -> Any:
 
 def backends_of(name: str) -> list[str]:
     """In Triton's interpreter, which is slow, the two that differ most."""
+    if name in WITHOUT_AVERAGES:
+        return [b for b in PLAIN_BACKENDS if b != "triton"]
     return [b for b in BACKENDS if b != "triton" or name in ("adamw", "plus")]
 
 
@@ -153,7 +161,8 @@ def test_memory_that_went_away_is_never_touched(name: str, backend: str) -> None
         optimizer.train()
         steps(optimizer, params, 0, 2)
         own = getattr(optimizer, "_averaging", optimizer)
-        gone = own.state[params[1]]["displacement"] if of_state else params[1]
+        kept = [value for value in own.state[params[1]].values() if value.dim() > 0]
+        gone = kept[-1] if of_state else params[1]
         gone.untyped_storage().resize_(4)
         others = [p.detach().clone() for p in params if p is not gone]
         with pytest.raises(ValueError, match="no memory"):
