@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients
 from support.family import FAMILY, groups_of, step_with
-from support.plain import PLAIN, PLAIN_BACKENDS, plain_groups
+from support.plain import PLAIN, plain_groups
 from torch import Tensor
 from truth.hands import HANDS
 
@@ -73,8 +73,6 @@ def all_of(optimizer: Any, params: list[Tensor]) -> Any:
 
 def backends_of(name: str) -> list[str]:
     """In Triton's interpreter, which is slow, the two that differ most."""
-    if name in WITHOUT_AVERAGES:
-        return [b for b in PLAIN_BACKENDS if b != "triton"]
     return [b for b in BACKENDS if b != "triton" or name in ("adamw", "plus")]
 
 
