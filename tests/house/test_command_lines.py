@@ -25,6 +25,7 @@ COMMANDS = [
     "examples/train_lm.py",
     "examples/anytime.py",
     "examples/step_sizes.py",
+    "examples/state_formats.py",
     "tests/checkpoints/saved_states.py",
 ]
 
@@ -77,6 +78,7 @@ def execute(command: str, arguments: Sequence[str], without: Sequence[str]) -> N
         "train_lm",
         "anytime",
         "step_sizes",
+        "state_formats",
         "lm",
         *without,
     )

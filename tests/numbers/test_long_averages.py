@@ -1,10 +1,11 @@
 """What 100,000 steps make of state in few bits: an average does not forget what rounding does to it."""
 
 import functools
+from typing import Any
 
 import pytest
 
-from bench.long_average import CASES, excess_losses
+from bench.long_average import CASES, excess_losses, ratios
 
 STEPS, SEEDS = 100_000, (0, 1)
 
@@ -27,3 +28,14 @@ def test_excess_loss_is_that_of_float32(beta2: float, state_format: str, most: f
     assert 0 < full < 1
     assert small != full
     assert small / full < most
+
+
+def test_a_format_is_compared_with_float32_over_the_seeds_that_both_have() -> None:
+    def row(state_format: str, seed: int, loss: float) -> dict[str, Any]:
+        case = {"state_format": state_format, "beta2": 0.95, "seed": seed, "steps": 10}
+        return {**case, "excess_loss": loss}
+
+    rows = [row("float32", 0, 1.0), row("float32", 1, 3.0), row("8bit", 0, 1.5)]
+    assert ratios(rows) == {(0.95, "8bit"): {10: 1.5}}
+    assert ratios([*rows, row("8bit", 1, 3.0)]) == {(0.95, "8bit"): {10: 4.5 / 4}}
+    assert ratios(rows[1:]) == {}

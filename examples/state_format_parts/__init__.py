@@ -1,0 +1,1 @@
+"""The parts of state_formats.py."""
