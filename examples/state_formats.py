@@ -1,6 +1,6 @@
 """What each ``state_format`` costs in quality: a language model over 20,000 steps, in all of them.
 
-    python examples/state_formats.py run        # what is not in the results yet, 1 to 2 minutes each on one core
+    python examples/state_formats.py run        # what the results lack, 1 to 2 minutes each on one core
     python examples/state_formats.py report     # the table and the chart
 
 Nothing is downloaded: the text is the Python source of the environment that the tests use. Every run with

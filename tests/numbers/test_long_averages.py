@@ -4,8 +4,9 @@ import functools
 from typing import Any
 
 import pytest
+from support import ROOT
 
-from bench.long_average import CASES, excess_losses, ratios
+from bench.long_average import CASES, LOOKS, RESULTS, excess_losses, ratios, read
 
 STEPS, SEEDS = 100_000, (0, 1)
 
@@ -39,3 +40,15 @@ def test_a_format_is_compared_with_float32_over_the_seeds_that_both_have() -> No
     assert ratios(rows) == {(0.95, "8bit"): {10: 1.5}}
     assert ratios([*rows, row("8bit", 1, 3.0)]) == {(0.95, "8bit"): {10: 4.5 / 4}}
     assert ratios(rows[1:]) == {}
+
+
+@pytest.mark.parametrize(("state_format", "most"), [("16bit", 1.05), ("8bit", 1.08)])
+@pytest.mark.parametrize("beta2", CASES)
+def test_the_committed_million_steps_are_told_in_the_docs(
+    beta2: float, state_format: str, most: float
+) -> None:
+    found = ratios(read(RESULTS))[beta2, state_format]
+    assert set(found) == set(LOOKS)
+    assert found[1_000_000] < most
+    told = " | ".join(f"{ratio:.3f}" for _, ratio in sorted(found.items()))
+    assert f"| {told} |" in (ROOT / "docs" / "memory.md").read_text()

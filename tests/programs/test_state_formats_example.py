@@ -75,3 +75,13 @@ def test_a_format_is_compared_with_float32_seed_by_seed() -> None:
     assert [row["format"] for row in table] == ["float32", "8bit"]
     assert table[1]["loss at the end, by seed"] == "2.0100, 3.0300, 4.0500"
     assert (table[1]["more than float32"], table[1]["error"]) == ("+0.0300", "0.0115")
+
+
+def test_the_committed_runs_are_whole_and_told_in_the_docs() -> None:
+    results = load(RESULTS)
+    assert {len(r["validation_loss"]) for r in results} == {20}
+    settings = {json.dumps([r["settings"], r["corpus"], r["bytes_per_step"]]) for r in results}
+    assert len(settings) == 1  # else they could not be compared
+    docs = (ROOT / "docs" / "memory.md").read_text()
+    for dtype, state_format, *figures in rows(results):
+        assert f"| {' | '.join([dtype, f'`{state_format}`', *figures])} |" in docs
