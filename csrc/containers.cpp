@@ -28,7 +28,7 @@ struct Witness::Look {
   std::vector<std::int64_t>& places;
   const bool writes;
   bool moved = false, good = true;
-  std::size_t next = 0, next_place = 0, next_near = 0, given = 0;
+  std::size_t next = 0, next_place = 0, given = 0;
   Py_ssize_t next_state = 0;  // place in the dict of states
   py::list gradients;
   py::object part;  // of the DTensor that was read last
@@ -82,7 +82,8 @@ struct Witness::Look {
 Witness::Witness(py::object reader, py::tuple names)
     : reader_object_(std::move(reader)),
       reader_(reader_object_.cast<const TensorReader&>()),
-      name_strings_(std::move(names)) {
+      name_strings_(std::move(names)),
+      quick_(reader_, names_) {
   for (const py::handle& name : name_strings_) names_.push_back(name.ptr());
 }
 
@@ -92,16 +93,23 @@ bool Witness::note(const py::object& groups, const py::object& state, const py::
   Look look(noted_, places_, true);
   valid_ = walk(look, groups.ptr(), state.ptr(), gradients.ptr());
   places_.clear();  // so that the next look finds the gradients elsewhere, and they are brought to the plan
+  quick_.forget();
   return valid_;
 }
 
 py::object Witness::look(const py::object& groups, const py::object& state, const py::object& gradients) {
   if (!valid_) return py::none();
+  const bool reads = gradients.ptr() == Py_True, given = PyList_Check(gradients.ptr());
+  py::list found;
+  bool moved = false;
+  if (!given && quick_.same(groups.ptr(), state.ptr(), found, moved)) return py::make_tuple(found, moved);
+  if (quick_.forget()) places_.clear();  // it looked last, and did not note places here
   Look look(noted_, places_, false);
   if (!walk(look, groups.ptr(), state.ptr(), gradients.ptr()) || look.next != noted_.size()) {
     places_.clear();
     return py::none();
   }
+  if (!given) quick_.note(groups.ptr(), state.ptr(), reads);
   return py::make_tuple(look.gradients, look.moved);
 }
 
@@ -161,42 +169,11 @@ bool Witness::see_next_state(Look& look, PyObject* state, PyObject* wanted) {
 bool Witness::see_state(Look& look, PyObject* own) {
   PyObject *key, *value;
   Py_ssize_t at = 0;
-  if (hurry(look, static_cast<const void*>(own))) {
-    const auto keys = reinterpret_cast<std::uintptr_t>(reinterpret_cast<PyDictObject*>(own)->ma_keys);
-    near_[look.next_near - 1] = {reinterpret_cast<std::uintptr_t>(own), keys};
-  }
   while (PyDict_Next(own, &at, &key, &value)) {
-    const int number = number_of(key);
+    const int number = place_of(names_, key);
     if (number >= 0 && !(look.same(number) && see_tensor(look, value))) return false;
   }
   return look.same(-1);
-}
-
-// Which of the names it is, or -1 for a key of somebody else's.
-int Witness::number_of(PyObject* key) const {
-  const int n = static_cast<int>(names_.size());
-  for (int i = 0; i < n; ++i) {
-    if (names_[i] == key) return i;
-  }
-  if (!PyUnicode_CheckExact(key)) return -1;
-  for (int i = 0; i < n; ++i) {  // the same letters in another string
-    if (PyUnicode_Compare(names_[i], key) == 0) return i;
-  }
-  return -1;
-}
-
-// A pass waits for memory most of its time: what it will come by soon is fetched ahead, if it is where it was.
-bool Witness::hurry(Look& look, const void* object) {
-  constexpr std::size_t kAhead = 4;
-  const std::size_t place = look.next_near++;
-  if (place + kAhead < near_.size()) near_[place + kAhead].prefetch();
-  if (place < near_.size() && near_[place].object == reinterpret_cast<std::uintptr_t>(object)) return false;
-  if (place == near_.size()) near_.emplace_back();
-  return true;
-}
-
-void Witness::hurry(Look& look, PyObject* tensor) {
-  if (hurry(look, static_cast<const void*>(tensor))) near_[look.next_near - 1] = reader_.near(tensor);
 }
 
 // Of a DTensor what this process holds; null if it is none.
@@ -208,7 +185,6 @@ PyObject* Witness::plain_part(Look& look, PyObject* tensor) {
 }
 
 bool Witness::see_tensor(Look& look, PyObject* tensor) {
-  hurry(look, tensor);
   PyObject* part = plain_part(look, tensor);
   if (part == nullptr) return false;
   // a mark in front says which of the two ways it is
@@ -234,7 +210,6 @@ bool Witness::see_tensor(Look& look, PyObject* tensor) {
 
 // It may be elsewhere in each step, and another object each time, with other marks of torch's own.
 bool Witness::see_gradient(Look& look, PyObject* tensor) {
-  hurry(look, tensor);
   PyObject* part = plain_part(look, tensor);
   if (part == nullptr) return false;
   Facts& facts = look.facts;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "quick_look.h"
 #include "tensor_reader.h"
 
 namespace sfplus {
@@ -39,17 +40,14 @@ class Witness {
   bool see_tensor(Look& look, PyObject* tensor);
   bool see_gradient(Look& look, PyObject* tensor);
   PyObject* plain_part(Look& look, PyObject* tensor);
-  int number_of(PyObject* key) const;
-  bool hurry(Look& look, const void* object);
-  void hurry(Look& look, PyObject* tensor);
 
   pybind11::object reader_object_;  // keeps `reader_` alive
   const TensorReader& reader_;
   pybind11::tuple name_strings_;  // keeps the next alive
   std::vector<PyObject*> names_;
   std::vector<std::int64_t> noted_, places_;  // what must stay; where the gradients were
-  std::vector<Near> near_;  // what the last pass came by, in its order
   bool valid_ = false;
+  QuickLook quick_;
 };
 
 void bind_containers(pybind11::module_& m);

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #endif
 
+#include <atomic>
 #include <utility>
 
 namespace py = pybind11;
@@ -34,6 +35,15 @@ py::object call(PyObject* object, PyObject* method) {
   return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, method));
 }
 
+// Of any address: there is no fault.
+void fetch_ahead(const void* address) {
+#ifdef __GNUC__
+  __builtin_prefetch(address);
+#else
+  static_cast<void>(address);
+#endif
+}
+
 bool same_strides(const Facts& facts, PyObject* strides) {
   if (!PyTuple_Check(strides) || PyTuple_GET_SIZE(strides) != facts.ndim) return false;
   for (Py_ssize_t i = 0; i < facts.ndim; ++i) {
@@ -44,24 +54,8 @@ bool same_strides(const Facts& facts, PyObject* strides) {
 
 }  // namespace
 
-// As long as the longest things of the kind that are looked at here.
-void Near::prefetch() const {
-#if defined(__GNUC__)
-  constexpr std::uintptr_t kLine = 64;
-  const auto fetch = [](std::uintptr_t from, std::uintptr_t bytes) {
-    for (std::uintptr_t at = from & ~(kLine - 1); at < from + bytes; at += kLine) {
-      __builtin_prefetch(reinterpret_cast<const void*>(at));  // of any address: there is no fault
-    }
-  };
-  fetch(object, 24);
-  fetch(first, 176);
-  if (second != 0) fetch(second, 56);
-  if (third != 0) fetch(third, 56);
-  if (fourth != 0) fetch(fourth, 24);
-#endif
-}
-
-TensorReader::TensorReader(py::tuple plain, const py::tuple& probes) : plain_types_(std::move(plain)) {
+TensorReader::TensorReader(py::tuple plain, const py::tuple& probes, const py::tuple& versioned)
+    : plain_types_(std::move(plain)) {
   PyGetSetDef* grad = nullptr;
   bool alike = true;
   for (const py::handle& type : plain_types_) {
@@ -77,7 +71,7 @@ TensorReader::TensorReader(py::tuple plain, const py::tuple& probes) : plain_typ
   }
   if (alike) grad_ = grad;
   direct_ = !probes.empty() && find_interface() && find_handle(probes) && is_true(probes);
-  if (direct_) find_words(probes);
+  if (direct_ && find_words(probes)) find_versions(versioned);
 }
 
 bool TensorReader::find_interface() {
@@ -134,6 +128,15 @@ bool TensorReader::find_words(const py::tuple& probes) {
   return words_.find(known);
 }
 
+bool TensorReader::find_versions(const py::tuple& versioned) {
+  std::vector<TensorWords::Versioned> known;
+  for (const py::handle& pair : versioned) {
+    const py::object tensor = pair[py::int_(0)], view = pair[py::int_(1)];
+    known.push_back({tensor.attr("_version").cast<std::int64_t>(), object_of(tensor.ptr()), object_of(view.ptr())});
+  }
+  return words_.find_versions(known);
+}
+
 bool TensorReader::is_true(const py::tuple& probes) const {
   Facts asked{}, called{};
   std::vector<std::pair<std::int64_t, std::int64_t>> dtypes;  // as told by the two
@@ -178,20 +181,6 @@ std::int64_t TensorReader::itemsize(PyObject* tensor, const Facts& facts) const 
   const py::object called = call(tensor, names().itemsize);
   if (!called) PyErr_Clear();
   return called ? called.cast<std::int64_t>() : 0;
-}
-
-Near TensorReader::near(PyObject* tensor) const {
-  if (!direct_ || !is_plain(tensor)) return {};
-  Near found;
-  found.object = reinterpret_cast<std::uintptr_t>(tensor);
-  found.first = object_of(tensor);
-  // These pointers come two, three and five after the reference count, in all releases so far. Elsewhere the guess is
-  // of no use. Where there is nothing of autograd's, the versions are not counted up.
-  const auto* pointers = reinterpret_cast<std::uintptr_t*>(found.first);
-  found.second = pointers[2];
-  found.third = pointers[3];
-  if (found.third != 0) found.fourth = pointers[5];
-  return found;
 }
 
 py::object TensorReader::grad(PyObject* tensor) const {
@@ -252,19 +241,45 @@ py::object TensorReader::addresses(const py::list& tensors, const py::list& stri
   if (PyList_GET_SIZE(strides.ptr()) != n) return py::none();
   std::vector<std::int64_t> found(static_cast<std::size_t>(n));
   Facts facts{};
+  Words words, first;
   for (Py_ssize_t i = 0; i < n; ++i) {
-    const bool read_it = read(PyList_GET_ITEM(tensors.ptr(), i), facts);
-    if (!read_it || !same_strides(facts, PyList_GET_ITEM(strides.ptr(), i))) return py::none();
+    PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), i);
+    const bool by_words = read_words(tensor, words);
+    if (i == 0) first = words;
+    // where marks differ, a change of sign may be put off in one of them
+    if (words_.known() && (!by_words || words.kind[1] != first.kind[1])) return py::none();
+    if (!read(tensor, facts) || !same_strides(facts, PyList_GET_ITEM(strides.ptr(), i))) return py::none();
     found[static_cast<std::size_t>(i)] = facts.data;
   }
   return py::bytearray(reinterpret_cast<const char*>(found.data()), found.size() * sizeof(std::int64_t));
 }
 
+bool TensorReader::count_versions(const py::list& tensors) const {
+  constexpr Py_ssize_t kAhead = 8;
+  const Py_ssize_t n = PyList_GET_SIZE(tensors.ptr());
+  if (!words_.knows_versions()) return false;
+  std::vector<std::uint32_t*> counters(static_cast<std::size_t>(n));
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) fetch_ahead(PyList_GET_ITEM(tensors.ptr(), i + kAhead));
+    PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), i);
+    std::uint32_t* counter = is_plain(tensor) ? words_.counter_of(object_of(tensor)) : nullptr;
+    if (counter == nullptr) return false;
+    fetch_ahead(counter);
+    counters[static_cast<std::size_t>(i)] = counter;
+  }
+  // as torch does it
+  for (std::uint32_t* counter : counters) reinterpret_cast<std::atomic<std::uint32_t>*>(counter)->fetch_add(1);
+  return true;
+}
+
 void bind_tensor_reader(py::module_& m) {
   py::class_<TensorReader>(m, "TensorReader", py::module_local())
-      .def(py::init<py::tuple, const py::tuple&>(), py::arg("plain"), py::arg("probes"))
+      .def(py::init<py::tuple, const py::tuple&, const py::tuple&>(), py::arg("plain"), py::arg("probes"),
+           py::arg("versioned") = py::tuple())
       .def_property_readonly("direct", &TensorReader::direct)
       .def_property_readonly("knows_words", &TensorReader::knows_words)
+      .def_property_readonly("knows_versions", &TensorReader::knows_versions)
+      .def("count_versions", &TensorReader::count_versions, py::arg("tensors"))
       .def("addresses", &TensorReader::addresses, py::arg("tensors"), py::arg("strides"));
 }
 

@@ -12,19 +12,12 @@
 
 namespace sfplus {
 
-// Addresses of what is read together: an object and what it points at. Good for prefetching and nothing else.
-struct Near {
-  std::uintptr_t object = 0, first = 0, second = 0, third = 0, fourth = 0;
-
-  void prefetch() const;
-};
-
 class TensorReader {
  public:
   // `plain`: the types of tensors that are what they look like, the first of them torch.Tensor. `probes`: a few
   // tensors, on which the C interface is tried; without any, or if it does not say what the methods say, methods are
-  // called.
-  TensorReader(pybind11::tuple plain, const pybind11::tuple& probes);
+  // called. `versioned`: tensors that were written differently often, each with a view.
+  TensorReader(pybind11::tuple plain, const pybind11::tuple& probes, const pybind11::tuple& versioned);
 
   bool is_plain(PyObject* tensor) const {
     for (const PyObject* type : plain_) {
@@ -41,6 +34,18 @@ class TensorReader {
     return words_.known() && is_plain(tensor) && words_.read(object_of(tensor), words);
   }
 
+  // Torch's own object, to which a Python tensor points.
+  std::uintptr_t object_of(PyObject* tensor) const {
+    return *reinterpret_cast<std::uintptr_t*>(reinterpret_cast<char*>(tensor) + handle_);
+  }
+
+  // Of such objects, where their words are known; see TensorWords.
+  std::uintptr_t storage_of(std::uintptr_t object) const { return words_.storage_of(object); }
+  bool is_at(std::uintptr_t object, std::uintptr_t storage, const std::int64_t* first) const {
+    return words_.is_at(object, storage, first);
+  }
+  bool is_like(std::uintptr_t object, const Words& words) const { return words_.is_like(object, words); }
+
   // Whether the words of a plain tensor are those that were noted; see TensorWords.
   bool are_words(PyObject* tensor, const std::int64_t* row) const { return words_.are(object_of(tensor), row); }
 
@@ -50,24 +55,21 @@ class TensorReader {
   // Whether the storage of `tensor`, whose facts these are, holds all of its elements.
   bool has_room(PyObject* tensor, const Facts& facts) const;
 
-  // A tensor, its storage, what it has of autograd's and then its count of versions; nothing but zeros where methods are called.
-  Near near(PyObject* tensor) const;
-
   // As the attribute; a null object, and no error, where there is none.
   pybind11::object grad(PyObject* tensor) const;
 
-  // int64 addresses of `tensors`; None if one has not the strides that go with it, or cannot be read.
+  // int64 addresses of `tensors`; None if one has not the strides that go with it, or cannot be read, or, where words are
+  // known, bears another mark than the first.
   pybind11::object addresses(const pybind11::list& tensors, const pybind11::list& strides) const;
+
+  // Count a write of each of `tensors`; false, and nothing is counted, where one of them has to be left to torch.
+  bool count_versions(const pybind11::list& tensors) const;
 
   bool direct() const { return direct_; }
   bool knows_words() const { return words_.known(); }
+  bool knows_versions() const { return words_.knows_versions(); }
 
  private:
-  // Torch's own object, to which a Python tensor points.
-  std::uintptr_t object_of(PyObject* tensor) const {
-    return *reinterpret_cast<std::uintptr_t*>(reinterpret_cast<char*>(tensor) + handle_);
-  }
-
   using Ask = std::int32_t (*)(void* tensor, void* answer);
   struct Interface {
     Ask layout, dtype, device_type, device_index, dim, sizes, strides, data, bytes, offset;
@@ -77,6 +79,7 @@ class TensorReader {
   bool find_interface();
   bool find_handle(const pybind11::tuple& probes);
   bool find_words(const pybind11::tuple& probes);
+  bool find_versions(const pybind11::tuple& versioned);
   bool is_true(const pybind11::tuple& probes) const;
   bool ask(PyObject* tensor, Facts& facts) const;
   bool call_methods(PyObject* tensor, Facts& facts) const;

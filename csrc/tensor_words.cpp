@@ -58,4 +58,25 @@ bool TensorWords::find(const std::vector<Probe>& probes) {
   return true;
 }
 
+// An address that a tensor shares with its views and with nobody else is that of its storage or of its counter.
+bool TensorWords::find_versions(const std::vector<Versioned>& probes) {
+  versions_ = 0;
+  if (!known_ || probes.size() < 2) return false;
+  for (int place = 1; place < kTensor && versions_ == 0; ++place) {
+    bool shared = place != storage_;
+    for (const Versioned& probe : probes) {
+      const std::int64_t at = word(probe.object, place);
+      shared = shared && at != 0 && at % 8 == 0 && at == word(probe.view, place);
+      for (const Versioned& other : probes) shared = shared && (&other == &probe || at != word(other.object, place));
+    }
+    if (shared) versions_ = place;
+  }
+  if (versions_ == 0) return false;
+  for (const Versioned& probe : probes) {
+    if (*counter_of(probe.object) != probe.version) versions_ = 0;
+    if (versions_ == 0) return false;
+  }
+  return true;
+}
+
 }  // namespace sfplus

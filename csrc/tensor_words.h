@@ -29,6 +29,23 @@ struct Words {
     }
     return storage[0] != 0 && (last + 1) * itemsize <= storage[kStorage - 1];
   }
+
+  bool same_shape(const Words& other) const {
+    std::int64_t differ = ndim ^ other.ndim;
+    for (std::int64_t i = 0; i < ndim && differ == 0; ++i) differ = sizes[i] ^ other.sizes[i];
+    return differ == 0;
+  }
+
+  // Then dtype and device are the same. They may be where this says no: a part of these words is left as it was found.
+  bool same_kind(const Words& other) const { return ((kind[0] ^ other.kind[0]) | (kind[1] ^ other.kind[1])) == 0; }
+
+  // All but the storage's first three words, and its device, which fills no more than a part of its word.
+  bool alike(const Words& other) const {
+    std::int64_t differ = (offset ^ other.offset) | (storage[kStorage - 1] ^ other.storage[kStorage - 1]);
+    if (differ != 0 || !same_kind(other) || !same_shape(other)) return false;
+    for (std::int64_t i = 0; i < ndim; ++i) differ |= strides[i] ^ other.strides[i];
+    return differ == 0;
+  }
 };
 
 class TensorWords {
@@ -45,6 +62,23 @@ class TensorWords {
 
   bool known() const { return known_; }
 
+  // A tensor's version as torch says it, and where its object is and that of a view, which has the same count.
+  struct Versioned {
+    std::int64_t version;
+    std::uintptr_t object, view;
+  };
+
+  // Where torch counts how often a tensor was written. False if it is not found.
+  bool find_versions(const std::vector<Versioned>& probes);
+
+  bool knows_versions() const { return versions_ > 0; }
+
+  // The counter of torch's object at this address; null if it has none.
+  std::uint32_t* counter_of(std::uintptr_t object) const {
+    const std::uintptr_t at = reinterpret_cast<const std::uintptr_t*>(object)[versions_];
+    return at == 0 ? nullptr : reinterpret_cast<std::uint32_t*>(at + kCount);
+  }
+
   // As many numbers as `note` writes of a tensor with so many dimensions.
   static constexpr std::size_t noted(std::int64_t ndim) { return 4 + Words::kStorage + 2 * static_cast<std::size_t>(ndim); }
 
@@ -60,6 +94,30 @@ class TensorWords {
     const std::int64_t *sizes = at + dims_ + 1, *strides = sizes + Words::kDims;
     const std::int64_t *old_sizes = row + 4 + Words::kStorage, *old_strides = old_sizes + ndim;
     for (std::int64_t i = 0; i < ndim; ++i) differ |= (sizes[i] ^ old_sizes[i]) | (strides[i] ^ old_strides[i]);
+    return differ == 0;
+  }
+
+  // Where torch's object for the storage is, of a tensor that has one.
+  std::uintptr_t storage_of(std::uintptr_t object) const {
+    return reinterpret_cast<const std::uintptr_t*>(object)[storage_];
+  }
+
+  // Whether a tensor's storage is this one, which is not null, and begins with these three words.
+  bool is_at(std::uintptr_t object, std::uintptr_t storage, const std::int64_t* first) const {
+    if (storage_of(object) != storage) return false;
+    const auto* words = reinterpret_cast<const std::int64_t*>(storage) + memory_;
+    return ((words[0] ^ first[0]) | (words[1] ^ first[1]) | (words[2] ^ first[2])) == 0;
+  }
+
+  // Whether the others of a tensor's words are these; it has a storage.
+  bool is_like(std::uintptr_t object, const Words& words) const {
+    const auto* at = reinterpret_cast<const std::int64_t*>(object);
+    const auto* storage = reinterpret_cast<const std::int64_t*>(at[storage_]) + memory_;
+    std::int64_t differ = (at[dims_] ^ words.ndim) | (at[offset_] ^ words.offset) | (at[offset_ + 2] ^ words.kind[0]) |
+                          (at[offset_ + 3] ^ words.kind[1]);
+    differ |= storage[Words::kStorage - 1] ^ words.storage[Words::kStorage - 1];
+    const std::int64_t *sizes = at + dims_ + 1, *strides = sizes + Words::kDims;
+    for (std::int64_t i = 0; i < words.ndim; ++i) differ |= (sizes[i] ^ words.sizes[i]) | (strides[i] ^ words.strides[i]);
     return differ == 0;
   }
 
@@ -89,11 +147,14 @@ class TensorWords {
   }
 
  private:
+  static constexpr std::uintptr_t kCount = 16;  // bytes from a counter's beginning, behind what every object of torch's has
+
   // all counted in words
   int storage_ = 0;  // in a tensor: the address of its storage
   int dims_ = 0;     // the number of dimensions; behind it the sizes and the strides
   int offset_ = 0;   // from the storage's beginning; behind it the number of elements and what `kind` is
   int memory_ = 0;   // in a storage: the address of its memory; four behind it the bytes
+  int versions_ = 0;  // in a tensor: the address of its counter of versions
   bool known_ = false;
 };
 

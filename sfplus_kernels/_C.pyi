@@ -93,9 +93,15 @@ class TensorReader:
         plain: the types of tensors that are what they look like, ``torch.Tensor`` first.
         probes: tensors on which torch's C interface is tried. Without any, or if it is another one, tensors
             are asked by their methods, which takes ten times as long.
+        versioned: tensors that were written differently often, each with a view of it.
     """
 
-    def __init__(self, plain: tuple[type, ...], probes: tuple[Tensor, ...]) -> None: ...
+    def __init__(
+        self,
+        plain: tuple[type, ...],
+        probes: tuple[Tensor, ...],
+        versioned: tuple[tuple[Tensor, Tensor], ...] = (),
+    ) -> None: ...
     @property
     def direct(self) -> bool:
         """Whether the C interface is used."""
@@ -104,8 +110,18 @@ class TensorReader:
     def knows_words(self) -> bool:
         """Whether it was found where torch keeps all that, so that most tensors need not be asked at all."""
 
+    @property
+    def knows_versions(self) -> bool:
+        """Whether it was found where torch counts how often a tensor was written."""
+
+    def count_versions(self, tensors: list[Tensor]) -> bool:
+        """Count a write of each; False, and nothing is counted, where torch has to do it."""
+
     def addresses(self, tensors: list[Tensor], strides: list[tuple[int, ...]]) -> bytearray | None:
-        """int64; None if one of the tensors has other strides, or is none of the plain types."""
+        """int64; None if one of the tensors has other strides, or is none of the plain types.
+
+        With ``knows_words`` also where one is negated (``is_neg()``) and the first is not, or the other way.
+        """
 
 class Witness:
     """What was seen of an optimizer's groups and state; see ``engine/validity.py`` for the two methods.

@@ -32,6 +32,7 @@ class CpuPlan:
 
     table: AddressTable
     launches: list[tuple[_C.Table, Launch]]
+    partials: list[int]  # where those of each launch begin
     # the run state, and as the extension wants it
     native_run: tuple[RunState, _C.Run] | None = None
 
@@ -41,7 +42,10 @@ class CpuBackend:
 
     def plan(self, entries: Sequence[Entry], device: torch.device) -> CpuPlan:
         table = build_table(entries, device, CHUNK_SIZE)
-        return CpuPlan(table, [(_native(table, launch), launch) for launch in table.launches])
+        launches = [(_native(table, launch), launch) for launch in table.launches]
+        return CpuPlan(
+            table, launches, [table.partials[x.first_partial].data_ptr() for x in table.launches]
+        )
 
     def set_gradients(
         self, plan: CpuPlan, gradients: Sequence[Tensor], *, moved: bool = True
@@ -57,14 +61,14 @@ class CpuBackend:
         raise NotImplementedError("steps_at_once says that there is none")
 
     def reduce(self, plan: CpuPlan, *, with_e: bool) -> Tensor:
-        for native, launch in plan.launches:
+        for (native, launch), partials in zip(plan.launches, plan.partials, strict=True):
             _C.reduce(
                 native,
                 launch.format,
                 DTYPES[launch.param_dtype],
                 _grad_dtype(launch),
                 with_e,
-                plan.table.partials[launch.first_partial].data_ptr(),
+                partials,
                 launch.n_partials,
                 torch.get_num_threads(),
             )

@@ -224,11 +224,17 @@ def point_at_gradients(table: AddressTable, gradients: Sequence[Tensor]) -> None
     table.gradients = table.own_gradients.copy_(host, non_blocking=True)
 
 
+def _any_neg(gradients: list[Tensor]) -> bool:
+    """Whether a change of sign is put off in one of them, as far as the reader does not look itself."""
+    reader = tensor_reader()
+    asked = gradients[:1] if reader is not None and reader.knows_words else gradients
+    return any(map(Tensor.is_neg, asked))
+
+
 def _addresses(table: AddressTable, gradients: list[Tensor]) -> Tensor:
     """Where the gradients are, in the order of the rows: int64; those of another layout get a stage."""
     reader = tensor_reader()
-    plain = not table.converted_rows and not any(map(Tensor.is_neg, gradients))
-    if reader is not None and gradients and plain:
+    if reader is not None and gradients and not table.converted_rows and not _any_neg(gradients):
         # the loop below would take ten times as long
         found = reader.addresses(gradients, table.state_strides)
         if found is not None:

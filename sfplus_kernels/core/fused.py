@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
@@ -164,7 +163,7 @@ class FusedOptimizer(StatefulOptimizer):
             runtime.run_passes(passes)
         # The kernels write through addresses: without this, a backward() through a tensor that was
         # saved before the step would use the new values and be wrong without a word.
-        torch.autograd.graph.increment_version(ready.kept.chosen)
+        ready.kept.count_writes()
         return True
 
     def _look_at_change(

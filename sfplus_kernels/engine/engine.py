@@ -28,6 +28,7 @@ from sfplus_kernels.contract.streams import StreamUse
 from sfplus_kernels.engine.profiling import profiled
 from sfplus_kernels.processes.collective import Buffers, Collective
 from sfplus_kernels.processes.sharding import plain
+from sfplus_kernels.state.checks import scalar
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of a loss that a kernel reads."""
@@ -158,7 +159,7 @@ class Engine:
         readable = isinstance(loss, Tensor) and loss.device == self.device and loss.dtype in FLOATS
         if read_later and readable:
             assert isinstance(loss, Tensor)
-            self._loss = plain(loss.detach()).reshape(())
+            self._loss = scalar(plain(loss))
         elif loss is not None:
             self._write_figure(Global.FUNCTION_VALUE, loss)
         for index, value, usual in (
@@ -244,7 +245,7 @@ class Engine:
         slot = self._figures[index]
         on_host = isinstance(value, Tensor) and value.device.type == "cpu"
         if isinstance(value, Tensor) and not (on_host and self.device.type != "cpu"):
-            slot.copy_(value.detach().reshape(()))
+            slot.copy_(scalar(value))
         else:
             slot.fill_(float(value))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sfplus_kernels.backends.tensor_reader import increment_version
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.engine.engine import Engine
 from sfplus_kernels.engine.validity import Gradients, Seen, Witness, new_witness
@@ -74,3 +75,7 @@ class KeptPlan:
         """
         engine.set_gradients(self.plan, gradients, moved=moved or recording or self.recorded)
         self.recorded = recording
+
+    def count_writes(self) -> None:
+        """Tell torch that the parameters were written, which kernels do through addresses."""
+        increment_version(self.chosen)

@@ -143,7 +143,8 @@ class Runtime:
         waiting = [p for p, g in pairs if g is None]
         idle = make_entries(containers, waiting)
         if idle:
-            self.kept.idle = KeptPlan.make(self.engine, containers, idle, False, waiting)
+            touched = [entry.param for entry in idle]
+            self.kept.idle = KeptPlan.make(self.engine, containers, idle, False, touched)
         return self.kept
 
     def move_plan(self, containers: Containers, params: list[Tensor], purpose: str) -> object:
@@ -207,7 +208,7 @@ class Runtime:
             assert self.kept is not None
             assert self.kept.idle is not None
             self.engine.shift_to_group(self.kept.idle.plan)
-            torch.autograd.graph.increment_version([e.param for e in self.kept.idle.entries])
+            self.kept.idle.count_writes()
         if self._each_step:
             self._sender().send()
 

@@ -148,13 +148,20 @@ def check_loss(loss: object) -> float | Tensor:
             )
         if loss.dtype.is_complex or loss.dtype == torch.bool:
             raise TypeError(f"the loss has dtype {loss.dtype}; expected a real number")
-        return loss.detach().reshape(())
+        return scalar(loss)
     if isinstance(loss, numbers.Real) and not isinstance(loss, bool):
         return float(loss)
     raise TypeError(
         f"the loss is a {type(loss).__name__}; expected a float or a 0-dim tensor, the value that "
         "backward() was called on"
     )
+
+
+def scalar(value: Tensor) -> Tensor:
+    """The number in a tensor of one element: 0-dim, without a graph; itself where it is that."""
+    if value.requires_grad:
+        value = value.detach()
+    return value if value.ndim == 0 else value.reshape(())
 
 
 def _names() -> str:
