@@ -194,7 +194,10 @@ def bench(run: Run) -> str:
         command += ["--workloads", "flat,gpt2-124m,10000x64"]
     else:
         command += ["--quick"]
-    command += ["--optimizers", "ScheduleFree+,AdamWScheduleFree cuda,AdamWScheduleFree triton"]
+    chosen = (
+        "ScheduleFree+,AdamWScheduleFree cuda,AdamWScheduleFree triton,AdamW cuda,torch AdamW fused"
+    )
+    command += ["--optimizers", chosen]
     command += ["--seconds", f"{max(1.0, run.left() - 100):.0f}"]
     status = run.call("bench.txt", command, max(1.0, run.left() - 60))
     return "done" if status == 0 else f"status {status}"
