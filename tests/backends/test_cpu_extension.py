@@ -219,6 +219,7 @@ def test_element_loops_ask_for_memory_ahead() -> None:
     pairs, halves = len(DTYPES) ** 2, len(HALVES)
     arrays = 2 * len(DTYPES) * (1 + 2)  # reduce without e and with it, for both state dtypes
     arrays += pairs * (3 + 4 + 5) + 3 * halves * len(DTYPES)  # update; the parameter that follows y
+    arrays += pairs * (2 + 3 + 4) + 3 * halves * len(DTYPES)  # of what averages nothing
     arrays += len(Move) * (2 * len(DTYPES) + halves)  # interpolate
     arrays += sum(
         3 + split + n_moments for split in (0, 1) for n_moments in (0, 1, 2)

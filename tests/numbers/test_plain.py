@@ -9,7 +9,7 @@ from support import BACKENDS, SHAPES, device_of, make_params, set_gradients, ste
 from support.plain import PLAIN, follow_schedule, plain_groups
 from torch import Tensor
 
-from sfplus_kernels import AdamC, AdamW
+from sfplus_kernels import SGD, AdamC, AdamW
 
 KINDS = pytest.mark.parametrize("name", PLAIN)
 CORRECTED = [name for name in PLAIN if name != "adamw"]
@@ -30,6 +30,11 @@ def trajectory(
     return seen
 
 
+def few(backend: str, steps: int) -> int:
+    """Where an interpreter is slow, as many as it takes to see that each coefficient is there."""
+    return min(steps_for(backend, steps), 6 if backend == "triton" else steps)
+
+
 def difference(found: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
     pairs = [
         (a, b) for f, e in zip(found, expected, strict=True) for a, b in zip(f, e, strict=True)
@@ -44,7 +49,7 @@ def difference(found: list[list[Tensor]], expected: list[list[Tensor]]) -> float
 @pytest.mark.parametrize("scheduled", [True, False])
 def test_torchs_trajectory(name: str, backend: str, scheduled: bool) -> None:
     """In float64, with late gradients, two groups and one of them ascending."""
-    member, steps = PLAIN[name], steps_for(backend, 40)
+    member, steps = PLAIN[name], few(backend, 40)
     more = {"normalized": False} if name == "adamc" else {}
     params, others = make_params(device=device_of(backend)), make_params()
     mine = member.ours(plain_groups(params, name), backend=backend, **member.everything, **more)
@@ -101,7 +106,7 @@ def test_the_correction_by_hand(max_lr: float | None) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @KINDS
 def test_other_dtypes_are_near_float64(name: str, backend: str, dtype: torch.dtype) -> None:
-    member, steps = PLAIN[name], steps_for(backend, 20)
+    member, steps = PLAIN[name], few(backend, 20)
     params, others = make_params(dtype=dtype, device=device_of(backend)), make_params(dtype=dtype)
     exact = [torch.nn.Parameter(p.detach().double()) for p in others]
     mine = member.ours(plain_groups(params, name), backend=backend, **member.everything)
@@ -145,7 +150,7 @@ def test_awkward_layouts(name: str, backend: str) -> None:
 @ON_ALL
 @KINDS
 def test_clipping_is_torchs(name: str, backend: str) -> None:
-    member, steps = PLAIN[name], steps_for(backend, 10)
+    member, steps = PLAIN[name], few(backend, 10)
     params, others = make_params(device=device_of(backend)), make_params()
     mine = member.ours(params, backend=backend, max_grad_norm=0.5, **member.everything)
     theirs = member.reference(others, **member.everything)
@@ -190,3 +195,64 @@ def test_modes_do_nothing() -> None:
         assert torch.equal(params[0], before)
     optimizer.step()  # in no mode
     assert not torch.equal(params[0], before)
+
+
+@ON_ALL
+def test_groups_with_momentum_and_without(backend: str) -> None:
+    params, others = make_params(device=device_of(backend)), make_params()
+    middle, runs = len(params) // 2, []
+    for make, its, more in ((SGD, params, {"backend": backend}), (torch.optim.SGD, others, {})):
+        groups = [
+            {"params": its[:middle], "momentum": 0.9, "nesterov": True},
+            {"params": its[middle:]},
+        ]
+        optimizer: Any = make(groups, lr=0.01, weight_decay=0.2, **more)
+        runs.append(trajectory(optimizer, its, few(backend, 20), scheduled=False))
+    assert difference(*runs) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["adamc", "sgd"])
+def test_a_gradient_scaler_is_taken_out(name: str) -> None:
+    """And a step with an Inf in it is none."""
+    member, runs = PLAIN[name], []
+    for scaled in (False, True):
+        (param,) = make_params([(6, 4)])
+        optimizer = member.ours([param], **member.everything)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=scaled)
+        for k in range(6):
+            optimizer.zero_grad()
+            scaler.scale((param * (k - 2.5)).square().sum()).backward()
+            assert param.grad is not None
+            if k == 3 and scaled:
+                param.grad[0, 0] = math.inf
+            if k != 3 or scaled:
+                scaler.step(optimizer)
+            scaler.update()
+        runs.append(param.detach())
+        assert optimizer.metrics()["k"] == 5
+    torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_stays_where_a_schedule_ends() -> None:
+    """What the correction is for (arXiv 2506.02285), on weights whose norm does not matter.
+
+    Their gradient is orthogonal to them and goes with 1 / |x|. Steps that make |x| grow and decay balance: at
+    a norm that falls with gamma under AdamW, and at one that does not under AdamC.
+    """
+    steps, growth = 600, {}
+    for make in (AdamW, AdamC):
+        generator = torch.Generator().manual_seed(0)
+        param = torch.nn.Parameter(torch.randn(2000, dtype=torch.float64, generator=generator))
+        optimizer = make([param], lr=0.05, betas=(0.0, 0.99), weight_decay=1.0)
+        norms = []
+        for k in range(steps):
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 - k / steps)
+            x = param.detach()
+            g = torch.randn(2000, dtype=torch.float64, generator=generator)
+            g -= (g @ x) / (x @ x) * x
+            param.grad = g / x.norm()
+            norms.append(float(param.grad.norm()))
+            optimizer.step()
+        growth[make] = sum(norms[-30:]) / sum(norms[steps // 4 : steps // 4 + 30])
+    assert growth[AdamW] > 2
+    assert growth[AdamC] == pytest.approx(1, abs=0.15)
