@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.contestants.contestant import OTHERS, Contestant, Step, is_compiled
+from bench.contestants.faked import can_be_faked, with_faked_kernels
 from bench.contestants.moving import with_moving_gradients
 from bench.measure.budgets import CPU_MEMORY, SECONDS
 from bench.measure.busy import busy_thread
@@ -111,12 +112,12 @@ class Bench:
 
     def measure_host(self) -> list[Row]:
         """A step of next to no work: what Python and the launches cost."""
-        workload = Workload("host", "1,000 tensors of 1", lambda: [(1,)] * 1000, "all")
-        if self.device.type == "cuda":
-            workload = Workload("host", "1,000 tensors of 64", lambda: [(64,)] * 1000, "all")
+        size = 64 if self.device.type == "cuda" else 4
+        workload = Workload("host", f"1,000 tensors of {size}", lambda: [(size,)] * 1000, "all")
         field_ = [c for c in present(self.contestants, workload) if not c.slow_to_make]
         fused = [c for c in field_ if c.tier == "fused"]
-        field_ += [with_moving_gradients(c) for c in fused]
+        faked = [with_faked_kernels(c) for c in fused if can_be_faked(c, self.device)]
+        field_ += [*faked, *map(with_moving_gradients, [*fused, *faked])]
         return self._race("host", workload, workload.shapes(), field_, "host", host=True)
 
     def measure_busy(self, workload: Workload) -> list[Row]:
@@ -180,8 +181,7 @@ class Bench:
         shapes: Shapes,
         profiled: bool,
     ) -> tuple[dict[str, Step], dict[Arrays, Memory]]:
-        """The steps of those whose rows are still "ok", over shared parameters, one step in; and where
-        the arrays of our passes lie, the first ones of a kind."""
+        """Steps of those still "ok", over shared parameters, one step in; where our passes' arrays lie."""
         running = [(c, row) for c, row in zip(field_, rows, strict=True) if row.status == "ok"]
         steps: dict[str, Step] = {}
         memory: dict[Arrays, Memory] = {}

@@ -15,6 +15,13 @@ from torch import Tensor
 Step = Callable[[], Any]
 
 
+def prepare(step: Step) -> None:
+    """What a step wants to be done in front of it, untimed: its method of this name, if it has one."""
+    before = getattr(step, "prepare", None)
+    if before is not None:
+        before()
+
+
 class CpuTimer:
     """Wall time of a step with cold caches. ``arena`` is memory that no step uses."""
 
@@ -29,6 +36,7 @@ class CpuTimer:
         time.sleep(0.002)  # torch's threads, which have just worked, fall asleep as ours do
 
     def time(self, step: Step) -> float:
+        prepare(step)
         start = time.perf_counter()
         step()
         return time.perf_counter() - start
@@ -66,6 +74,7 @@ class CudaTimer:
         if step not in self.leads:
             self.leads[step] = max(self.LEAD, 1.5 * self.host_time(step))
             self.flush()
+        prepare(step)
         torch.cuda._sleep(int(self.leads[step] * self.CYCLES))
         self.start.record()
         step()
@@ -76,6 +85,7 @@ class CudaTimer:
 
     def host_time(self, step: Step) -> float:
         """Until the step returns to the host, whose queue is empty when it begins."""
+        prepare(step)
         torch.cuda.synchronize()
         start = time.perf_counter()
         step()

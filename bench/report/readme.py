@@ -152,6 +152,13 @@ def measured(path: Path) -> list[str]:
             "What is left when there is next to nothing to compute:",
         ]
         found.append(_plots(folder, "host"))
+        wanted = (BASELINE, "gradients move", "kernels faked")
+        beside = [r for r in run.section("host") if any(word in r.name for word in wanted)]
+        found += [
+            "In turns, over tensors of next to no size: steps before which all gradients have moved, and "
+            'what the host does for a step on a GPU, whose launches do nothing here ("kernels faked"):',
+            markdown(beside),
+        ]
     found.append("### What was not timed")
     wrong = [f"{row.name} ({row.workload})" for row in run.rows if row.status == "wrong"]
     if wrong:

@@ -113,8 +113,9 @@ struct Line {
 
 // Whole blocks of 64 elements only: what is left at the end is not touched.
 std::uint32_t stream(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start, std::int64_t numel,
-                     std::uint32_t flipped) {
+                     std::uint32_t flipped, std::int64_t ahead) {
   constexpr std::int64_t kElements = 2 * kBlock<float>;
+  static_cast<void>(ahead);  // without prefetching
   Line sums = {}, mask = {};
   for (int k = 0; k < kWords; ++k) mask[k] = flipped;
   for (std::int64_t i = start; i + kElements <= start + numel; i += kElements) {
@@ -125,7 +126,7 @@ std::uint32_t stream(const StreamArray* arrays, int n_arrays, int n_changed, std
       const bool is_changed = n < n_changed;
       for (; block < end; block += sizeof(Line)) {
 #ifdef __GNUC__
-        __builtin_prefetch(block + kAhead * width);
+        __builtin_prefetch(block + (ahead != 0 ? ahead : kAhead * width));
 #endif
         Line* line = reinterpret_cast<Line*>(block);
         if (is_changed) {

@@ -51,9 +51,9 @@ struct Kernels {
   void (*interpolate[Move::WIDTH][DType::WIDTH])(const MoveChunk&);
   // reads the elements from ``start`` on of all arrays, side by side as a pass does it, writes those of the first n_changed,
   // of each word the bits in ``flipped`` turned, and returns the exclusive or of the others' words: what memory allows a
-  // pass with such arrays
+  // pass with such arrays. Memory is asked for as many bytes ahead, or where that is 0 as the passes do it.
   std::uint32_t (*stream)(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start,
-                          std::int64_t numel, std::uint32_t flipped);
+                          std::int64_t numel, std::uint32_t flipped, std::int64_t ahead);
 };
 
 // For Format::HALF; the dtype of the gradient is looked at within.

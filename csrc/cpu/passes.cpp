@@ -203,6 +203,8 @@ void interpolate(const Table& table, int format, int param_dtype, const Run& run
 
 std::uint32_t stream(const std::vector<StreamPart>& parts, int n_changed, bool backwards, bool flips, int n_threads) {
   constexpr std::int64_t kPiece = 1 << 18;
+  // where memory has other users too, and answers late, this is quicker for narrow arrays than what the passes do
+  const std::int64_t ahead = backwards ? 2048 : 0;
   std::vector<std::pair<const StreamPart*, std::int64_t>> pieces;
   for (const StreamPart& part : parts) {
     for (std::int64_t start = 0; start < part.numel; start += kPiece) pieces.emplace_back(&part, start);
@@ -212,7 +214,7 @@ std::uint32_t stream(const std::vector<StreamPart>& parts, int n_changed, bool b
   parallel_for(n_pieces, n_threads, [&](std::int64_t i) {
     const auto& [part, start] = pieces[backwards ? n_pieces - 1 - i : i];
     found ^= kernels().stream(part->arrays.data(), static_cast<int>(part->arrays.size()), n_changed, start,
-                              std::min(kPiece, part->numel - start), flips ? ~std::uint32_t{0} : 0);
+                              std::min(kPiece, part->numel - start), flips ? ~std::uint32_t{0} : 0, ahead);
   });
   return found;
 }

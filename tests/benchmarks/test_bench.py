@@ -12,7 +12,9 @@ import torch
 
 from bench.contestants.all import contestants
 from bench.contestants.contestant import Contestant
+from bench.contestants.faked import NoKernels, with_faked_kernels
 from bench.contestants.family import FAMILY
+from bench.contestants.moving import MovedStep
 from bench.measure import busy, plan, timing
 from bench.measure.ceilings import Ceiling
 from bench.measure.held import ceiling_rows, hold_against
@@ -21,6 +23,7 @@ from bench.measure.sections import Bench
 from bench.record import provenance, rows, table
 from bench.record.rows import Row, relate
 from bench.work import workloads as shapes
+from sfplus_kernels.backends.native import _C
 
 CPU = torch.device("cpu")
 
@@ -216,9 +219,45 @@ def test_steps_whose_gradients_move_are_timed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.measure.sections.SECONDS", {"host": 0.0})
+    monkeypatch.setattr(bench, "memory", 1e8)
     found = {row.name: row.status for row in bench.measure_host()}
     assert found["ScheduleFree+ cpu, gradients move"] == "ok"
+    if not _C.CUDA_MISSING:
+        assert found["ScheduleFree+ cuda, kernels faked"] == "ok"
+        assert found["ScheduleFree+ cuda, kernels faked, gradients move"] == "ok"
     assert set(found.values()) == {"ok"}
+
+
+def test_gradients_move_before_the_clock_starts() -> None:
+    (param,) = shapes.make_params([(4,)])
+    seen: list[int] = []
+
+    def step() -> None:
+        assert param.grad is not None
+        seen.append(param.grad.data_ptr())
+
+    moved = MovedStep(step, [param])
+    timer = timing.CpuTimer(torch.ones(64), cache=64)
+    for _ in range(4):
+        timer.host_time(moved)
+    assert seen[:2] == seen[2:]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.skipif(bool(_C.CUDA_MISSING), reason=f"no CUDA kernels: {_C.CUDA_MISSING}")
+def test_faked_kernels_are_launched_and_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is a launch of reduce and one of update, as on a GPU."""
+    plus = next(c for c in contestants(CPU, "schedulefree+ cpu") if c.name == "ScheduleFree+ cpu")
+    launched: list[str] = []
+    monkeypatch.setattr(
+        NoKernels, "__getattr__", lambda self, name: lambda *a: launched.append(name)
+    )
+    params = shapes.make_params([(4,), (3,)])
+    before = [p.detach().clone() for p in params]
+    _, step = with_faked_kernels(plus).make(params)
+    step()
+    assert launched == ["cuda_reduce", "cuda_update"]
+    assert all(map(torch.equal, before, params))
 
 
 class Device(timing.CpuTimer):
