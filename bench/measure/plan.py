@@ -51,11 +51,10 @@ def parts(bench: Bench, workloads: list[Workload], *, scaling: bool) -> list[Par
     for index, workload in enumerate(workloads):
         steps = partial(bench.measure_steps, workload, first=index == 0)
         found.append((workload.name, steps))
-    found += [
-        (f"passes, {w.name}", partial(bench.measure_passes, w)) for w in workloads if w.passes
-    ]
+    alone = [(f"passes, {w.name}", partial(bench.measure_passes, w)) for w in workloads if w.passes]
     if not scaling:
-        return found
+        return found + alone
+    found += alone[:1]
     if device_type == "cpu":
         found.append(("beside a busy thread", partial(bench.measure_busy, workloads[0])))
     kind = "quick" if bench.quick else device_type
@@ -65,10 +64,10 @@ def parts(bench: Bench, workloads: list[Workload], *, scaling: bool) -> list[Par
         _point(bench, "count", f"{count} tensors", [(TOTAL[kind] // count,)] * count)
         for count in COUNTS
     ]
-    # a run that is ended early has the beginning of both curves
+    # a run that is ended early has the beginning of both curves, and lacks passes over other tensors first
     for both in zip_longest(by_size, by_count):
         found += [point for point in both if point is not None]
-    return found
+    return found + alone[1:]
 
 
 def _point(bench: Bench, section: str, title: str, shapes: Shapes) -> Part:

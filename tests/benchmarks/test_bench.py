@@ -126,6 +126,18 @@ def test_every_suite_begins_with_the_whole_field(device_type: str, quick: bool) 
     assert len({w.name for w in suite}) == len(suite)
 
 
+def test_a_run_that_ends_early_has_a_part_of_each_kind(bench: Bench) -> None:
+    titles = [title for title, _ in plan.parts(bench, shapes.suite("cpu", False), scaling=True)]
+    assert titles[0] == "bandwidth"
+    passes = [title for title in titles if title.startswith("passes")]
+    assert titles.index("host time") < titles.index("10000 parameters")
+    assert titles.index(passes[0]) < titles.index("beside a busy thread")
+    curves = titles[titles.index("10000 parameters") : -len(passes) + 1]
+    assert [title.split()[1] for title in curves[:4]] == ["parameters", "tensors"] * 2
+    assert titles[-1] == passes[-1] != passes[0]
+    assert len(set(titles)) == len(titles)
+
+
 def test_points_of_the_curves() -> None:
     assert plan.sizes("quick") == [10_000, 30_000, 100_000, 300_000, 1_000_000]
     assert plan.sizes("cuda")[-2:] == [3 * 10**9, 4 * 10**9]
