@@ -70,14 +70,14 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
   constexpr bool is_split = kIsSplit<Y>;
   constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
   const UpdateCoefs<float> coefs = update_coefs<float>(chunk.group_coefs, chunk.tensor_coefs);
-  const NoiseKey key = {noise.key_a, noise.key_b};
+  const NoiseKey key = {0, noise.key_b};
   bfloat16* m = static_cast<bfloat16*>(chunk.exp_avg);
   bfloat16* v = static_cast<bfloat16*>(chunk.exp_avg_sq);
   float16* e = static_cast<float16*>(chunk.displacement);
   Y* y = static_cast<Y*>(chunk.y);
   bfloat16* upper = static_cast<bfloat16*>(chunk.param);
   float buffer[kElements];
-  auto indices = L::indices(noise.index);
+  auto index = L::indices(noise.index + noise.key_a);
   for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
     const float* g = gradient_block(chunk.grad, grad_dtype, i, buffer);
     if constexpr (kHasM) ask_ahead<float>(m, i);
@@ -87,12 +87,13 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
     if constexpr (is_split) ask_ahead<float>(upper, i);
     // In stages. A vector's way from memory and back is so long that a processor, which sees some hundred instructions
     // ahead, would hardly meet the next one's; in a stage the vectors of a block are beside each other.
-    decltype(indices) words[kVectors];
+    decltype(index) words[kVectors];
     Widest ms[kVectors], vs[kVectors], ys[kVectors], es[kVectors];
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
-      words[n] = random_word(key, indices + static_cast<std::uint32_t>(i + n * L::kCount));
+      words[n] = random_word(key, index + static_cast<std::uint32_t>(n * L::kCount));
     }
+    index += static_cast<std::uint32_t>(kElements);
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * L::kCount;
@@ -110,17 +111,29 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
       ys[n] = y_i;
       es[n] = e_i;
     }
+    if constexpr (kHasM && kHasV) {
+      L::settle_nans<kVectors>(ms, vs);
+    } else if constexpr (kHasV) {
+      L::settle_nans<kVectors>(vs);
+    }
+    if constexpr (is_split) L::settle_nans<kVectors>(ys);
+    decltype(index) stored[kVectors];
+    const auto write_all = [&](void* to, const auto& word_of) {
+      SFPLUS_UNROLLED
+      for (int n = 0; n < kVectors; ++n) stored[n] = word_of(n);
+      L::write_words<kVectors>(to, stored);
+    };
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * L::kCount;
-      if constexpr (kHasM) L::write_nearest(m + at, ms[n]);
-      if constexpr (kHasV) L::write_at_random(v + at, vs[n], words[n]);
       L::write_at_random(e + at, es[n], part_of_float16(words[n]));
-      if constexpr (is_split) {
-        L::write_split(upper + at, y + at, ys[n]);
-      } else {
-        L::write(y + at, ys[n]);
-      }
+      if constexpr (!is_split) L::write(y + at, ys[n]);
+    }
+    if constexpr (kHasM) write_all(m + i, [&](int n) { return L::nearest(ms[n]); });
+    if constexpr (kHasV) write_all(v + i, [&](int n) { return L::at_random(vs[n], words[n]); });
+    if constexpr (is_split) {
+      write_all(upper + i, [&](int n) { return L::upper_half(ys[n]); });
+      write_all(y + i, [&](int n) { return L::lower_half_of(ys[n]); });
     }
   }
 }

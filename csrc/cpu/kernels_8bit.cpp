@@ -17,14 +17,14 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
   constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
   UpdateCoefs<float> coefs = update_coefs<float>(chunk.group_coefs, chunk.tensor_coefs);
   if constexpr (kHasM) coefs.beta1 *= kUnitOfM;
-  const NoiseKey key = {noise.key_a, noise.key_b};
+  const NoiseKey key = {0, noise.key_b};
   std::uint8_t* m = static_cast<std::uint8_t*>(chunk.exp_avg);
   std::uint8_t* v = static_cast<std::uint8_t*>(chunk.exp_avg_sq);
   float16* e = static_cast<float16*>(chunk.displacement);
   Y* y = static_cast<Y*>(chunk.y);
   bfloat16* upper = static_cast<bfloat16*>(chunk.param);
   float buffer[kElements];
-  const auto indices = B::indices(noise.index);
+  auto index = B::indices(noise.index + noise.key_a);
   for (std::int64_t i = 0; i < chunk.numel; i += kElements) {
     const float* g = gradient_block(chunk.grad, grad_dtype, i, buffer);
     if constexpr (kHasM) ask_ahead<float>(m, i);
@@ -33,14 +33,16 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
     ask_ahead<float>(y, i);
     if constexpr (kIsSplit<Y>) ask_ahead<float>(upper, i);
     // in stages, as in kernels_16bit.cpp
-    Widest ms[kVectors], vs[kVectors], ys[kVectors], es[kVectors];
-    B::Word words[kVectors], ranks[kVectors], most = {};
+    Widest units[kVectors], ms[kVectors], vs[kVectors], ys[kVectors], es[kVectors];
+    B::Word words[kVectors], positive[kVectors], ranks[kVectors], most = {};
     std::uint32_t lowest = 0;
     if constexpr (kHasV) lowest = 8u * chunk.exponents[i / kElements];
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
-      words[n] = random_word(key, indices + static_cast<std::uint32_t>(i + n * B::kCount));
+      words[n] = random_word(key, index + static_cast<std::uint32_t>(n * B::kCount));
     }
+    index += static_cast<std::uint32_t>(kElements);
+    if constexpr (kHasM) B::read_units(m + i, units);
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * B::kCount;
@@ -48,7 +50,7 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
       if constexpr (kHasV) {
         const B::Word rank = B::read_ranks(v + at, lowest);
         v_i = B::values(rank);
-        if constexpr (kHasM) m_i = B::read_exp_avg(m + at, rank);
+        if constexpr (kHasM) m_i = units[n] * B::root(rank, v_i);
       }
       if constexpr (kIsSplit<Y>) {
         y_i = B::read_split(upper + at, y + at);
@@ -64,31 +66,44 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
     if constexpr (kHasV) {
       SFPLUS_UNROLLED
       for (int n = 0; n < kVectors; ++n) {
+        positive[n] = B::positive(vs[n]);
         ranks[n] = B::ranks_at_random(vs[n], words[n]);
         most = B::larger(most, ranks[n]);
       }
-      lowest = lowest_rank(B::largest(most));
+      std::uint32_t largest = B::largest(most);
+      if (largest > kLargestRank) {  // not all of it is finite
+        for (int n = 0; n < kVectors; ++n) ranks[n] = B::at_most(ranks[n], kLargestRank);
+        largest = kLargestRank;
+      }
+      lowest = lowest_rank(largest);
       chunk.exponents[i / kElements] = static_cast<std::uint8_t>(lowest >> 3);
     }
     B::Word bytes[kVectors];
+    if constexpr (kIsSplit<Y>) {
+      B::settle_nans<kVectors>(ys);
+      B::Word halves[kVectors];
+      SFPLUS_UNROLLED
+      for (int n = 0; n < kVectors; ++n) {
+        const B::Word bits = B::raised(ys[n], part_of_y(words[n]));
+        halves[n] = B::upper_of_24_bits(bits);
+        bytes[n] = B::lower_of_24_bits(bits);
+      }
+      B::write_words<kVectors>(upper + i, halves);
+      B::write_block(y + i, bytes);
+    }
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * B::kCount;
       B::write_at_random(e + at, es[n], part_of_e(words[n]));
-      if constexpr (kIsSplit<Y>) {
-        bytes[n] = B::write_upper(upper + at, ys[n], part_of_y(words[n]));
-      } else {
-        B::write(y + at, ys[n]);
-      }
+      if constexpr (!kIsSplit<Y>) B::write(y + at, ys[n]);
     }
-    if constexpr (kIsSplit<Y>) B::write_block(y + i, bytes);
     if constexpr (kHasV) {
       B::Code codes[kVectors];
       SFPLUS_UNROLLED
       for (int n = 0; n < kVectors; ++n) {
-        const B::Word rank = B::stored_ranks(ranks[n], lowest);
-        bytes[n] = B::codes(rank, lowest);
-        if constexpr (kHasM) codes[n] = B::codes_of_exp_avg(ms[n], rank, words[n]);
+        const B::Word rank = B::at_least(ranks[n], lowest + 1);  // as stored, where v is not 0
+        bytes[n] = B::zero_where_zero(positive[n], rank - lowest);
+        if constexpr (kHasM) codes[n] = B::codes_of_exp_avg(ms[n], rank, positive[n], words[n]);
       }
       B::write_block(v + i, bytes);
       if constexpr (kHasM) B::write_block(m + i, codes);

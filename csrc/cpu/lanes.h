@@ -40,9 +40,6 @@ struct Lanes<float> {
   }
   static SFPLUS_INLINE void write(float* to, float x) { store(to, x); }
   static SFPLUS_INLINE void write_nearest(bfloat16* to, float x) { store(to, narrow<bfloat16>(x)); }
-  static SFPLUS_INLINE void write_at_random(bfloat16* to, float x, Word word) {
-    store(to, bfloat16_at_random(x, word));
-  }
   static SFPLUS_INLINE void write_at_random(float16* to, float x, Word part) {
     store(to, float16_at_random(x, part));
   }
@@ -50,6 +47,18 @@ struct Lanes<float> {
     const SplitFloat parts = split(y);
     store(upper, parts.upper);
     store(lower, parts.lower);
+  }
+  // The same for a block, of which settle_nans was called: the words that are stored, and all of them to memory.
+  template <int count, class... Arrays>
+  static SFPLUS_INLINE void settle_nans(Arrays...) {}  // the rules of math/ look at each number
+  static SFPLUS_INLINE Word nearest(float x) { return narrow<bfloat16>(x).bits; }
+  static SFPLUS_INLINE Word at_random(float x, Word word) { return bfloat16_at_random(x, word).bits; }
+  static SFPLUS_INLINE Word upper_half(float y) { return split(y).upper.bits; }
+  static SFPLUS_INLINE Word lower_half_of(float y) { return split(y).lower; }
+  template <int count>
+  static SFPLUS_INLINE void write_words(void* to, const Word* words) {
+    std::uint16_t* halves = static_cast<std::uint16_t*>(to);
+    for (int n = 0; n < count; ++n) halves[n] = static_cast<std::uint16_t>(words[n]);
   }
   // y after the parameter was x: see split_y_of_x.
   template <class Lower>
@@ -134,9 +143,6 @@ struct Lanes<Floats> {
   static SFPLUS_INLINE void write_nearest(bfloat16* to, Floats x) {
     write_words(to, nearest_bfloat16(x));
   }
-  static SFPLUS_INLINE void write_at_random(bfloat16* to, Floats x, Words word) {
-    write_words(to, as_bfloat16(x, (Words)x + (word >> 16)));
-  }
   static SFPLUS_INLINE void write_at_random(float16* to, Floats x, Words part) {
     // of a NaN the NaN: these instructions take their second operand then
 #ifdef __AVX512BW__
@@ -144,13 +150,45 @@ struct Lanes<Floats> {
 #else
     const Floats held = (Floats)_mm256_min_ps(_mm256_set1_ps(kLargestFloat16), (__m256)magnitude(x));
 #endif
-    const Halves halves = cut_to_float16(held, (Words)x & ~kMagnitude, part);
+    const Halves halves = cut_to_float16(held, part, (Words)x & ~kMagnitude);
     std::memcpy(to, &halves, sizeof halves);
   }
   static SFPLUS_INLINE void write_split(bfloat16* upper, std::uint16_t* lower, Floats y) {
     const Words bits = split_bits(y);
     write_words(upper, (bits + 0x8000u) >> 16);
     write_lower(lower, bits);
+  }
+  // A NaN in an array becomes the one that is stored, so that nothing below need look for it. There is hardly ever one:
+  // where a selection takes three instructions, one look is for all.
+  template <int count, class... Arrays>
+  static SFPLUS_INLINE void settle_nans(Arrays... arrays) {
+#ifndef __AVX512BW__
+    __m256 found = {};
+    for (int n = 0; n < count; n += 2) {
+      ((found = _mm256_or_ps(found, _mm256_cmp_ps((__m256)arrays[n], (__m256)arrays[n + 1], _CMP_UNORD_Q))), ...);
+    }
+    if (__builtin_expect(_mm256_movemask_ps(found) == 0, 1)) return;
+#endif
+    for (int n = 0; n < count; ++n) ((arrays[n] = (Floats)split_bits(arrays[n])), ...);
+  }
+  static SFPLUS_INLINE Words nearest(Floats x) {
+    const Words bits = (Words)x;
+    return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  }
+  static SFPLUS_INLINE Words at_random(Floats x, Words word) { return ((Words)x + (word >> 16)) >> 16; }
+  static SFPLUS_INLINE Words upper_half(Floats y) { return ((Words)y + 0x8000u) >> 16; }
+  static SFPLUS_INLINE Words lower_half_of(Floats y) { return (Words)y & 0xFFFFu; }
+  template <int count>
+  static SFPLUS_INLINE void write_words(void* to, const Words* words) {
+    std::uint16_t* halves = static_cast<std::uint16_t*>(to);
+#ifdef __AVX512BW__
+    for (int n = 0; n < count; ++n) write_words(halves + n * kCount, words[n]);
+#else
+    for (int n = 0; n < count; n += 2) {  // packing is within halves of a register
+      const __m256i packed = _mm256_packus_epi32((__m256i)words[n], (__m256i)words[n + 1]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves + n * kCount), _mm256_permute4x64_epi64(packed, 0xD8));
+    }
+#endif
   }
   template <class Lower>
   static SFPLUS_INLINE void write_y_of_x(bfloat16* param, Lower* lower, const bfloat16* upper, Floats by_e) {
@@ -165,7 +203,7 @@ struct Lanes<Floats> {
   static SFPLUS_INLINE Floats magnitude(Floats x) { return (Floats)((Words)x & kMagnitude); }
 
  protected:
-  static SFPLUS_INLINE Halves cut_to_float16(Floats magnitude, Words sign, Words part) {
+  static SFPLUS_INLINE Halves cut_to_float16(Floats magnitude, Words part, Words sign = Words{}) {
     const Words binade = at_least((Words)magnitude & kInfinity, kLeastNormalFloat16);
     const Floats added = (Floats)(binade | part) - (Floats)binade;
     const Floats raised = (Floats)((Words)(magnitude + added) | sign);

@@ -118,11 +118,16 @@ SFPLUS_INLINE float inverse_unit_of_m(std::uint32_t rank) {
 
 constexpr float kLargestCodeOfM = 1.75f;
 
-// m / kUnitOfM: whoever multiplies it with beta1 has a factor for it.
-SFPLUS_INLINE float exp_avg_of_code(std::uint8_t code, std::uint32_t rank) {
+// m / kUnitOfM / sqrt(v).
+SFPLUS_INLINE float unit_of_code(std::uint8_t code) {
   const std::uint32_t bits = code;
   const float16 half = {static_cast<std::uint16_t>(((bits & 0x80u) << 8) | ((bits & 0x7Fu) << 7))};
-  return widen<float>(half) * root_of_rank(rank);
+  return widen<float>(half);
+}
+
+// m / kUnitOfM: whoever multiplies it with beta1 has a factor for it.
+SFPLUS_INLINE float exp_avg_of_code(std::uint8_t code, std::uint32_t rank) {
+  return unit_of_code(code) * root_of_rank(rank);
 }
 
 // 0 beside a v of 0.

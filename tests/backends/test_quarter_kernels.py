@@ -306,7 +306,7 @@ def test_many_steps_on_every_instruction_set() -> None:
         for name in _C.available_isas():
             _C.set_isa(name)
             entry, run = make_entry(torch.bfloat16), make_run()
-            run.group_coefs[0] = torch.tensor([0.9, 0.1, 0.95, 0.05, 1e-8, 1e-3, 0.99, -0.02])
+            run.group_coefs[0, :8] = torch.tensor([0.9, 0.1, 0.95, 0.05, 1e-8, 1e-3, 0.99, -0.02])
             run.tensor_coefs[1] = torch.tensor([1e-3, 1.0, 0.01])
             generator = torch.Generator().manual_seed(1)
             backend = cpu.CpuBackend()
