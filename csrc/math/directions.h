@@ -1,6 +1,8 @@
 // What is kept of a tensor says which direction its step takes. A constant for each set: kernels are compiled for one.
 #pragma once
 
+#include "config.h"
+
 namespace sfplus {
 
 // The direction u: ADAM keeps both moments, ADAM_NO_MOMENTUM the second only, SGD none, MOMENTUM the first only. Those
@@ -10,13 +12,15 @@ enum class Direction { ADAM, ADAM_NO_MOMENTUM, SGD, PLAIN_ADAM, PLAIN_SGD, PLAIN
 constexpr int kAveragingDirections = 3;  // the first ones
 constexpr int kDirections = 6;
 
-constexpr bool averages(Direction direction) { return static_cast<int>(direction) < kAveragingDirections; }
+SFPLUS_INLINE constexpr bool averages(Direction direction) {
+  return static_cast<int>(direction) < kAveragingDirections;
+}
 
-constexpr bool keeps_m(Direction direction) {
+SFPLUS_INLINE constexpr bool keeps_m(Direction direction) {
   return direction == Direction::ADAM || direction == Direction::PLAIN_ADAM || direction == Direction::PLAIN_MOMENTUM;
 }
 
-constexpr bool keeps_v(Direction direction) {
+SFPLUS_INLINE constexpr bool keeps_v(Direction direction) {
   return direction == Direction::ADAM || direction == Direction::ADAM_NO_MOMENTUM || direction == Direction::PLAIN_ADAM;
 }
 

@@ -248,6 +248,41 @@ def test_cmake_says_what_it_does_without_nvcc(
     assert (done.returncode == 0) == (environment["SFPLUS_CUDA"] in ("off", "auto"))
 
 
+ONE_OF_EACH = """
+#include "interpolate_half.cuh"
+#include "update.cuh"
+#include "update_quarter.cuh"
+namespace sfplus {
+namespace cuda {
+__global__ void update(const Table table, const __grid_constant__ Finish finish) {
+  update_pass<false, Direction::PLAIN_ADAM, float, float, float>(table, finish);
+  update_quarter_pass<Direction::ADAM, bfloat16, float>(table, finish);
+  interpolate_half_pass<Move::TO_Y, bfloat16, std::uint16_t>(table, finish.run);
+}
+}  // namespace cuda
+}  // namespace sfplus
+"""
+
+
+def test_nvcc_takes_the_source_too(tmp_path: Path) -> None:
+    """It is stricter than NVRTC, which makes the kernels elsewhere: functions say what may call them."""
+    nvcc = cuda_toolkit.find_toolkit(os.environ) or shutil.which("nvcc")
+    if nvcc is None or shutil.which("c++") is None:
+        pytest.skip("needs nvcc and a C++ compiler")
+    source = tmp_path / "passes.cu"
+    source.write_text(ONE_OF_EACH)
+    options = [
+        "--cubin",
+        "--gpu-architecture=sm_90",
+        "--std=c++17",
+        f"-I{ROOT / 'csrc' / 'cuda'}",
+        *cubins.DEFINITIONS,
+    ]
+    command = [str(nvcc), *options, f"--output-file={tmp_path / 'passes'}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 # -- how much of a tensor a warp takes -------------------------------------------------------------------
 
 
