@@ -19,7 +19,7 @@ from sfplus_kernels.core.description import described, offered
 from sfplus_kernels.core.hyperparameters import check_bounds_of_m, check_seed, check_shared
 from sfplus_kernels.core.kept_rows import KeptRows, Rows
 from sfplus_kernels.core.known_groups import KnownGroups
-from sfplus_kernels.core.untraced_steps import UntracedSteps
+from sfplus_kernels.core.torch_habits import TorchHabits
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import check_backend
 from sfplus_kernels.engine.runtime import Runtime
@@ -28,7 +28,7 @@ from sfplus_kernels.state.checks import check_containers
 from sfplus_kernels.state.containers import Containers, TensorState
 
 
-class StatefulOptimizer(UntracedSteps, torch.optim.Optimizer):
+class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
     """An optimizer whose run state lives in fp64 buffers on the parameters' device.
 
     ``param_groups`` show it as of the last ``state_dict()``, ``metrics()`` or pickle, whichever came last:

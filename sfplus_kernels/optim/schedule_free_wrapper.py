@@ -12,11 +12,11 @@ from torch import Tensor
 from sfplus_kernels.core.averaging import Averaging
 from sfplus_kernels.core.hyperparameters import check_closure
 from sfplus_kernels.core.modes import ScheduleFreeOptimizer
-from sfplus_kernels.core.untraced_steps import UntracedSteps
+from sfplus_kernels.core.torch_habits import TorchHabits
 from sfplus_kernels.state.iterates import Iterates
 
 
-class ScheduleFreeWrapper(UntracedSteps, torch.optim.Optimizer):
+class ScheduleFreeWrapper(TorchHabits, torch.optim.Optimizer):
     r"""Schedule-Free averaging around any optimizer (arXiv 2405.15682; upstream ``ScheduleFreeWrapper``).
 
     The base optimizer steps z; x is the average of the z, and gradients are taken at y between the two.

@@ -187,10 +187,10 @@ CLASSES = [
 def test_bases_are_asked_in_this_order(cls: type[Optimizer]) -> None:
     """Modes before the step size: the first may refuse a step that the second would take."""
     order = ["ClosureForm", "ScheduleFreeOptimizer", "GivenLrOptimizer", "PolyakOptimizer"]
-    order += ["FusedOptimizer", "StatefulOptimizer", "UntracedSteps", "Optimizer", "object"]
+    order += ["FusedOptimizer", "StatefulOptimizer", "TorchHabits", "Optimizer", "object"]
     line = [base.__name__ for base in cls.__mro__ if base.__name__ in order]
     assert line == [name for name in order if name in line]
-    assert line[-3:] == ["UntracedSteps", "Optimizer", "object"]
+    assert line[-3:] == ["TorchHabits", "Optimizer", "object"]
 
 
 def python(code: str, **environment: str) -> str:

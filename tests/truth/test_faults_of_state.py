@@ -30,6 +30,17 @@ def trained(name: str = "adamw", backend: str = "cpu", dtype: torch.dtype = torc
     return optimizer, params
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_second_optimizer_over_one_state_is_refused(name: str) -> None:
+    optimizer, params = make(name, "cpu", torch.float64)
+    with pytest.raises(
+        TypeError, match=r"expected one: pass it on as it is, or take copy\.deepcopy"
+    ):
+        copy.copy(optimizer)
+    optimizer.train()
+    steps(optimizer, params, 0, 1)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_state_that_moves_to_other_memory_is_followed(backend: str) -> None:
     optimizer, params = trained("plus", backend)
