@@ -32,13 +32,15 @@ def passes(contestant: Contestant, params: list) -> Iterator[Pass]:
     recorder = traffic.record_step(optimizer, step)
     backend, run = recorder.backend, traffic.engine_of(optimizer).run
     entries = traffic.entries_of(recorder.plan_of["update"])
-    moves = cycle((Move.TO_X, Move.TO_Y))
-    to_move = backend.plan([_at_rest(e) for e in entries], params[0].device)
     runs: dict[str, Step] = {name: recorder.call_of[name] for name in recorder.passes}
-    runs["interpolate"] = lambda: backend.interpolate(to_move, run, next(moves))
+    touched = dict.fromkeys(runs, entries)
+    if entries[0].displacement is not None:  # else y is all that there is, and nothing moves
+        moves = cycle((Move.TO_X, Move.TO_Y))
+        to_move = backend.plan([_at_rest(e) for e in entries], params[0].device)
+        runs["interpolate"] = lambda: backend.interpolate(to_move, run, next(moves))
+        touched["interpolate"] = traffic.entries_of(to_move)
     for name, one in runs.items():
-        pass_name = "to_x" if name == "interpolate" else name
-        of = traffic.entries_of(to_move) if name == "interpolate" else entries
+        pass_name, of = "to_x" if name == "interpolate" else name, touched[name]
         moved, read = traffic.pass_bytes(pass_name, of)
         arrays = traffic.pass_arrays(pass_name, traffic.largest(of))
         own = memory.of_pass(pass_name, of, params)

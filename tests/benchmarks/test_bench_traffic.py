@@ -272,6 +272,19 @@ def test_passes_alone_repeat() -> None:
     assert next(passes(COMPILED[1], make_params(SHAPES))).name == "finalize"
 
 
+def test_passes_of_what_averages_nothing() -> None:
+    """y is all that there is: no pass moves it."""
+    names = ("AdamW cpu", "AdamC cpu", "SGD cpu")
+    plain = [c for family in FAMILY for c in of_family(family, CPU) if c.name in names]
+    assert len(plain) == 3
+    n = sum(torch.Size(shape).numel() for shape in SHAPES)
+    for contestant in plain:
+        found = {p.name: p for p in passes(contestant, make_params(SHAPES))}
+        assert list(found) == ["finalize", "update"]
+        found["update"].run()
+        assert found["update"].traffic == (20 if contestant.name == "SGD cpu" else 28) * n
+
+
 def test_state_within_containers_and_tensors_made_of_others_is_counted() -> None:
     """As other packages keep it: a list for each parameter, or codes and scales in one tensor."""
     param = torch.nn.Parameter(torch.zeros(8, 4))
