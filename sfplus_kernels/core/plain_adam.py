@@ -43,8 +43,8 @@ class PlainAdam(PlainOptimizer):
         )
 
     def decay_peak(self, group: Mapping[str, Any]) -> float:
-        """``layout.Hyper.DECAY_PEAK``"""
-        raise NotImplementedError
+        """``layout.Hyper.DECAY_PEAK``: the decay is not corrected."""
+        return 0.0
 
     def buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Both moments."""

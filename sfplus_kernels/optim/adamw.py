@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -83,7 +82,3 @@ class AdamW(PlainAdam):
         super().__init__(
             params, defaults, backend, process_group=process_group, shard_group=shard_group
         )
-
-    def decay_peak(self, group: Mapping[str, Any]) -> float:
-        """``layout.Hyper.DECAY_PEAK``: the decay is not corrected."""
-        return 0.0
