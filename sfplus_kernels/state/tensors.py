@@ -87,9 +87,10 @@ def bring_to_parameters(containers: Containers) -> None:
     Raises:
         RuntimeError, TypeError, ValueError: state that does not fit its parameter; nothing has changed.
     """
-    owners = [(i, slot, param) for i, slot, param in containers.places()]
     states = [
-        (i, slot, p, s) for i, slot, p in owners if (s := containers.own_state(p)) is not None
+        (i, slot, p, s)
+        for i, slot, p in containers.places()
+        if (s := containers.own_state(p)) is not None
     ]
     for group, slot, param, state in states:
         needed = (*(["displacement"] if averages(containers.buffers[group]) else []), STEP)
