@@ -4,7 +4,7 @@
     pytest bench                 the same steps under pytest-benchmark, to follow regressions
 
 From the bottom up: ``record`` (rows of the result file), ``work`` (the tensors, and bytes by count),
-``contestants`` (the optimizers, one line each), ``measure`` (right before timed; sections; a whole run).
+``contestants`` (the optimizers, one line each), ``measure`` (right before timed; races, sections, a run).
 ``report`` (plots, page, the README's section) reads result files alone.
 """
 

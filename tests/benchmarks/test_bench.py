@@ -179,16 +179,14 @@ def test_absent_ones_are_listed_with_the_reason() -> None:
 def bench() -> Bench:
     """A rehearsal with hardly any memory or turns."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.measure.sections.last_level_cache", lambda: 2**20)
+        patch.setattr("bench.measure.race.last_level_cache", lambda: 2**20)
         small = Bench(CPU, contestants(CPU, "schedulefree+ cpu"), quick=True)
     small.memory = 1.9e5
     return small
 
 
 def test_a_section_of_every_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "bench.measure.sections.SECONDS", dict.fromkeys(("step", "pass", "all"), 0.0)
-    )
+    monkeypatch.setattr("bench.measure.race.SECONDS", dict.fromkeys(("step", "pass", "all"), 0.0))
     workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)], "all", passes=True)
     found = bench.measure_steps(workload, first=True) + bench.measure_passes(workload)
     assert all(row.median and row.p20 and row.p80 and row.rounds == 3 for row in found)
@@ -213,7 +211,7 @@ def test_a_section_of_every_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_beside_a_busy_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.measure.sections.SECONDS", {"busy": 0.0})
+    monkeypatch.setattr("bench.measure.race.SECONDS", {"busy": 0.0})
     started: list[Any] = []
     popen = busy.subprocess.Popen
     monkeypatch.setattr(
@@ -230,7 +228,7 @@ def test_beside_a_busy_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
 def test_steps_whose_gradients_move_are_timed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.measure.sections.SECONDS", {"host": 0.0})
+    monkeypatch.setattr("bench.measure.race.SECONDS", {"host": 0.0})
     monkeypatch.setattr(bench, "memory", 1e8)
     found = {row.name: row.status for row in bench.measure_host()}
     assert found["ScheduleFree+ cpu, gradients move"] == "ok"
@@ -310,10 +308,10 @@ def test_the_host_has_a_lead_over_the_device_in_slow_steps_too(
 def test_host_time_and_graphs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is a GPU: its own time, the host's, and that of the same step as a graph."""
     monkeypatch.setattr(
-        "bench.measure.sections.SECONDS", dict.fromkeys(("step", "launch", "graph"), 0.0)
+        "bench.measure.race.SECONDS", dict.fromkeys(("step", "launch", "graph"), 0.0)
     )
     monkeypatch.setattr(bench, "timer", Device(torch.ones(64), cache=64))
-    monkeypatch.setattr("bench.measure.sections.captured", lambda step: step)
+    monkeypatch.setattr("bench.measure.race.captured", lambda step: step)
     workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)])
     found = {row.name: row for row in bench.measure_steps(workload)}
     plus, graph = found["ScheduleFree+ cpu"], found["ScheduleFree+ cpu graph"]
@@ -325,7 +323,7 @@ def test_host_time_and_graphs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
     def refused(step: timing.Step) -> timing.Step:
         raise RuntimeError("cannot be captured")
 
-    monkeypatch.setattr("bench.measure.sections.captured", refused)
+    monkeypatch.setattr("bench.measure.race.captured", refused)
     found = {row.name: row for row in bench.measure_steps(workload)}
     graph = found["ScheduleFree+ cpu graph"]
     assert (graph.status, graph.reason) == ("failed", "RuntimeError: cannot be captured")
@@ -333,8 +331,8 @@ def test_host_time_and_graphs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_other_classes_have_a_workload_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.measure.sections.SECONDS", {"step": 0.0})
-    monkeypatch.setattr("bench.measure.sections.last_level_cache", lambda: 2**20)
+    monkeypatch.setattr("bench.measure.race.SECONDS", {"step": 0.0})
+    monkeypatch.setattr("bench.measure.race.last_level_cache", lambda: 2**20)
     workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)], "others")
     bench = Bench(CPU, contestants(CPU), quick=True)
     found = {row.name: row.status for row in bench.measure_steps(workload)}
@@ -347,7 +345,7 @@ def test_the_other_classes_have_a_workload_of_their_own(monkeypatch: pytest.Monk
 
 
 def test_what_does_not_fit_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.measure.sections.SECONDS", {"step": 0.0})
+    monkeypatch.setattr("bench.measure.race.SECONDS", {"step": 0.0})
     workload = shapes.Workload(
         "large", "large", lambda: [(10_000,)]
     )  # 12 and 8 bytes of state each
@@ -377,7 +375,7 @@ def test_tensors_for_which_nobody_has_room_are_not_made(
     def make_params(*args: Any) -> None:
         raise AssertionError("out of memory")
 
-    monkeypatch.setattr("bench.measure.sections.make_params", make_params)
+    monkeypatch.setattr("bench.measure.race.make_params", make_params)
     found = bench.measure_scaling("size", "huge", [(10**9,)])
     assert {row.status for row in found} == {"left out"}
 
