@@ -88,6 +88,7 @@ def main(
         about["seconds"] = round(time.perf_counter() - start, 1)
         about["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         about["machine"] = weather.found(found)
+        about["above_ceilings"] = rows.above_ceilings(found)
         for row in found:
             row.provenance = provenance
         path = rows.write(folder, found, about)
@@ -99,8 +100,8 @@ def main(
     saved = rows.read(path)
     for workload in saved.workloads("step")[:1]:
         console.print(step_table(saved, workload, console.width))
-    if unrest := table.unrest(saved.about):
-        console.print(f"[bold]{unrest}[/bold]", soft_wrap=True, highlight=False)
+    if remarks := table.remarks(saved.about):
+        console.print(f"[bold]{remarks}[/bold]", soft_wrap=True, highlight=False)
     plots.draw(saved, folder)
     written = page.write(saved, folder)
     console.print(f"{about['seconds']:.0f} s. Report: {written}", soft_wrap=True, highlight=False)

@@ -3,9 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <utility>
+
 #include "bind.h"
 #include "containers.h"
 #include "cpu/dispatch.h"
+#include "cpu/memory_loop.h"
 #include "cpu/passes.h"
 #include "math/dtypes.h"
 #include "tensor_reader.h"
@@ -84,18 +88,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("interpolate", &sfplus::interpolate, py::arg("table"), py::arg("format"), py::arg("param_dtype"), py::arg("run"),
         py::arg("move"), py::arg("n_threads"), release());
 
-  m.def(
-      "stream",
-      [](const std::vector<std::pair<std::vector<std::pair<Address, std::int64_t>>, std::int64_t>>& parts, int n_changed,
-         bool backwards, bool flips, int n_threads) {
-        std::vector<sfplus::StreamPart> found;
-        for (const auto& [arrays, numel] : parts) {
-          found.push_back({{}, numel});
-          for (const auto& [at, width] : arrays) found.back().arrays.push_back({pointer<void>(at), width});
-        }
-        return sfplus::stream(found, n_changed, backwards, flips, n_threads);
-      },
-      py::arg("parts"), py::arg("n_changed"), py::arg("backwards"), py::arg("flips"), py::arg("n_threads"), release());
+  py::class_<sfplus::MemoryLoop>(m, "MemoryLoop")
+      .def(py::init([](const std::vector<std::pair<std::vector<std::pair<Address, std::int64_t>>, std::int64_t>>& parts,
+                       int n_changed) {
+             std::vector<sfplus::StreamPart> found;
+             for (const auto& [arrays, numel] : parts) {
+               found.push_back({{}, numel});
+               for (const auto& [at, width] : arrays) found.back().arrays.push_back({pointer<void>(at), width});
+             }
+             return std::make_unique<sfplus::MemoryLoop>(std::move(found), n_changed);
+           }),
+           py::arg("parts"), py::arg("n_changed"))
+      .def("run", &sfplus::MemoryLoop::run, py::arg("backwards"), py::arg("flips"), py::arg("n_threads"), release());
   m.def("layout", &layout);
   m.def("isa", &sfplus::isa);
   m.def("available_isas", &sfplus::available_isas);

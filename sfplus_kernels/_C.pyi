@@ -72,19 +72,21 @@ def interpolate(
 ) -> None:
     """Parameters between y, x and z; ``move`` is one of ``layout.Move``."""
 
-def stream(
-    parts: Sequence[tuple[Sequence[tuple[int, int]], int]],
-    n_changed: int,
-    backwards: bool,
-    flips: bool,
-    n_threads: int,
-) -> int:
+class MemoryLoop:
     """What memory allows a pass over arrays side by side: (address, bytes of an element) each, 1, 2, 4 or 8.
 
-    A part is such arrays with the number of their elements; ``backwards`` begins with the last. The first
-    ``n_changed`` arrays are written, with their bits flipped or as they were; returns the exclusive or of the
-    others' 32-bit words. Blocks of 64 elements: fewer at the end of a part are left alone.
+    A part is such arrays with the number of their elements. Of a part's arrays the first ``n_changed`` are
+    written. Blocks of 64 elements: fewer at the end of a part are left alone.
     """
+
+    def __init__(
+        self, parts: Sequence[tuple[Sequence[tuple[int, int]], int]], n_changed: int
+    ) -> None: ...
+    def run(self, backwards: bool, flips: bool, n_threads: int) -> int:
+        """Writes with bits flipped, or as they were; returns the exclusive or of the others' 32-bit words.
+
+        ``backwards`` begins with the last elements.
+        """
 
 class TensorReader:
     """Where tensors are and what they look like: see ``backends/tensor_reader.py``.

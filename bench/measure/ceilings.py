@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from bench.work.arrays import Arrays
 from bench.work.memory import BLOCK, Memory
 
 IN_PLACE, COPY, TRIAD, READ = "in-place", "copy", "triad", "read-only"
+IN_ONE_PIECE = "{name}, in one piece"
 
 SHAPES = (
     Arrays(read=(4,)),
@@ -25,6 +26,11 @@ SHAPES = (
 """Passes over float32: reduce without and with e, one array, interpolate, update of the three classes."""
 LEAST = 2**24
 """Elements of a loop beside a workload that is smaller: in the caches there would be no ceiling."""
+SMALL = 2**16
+"""Elements of a tensor, on average: where they are fewer, a loop over memory in one piece may be quicker."""
+
+Passes = tuple[Arrays, ...]
+"""Of a step, one after the other."""
 
 
 class Ceiling(NamedTuple):
@@ -85,50 +91,73 @@ def has_loops(device: torch.device) -> bool:
     return device.type == "cpu" and _extension() is not None
 
 
-def loops(arena: Tensor, shapes: Iterable[Arrays], numel: int) -> dict[str, Ceiling]:
-    """One for each kind of arrays, over ``numel`` elements or as many as ``arena`` has room for.
+def name_of(passes: Passes) -> str:
+    """Of the loops of these passes, back to back."""
+    return " + ".join(arrays.name for arrays in passes)
+
+
+def loops(arena: Tensor, steps: Iterable[Passes], numel: int) -> dict[str, Ceiling]:
+    """One for each step, over ``numel`` elements or as many as ``arena`` has room for.
 
     Their bits are flipped: this is memory of which nobody reads the values.
     """
     found = {}
-    for arrays in shapes:
-        room = arena.numel() * arena.itemsize // sum(arrays.changed + arrays.read)
+    for passes in steps:
+        size = arena.numel() * arena.itemsize
+        room = min(size // sum((*arrays.changed, *arrays.read)) for arrays in passes)
         n = min(max(numel, LEAST), room) // BLOCK * BLOCK
-        places, at = [], arena.data_ptr()
-        for width in (*arrays.changed, *arrays.read):
-            places.append((at, width))
-            at += n * width
-        found[arrays.name] = _ceiling(arrays, [(places, n)], n, "apart", flips=True)
+        parts = []
+        for arrays in passes:
+            places, at = [], arena.data_ptr()
+            for width in (*arrays.changed, *arrays.read):
+                places.append((at, width))
+                at += n * width
+            parts.append([(places, n)])
+        found[name_of(passes)] = _ceiling(passes, parts, n, "apart", flips=True)
     return found
 
 
-def loops_in_place(memory: Mapping[Arrays, Memory]) -> dict[str, Ceiling]:
-    """One for each kind of arrays, over the tensors of a pass themselves, which keep their values."""
+def loops_in_place(memory: Mapping[Passes, Sequence[Memory]]) -> dict[str, Ceiling]:
+    """One for each step, over the tensors of its passes themselves, which keep their values."""
     found = {}
-    for arrays, own in memory.items():
-        if n := own.numel:
+    for passes, own in memory.items():
+        if n := own[0].numel:
             parts = [
-                ([(t.data_ptr(), t.itemsize) for t in side], side[0].numel())
-                for side in own.tensors
+                [
+                    ([(t.data_ptr(), t.itemsize) for t in side], side[0].numel())
+                    for side in one.tensors
+                ]
+                for one in own
             ]
-            found[arrays.name] = _ceiling(arrays, parts, n, "in place", flips=False)
+            found[name_of(passes)] = _ceiling(passes, parts, n, "in place", flips=False)
     return found
 
 
 def loops_beside(
-    arena: Tensor, passes: Iterable[Arrays], numel: int, memory: Mapping[Arrays, Memory]
+    arena: Tensor,
+    steps: Iterable[Passes],
+    numel: int,
+    memory: Mapping[Passes, Sequence[Memory]],
 ) -> dict[str, Ceiling]:
-    """One for each kind of arrays in ``passes``: where these lie, if that is known, else in ``arena``.
+    """One for each step: where its passes' arrays lie, if that is known, else in ``arena``.
 
-    Beside steps of which no passes are known, one that reads and one that writes.
+    Where these are many small tensors, one in ``arena`` too. Beside steps of which no passes are known, one
+    that reads and one that writes.
     """
     found = loops_in_place(memory)
-    wanted = dict.fromkeys(passes) or dict.fromkeys((SHAPES[1], SHAPES[-1]))
-    return found | loops(arena, [a for a in wanted if a.name not in found], numel)
+    wanted = dict.fromkeys(filter(None, steps)) or dict.fromkeys(((SHAPES[1],), (SHAPES[-1],)))
+    small = [
+        passes
+        for passes, (first, *_) in memory.items()
+        if name_of(passes) in found and first.numel < SMALL * len(first.tensors)
+    ]
+    in_one_piece = loops(arena, small, numel)
+    found |= {IN_ONE_PIECE.format(name=name): one for name, one in in_one_piece.items()}
+    return found | loops(arena, [p for p in wanted if name_of(p) not in found], numel)
 
 
 def floor(
-    passes: Iterable[Arrays],
+    passes: Passes,
     traffic: int,
     read: int,
     n_params: int,
@@ -136,31 +165,43 @@ def floor(
 ) -> tuple[float, str]:
     """Seconds that memory takes for a step, and what says so.
 
-    A pass takes what the loop with its arrays does; a step of several, the sum of these. Where the passes are
-    not known, or not all of their loops were timed, what binds: all bytes at the best pace at which any loop
-    moved bytes, or those that are read at the best pace at which any read them.
+    A step whose passes are known takes what their loops take back to back, the quicker ones of those in
+    place and in one piece. For others it is what binds: all bytes at the best pace at which any loop moved
+    bytes, or those that are read at the best pace at which any read them.
     """
-    passes = tuple(passes)
-    if passes and all(arrays.name in paces for arrays in passes):
-        seconds = sum(a.bytes_per_element * n_params / paces[a.name].moved for a in passes)
-        return seconds, " + ".join(dict.fromkeys(arrays.name for arrays in passes))
+    name = name_of(passes)
+    known = [paces[n].moved for n in (name, IN_ONE_PIECE.format(name=name)) if n in paces]
+    if passes and known:
+        return sum(a.bytes_per_element for a in passes) * n_params / max(known), name
     by_moving = traffic / max(pace.moved for pace in paces.values())
     by_reading = read / max(pace.read for pace in paces.values())
     return max((by_moving, "all bytes moved"), (by_reading, "bytes read"))
 
 
-def _ceiling(arrays: Arrays, parts: list, n: int, where: str, *, flips: bool) -> Ceiling:
-    _C = _extension()
+def _ceiling(passes: Passes, parts: list[list], n: int, where: str, *, flips: bool) -> Ceiling:
+    """The passes' loops in one run: what one leaves in the caches, the next one finds there.
 
-    def from_end(backwards: bool) -> Callable[[], int]:
-        changed = len(arrays.changed)
-        return lambda: _C.stream(parts, changed, backwards, flips, torch.get_num_threads())
+    The second one goes the other way, as update does behind reduce.
+    """
+    _C = _extension()
+    made = [
+        _C.MemoryLoop(part, len(arrays.changed)) for arrays, part in zip(passes, parts, strict=True)
+    ]
+
+    def from_end(backwards: bool) -> Callable[[], None]:
+        turned = [(loop, backwards ^ bool(k % 2)) for k, loop in enumerate(made)]
+
+        def run() -> None:
+            for loop, to_beginning in turned:
+                loop.run(to_beginning, flips, torch.get_num_threads())
+
+        return run
 
     return Ceiling(
         from_end(False),
-        arrays.bytes_per_element * n,
+        sum(arrays.bytes_per_element for arrays in passes) * n,
         f"{n:,} elements, {where}",
-        arrays.bytes_read * n,
+        sum(arrays.bytes_read for arrays in passes) * n,
         from_end(True),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from bench.contestants.contestant import Step
-from bench.measure.ceilings import Ceiling, Pace, floor
+from bench.measure.ceilings import IN_ONE_PIECE, Ceiling, Pace, floor, name_of
 from bench.record.rows import Row
 from bench.work.arrays import Arrays
 
@@ -30,6 +31,23 @@ def best(found: Mapping[str, Ceiling], rounds: Rounds) -> dict[str, list[float]]
         others = rounds.get(OTHER.format(name=name), rounds[name])
         times[name] = [min(pair) for pair in zip(rounds[name], others, strict=True)]
     return times
+
+
+def beside(found: Mapping[str, Ceiling], held: Mapping[str, Iterable[Arrays]]) -> list[list[str]]:
+    """What is timed close together: the ceilings of the same passes and the steps ``held`` against them.
+
+    Memory that others use too is quick in one second and slow in the next.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, passes in held.items():
+        groups.setdefault(name_of(tuple(passes)), []).append(name)
+    close = []
+    for name, steps in groups.items():
+        own = [n for n in (name, IN_ONE_PIECE.format(name=name)) if n in found]
+        others = [OTHER.format(name=n) for n in own if found[n].other is not None]
+        if own:
+            close.append([*own, *others, *steps])
+    return close
 
 
 def ceiling_rows(
@@ -77,6 +95,8 @@ def hold_against(
     times = best(found, rounds)
     shares = []
     for turn, own in enumerate(seconds):
+        if math.isnan(own) or any(math.isnan(times[name][turn]) for name in found):
+            continue
         paces = {
             name: Pace(
                 found[name].traffic / times[name][turn], found[name].read / times[name][turn]
@@ -89,4 +109,23 @@ def hold_against(
             row.ceiling = next(iter(found))
             memory = row.traffic / paces[row.ceiling].moved
         shares.append(memory / own)
+    if not shares:
+        return
     row.ceiling_bandwidth = row.bandwidth / float(np.median(shares))
+    row.percent_low, row.percent_high = (100 * share for share in interval_of_median(shares))
+
+
+def interval_of_median(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """The ends of what holds the median of where ``values`` come from; of few values, all of them.
+
+    The k-th from below and the k-th from above have it between them, whatever its distribution, but for
+    twice the chance that fewer than k of n fall below it.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    missed, k = 0.0, 0
+    while k < n // 2 and missed + 2 * math.comb(n, k) / 2**n <= 1 - confidence:
+        missed += 2 * math.comb(n, k) / 2**n
+        k += 1
+    k = max(k, 1)
+    return ordered[k - 1], ordered[n - k]

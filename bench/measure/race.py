@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from bench.measure.budgets import CPU_MEMORY, SECONDS
 from bench.measure.ceilings import (
     LEAST,
     Ceiling,
+    Passes,
     ceilings,
     has_loops,
     loops_beside,
@@ -23,13 +24,12 @@ from bench.measure.ceilings import (
     make_arena,
 )
 from bench.measure.check import Checked, check, checked_row, describe
-from bench.measure.held import ceiling_rows, hold_against, runs
+from bench.measure.held import beside, ceiling_rows, hold_against, runs
 from bench.measure.profiling import profile_step
 from bench.measure.room import leave_out_what_does_not_fit
 from bench.measure.timing import CpuTimer, CudaTimer, Timer, captured, take_turns
 from bench.record.provenance import last_level_cache
 from bench.record.rows import BASELINE, Row, relate
-from bench.work.arrays import Arrays
 from bench.work.memory import Memory, of_step
 from bench.work.traffic import state_bytes
 from bench.work.workloads import Shapes, Workload, alias, make_params
@@ -76,13 +76,13 @@ class Races:
         return take_turns(self.timer, steps, budget, self.tick, **options)
 
     def _ceilings_of(
-        self, passes: Iterable[Arrays], numel: int, memory: Mapping[Arrays, Memory]
+        self, steps: Iterable[Passes], numel: int, memory: Mapping[Passes, Sequence[Memory]]
     ) -> dict[str, Ceiling]:
         """What takes turns with steps of these passes over ``numel`` elements, which lie in ``memory``."""
         if not self.has_loops:
             return {self.main_ceiling: self.ceilings[self.main_ceiling]}
         in_caches = numel < LEAST and not self.quick
-        return loops_beside(self.arena, passes, numel, {} if in_caches else memory)
+        return loops_beside(self.arena, steps, numel, {} if in_caches else memory)
 
     def _race(
         self,
@@ -101,9 +101,10 @@ class Races:
         steps, memory = self._made(rows, field_, workload, shapes, profiled)
         if not steps:
             return rows
-        known = self._passes_of_all(rows, field_, workload)
-        found = {} if host else self._ceilings_of(known, rows[0].n_params, memory)
-        rounds = self.turns({**runs(found), **steps}, kind, host=host)
+        held = self._passes_of(rows, field_, workload)
+        found = {} if host else self._ceilings_of(held.values(), rows[0].n_params, memory)
+        close = beside(found, held)
+        rounds = self.turns({**runs(found), **steps}, kind, close=close, host=host)
         measured = self._relate(section, workload, rows, field_, rounds, found)
         if self.timer.asynchronous and section == "step":
             hosts = self.turns(steps, "launch", host=True, least=3, most=9)
@@ -114,12 +115,15 @@ class Races:
         self._free()
         return [*measured, *rows]
 
-    def _passes_of_all(
+    def _passes_of(
         self, rows: list[Row], field_: list[Contestant], workload: Workload
-    ) -> Iterator[Arrays]:
-        for row, contestant in zip(rows, field_, strict=True):
-            if row.status == "ok":
-                yield from self.check(contestant, workload).passes
+    ) -> dict[str, Passes]:
+        """The passes of each step that is to be timed."""
+        return {
+            row.name: self.check(contestant, workload).passes
+            for row, contestant in zip(rows, field_, strict=True)
+            if row.status == "ok"
+        }
 
     def _made(
         self,
@@ -128,11 +132,11 @@ class Races:
         workload: Workload,
         shapes: Shapes,
         profiled: bool,
-    ) -> tuple[dict[str, Step], dict[Arrays, Memory]]:
+    ) -> tuple[dict[str, Step], dict[Passes, tuple[Memory, ...]]]:
         """Steps of those still "ok", over shared parameters, one step in; where our passes' arrays lie."""
         running = [(c, row) for c, row in zip(field_, rows, strict=True) if row.status == "ok"]
         steps: dict[str, Step] = {}
-        memory: dict[Arrays, Memory] = {}
+        memory: dict[Passes, tuple[Memory, ...]] = {}
         if not running:
             return steps, memory
         shared = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)

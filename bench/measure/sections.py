@@ -6,12 +6,13 @@ from bench.contestants.contestant import OTHERS, Contestant, is_compiled
 from bench.contestants.faked import can_be_faked, with_faked_kernels
 from bench.contestants.moving import with_moving_gradients
 from bench.measure.busy import busy_thread
-from bench.measure.ceilings import READ, SHAPES, loops
-from bench.measure.held import ceiling_rows, hold_against, runs
+from bench.measure.ceilings import READ, SHAPES, Passes, loops
+from bench.measure.held import beside, ceiling_rows, hold_against, runs
 from bench.measure.passes import passes
 from bench.measure.race import Races
 from bench.measure.room import present
 from bench.record.rows import Row, relate
+from bench.work.memory import Memory
 from bench.work.workloads import Shapes, Workload, make_params, n_params
 
 
@@ -21,7 +22,7 @@ class Bench(Races):
     def measure_ceilings(self) -> list[Row]:
         found = dict(self.ceilings)
         if self.has_loops:
-            found |= loops(self.arena, SHAPES, self.arena.numel())
+            found |= loops(self.arena, [(arrays,) for arrays in SHAPES], self.arena.numel())
         rounds = self.turns(runs(found), "ceiling")
         return ceiling_rows("ceiling", "", found, rounds, self.arena.numel())
 
@@ -65,19 +66,23 @@ class Bench(Races):
         for contestant in filter(is_compiled, self.contestants):
             in_it = contestant.tier != OTHERS and contestant.suits(workload)
             if in_it and self.check(contestant, workload).status == "ok":
-                rows += self._passes_of(contestant, workload)
+                rows += self._alone(contestant, workload)
         return rows
 
-    def _passes_of(self, contestant: Contestant, workload: Workload) -> list[Row]:
+    def _alone(self, contestant: Contestant, workload: Workload) -> list[Row]:
         shapes = workload.shapes()
         params = make_params(shapes, self.device, workload.param_dtype, workload.grad_dtype)
         found = list(passes(contestant, params))
         moving = [p for p in found if p.traffic]
-        memory = {p.arrays: p.memory for p in moving if p.memory is not None}
-        ceilings_ = self._ceilings_of([p.arrays for p in moving], n_params(shapes), memory)
+        memory: dict[Passes, tuple[Memory, ...]] = {
+            (p.arrays,): (p.memory,) for p in moving if p.memory is not None
+        }
+        held: dict[str, Passes] = {p.name: (p.arrays,) for p in moving}
+        ceilings_ = self._ceilings_of(held.values(), n_params(shapes), memory)
         if not self.has_loops:  # what only reads is compared with what only reads
             ceilings_[READ] = self.ceilings[READ]
-        rounds = self.turns(runs(ceilings_) | {p.name: p.run for p in found}, "pass")
+        timed = runs(ceilings_) | {p.name: p.run for p in found}
+        rounds = self.turns(timed, "pass", close=beside(ceilings_, held))
         measured = ceiling_rows("pass", workload.name, ceilings_, rounds, self.arena.numel())
         rows = []
         for p in found:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,10 +29,13 @@ class CpuTimer:
     asynchronous = False  # a step has done its work when it returns
 
     def __init__(self, arena: Tensor, cache: int) -> None:
-        self.sweep = arena[-min(2 * cache // arena.itemsize, arena.numel()) :]
+        self.sweep = arena[-min(cache // arena.itemsize, arena.numel()) :]
 
     def flush(self) -> None:
-        """Fill the caches with changed lines of other memory, as other work between two steps does."""
+        """Fill the caches with changed lines of other memory, as other work between two steps does.
+
+        As much as the last-level cache holds: of twice as much, and of a quarter, loops took the same time.
+        """
         self.sweep.neg_()
         time.sleep(0.002)  # torch's threads, which have just worked, fall asleep as ours do
 
@@ -100,26 +104,35 @@ class CudaTimer:
 Timer = CpuTimer | CudaTimer
 
 
+SLOW = 0.1
+"""Seconds of a step that need not be timed in every turn, for what is worth knowing of it is known sooner."""
+FEW = 5
+"""Turns of such a step."""
+
+
 def take_turns(
     timer: Timer,
     steps: Mapping[str, Step],
     budget: float,
     tick: Callable[[], None],
     *,
+    close: Sequence[Sequence[str]] = (),
     least: int = 7,
     most: int = 51,
     host: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of each round of each step.
+    """Seconds of each round of each step; NaN for a turn that it left out.
 
     In a turn each step has one round, in an order drawn anew: on a machine that does other things too
     all of them see the same weather. There are as many turns as fit into ``budget`` seconds, by the time
     of the first, within ``least`` and ``most``; fewer than ``least``, but at least three, where a disturbed
-    machine makes them take three times the budget. ``tick`` is called after each round.
+    machine makes them take three times the budget. ``close`` are names that come one after the other in a
+    turn; slow steps that are not among them take part in ``FEW`` turns. ``tick`` is called after each round.
     """
-    names = list(steps)
     order = random.Random(0)
-    rounds: dict[str, list[float]] = {name: [] for name in names}
+    rounds: dict[str, list[float]] = {name: [] for name in steps}
+    groups = [list(names) for names in close]
+    groups += [[name] for name in steps if not any(name in names for names in close)]
     for step in steps.values():
         step()  # allocates what is allocated once
     timer.wait()
@@ -127,11 +140,17 @@ def take_turns(
     gc.disable()
     try:
         start = time.perf_counter()
-        turns = least
+        turns, few = least, min(FEW, least)
         turn = 0
+        slow: set[str] = set()
         while turn < turns:
-            order.shuffle(names)
-            for name in names:
+            order.shuffle(groups)
+            for names in groups:
+                order.shuffle(names)
+            for name in (name for names in groups for name in names):
+                if name in slow and turn * few // turns == (turn - 1) * few // turns:
+                    rounds[name].append(math.nan)
+                    continue
                 if host:
                     seconds = timer.host_time(steps[name])
                 else:
@@ -141,7 +160,11 @@ def take_turns(
                 tick()
             if turn == 0:
                 first = time.perf_counter() - start
-                turns = int(min(max(budget / first, least), most))
+                slow = {names[0] for names in groups if len(names) == 1}
+                slow = {name for name in slow if rounds[name][0] > SLOW}
+                of_slow = sum(rounds[name][0] for name in slow)
+                spare = budget - few * of_slow
+                turns = int(min(max(spare / (first - of_slow), least), most))
             turn += 1
             if turn >= 3 and time.perf_counter() - start > 3 * budget:
                 break

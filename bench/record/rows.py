@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ FORMAT = 1
 RESULTS = "results.json"
 BASELINE = "torch AdamW fused"
 """Times are also given as multiples of this contestant's in the same section."""
+NOISE = 3.0
+"""Percent of roofline that may be noise: a figure that is less sure is given with its interval."""
 
 
 @dataclass
@@ -49,10 +53,14 @@ class Row:
     p80: float | None = None
     ceiling: str = ""  # what percent_of_roofline refers to: loops, measured in turns with this row
     ceiling_bandwidth: float | None = None  # at which its bytes would take as long as memory does
+    percent_low: float | None = None  # the median of the turns' percent_of_roofline is between
+    percent_high: float | None = None  # these two, in 95 of 100 runs
     ratio_to_baseline: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def set_times(self, seconds: list[float]) -> None:
+        """NaN are turns that were left out."""
+        seconds = [s for s in seconds if not math.isnan(s)]
         self.rounds = len(seconds)
         self.p20, self.median, self.p80 = (float(q) for q in np.percentile(seconds, [20, 50, 80]))
 
@@ -89,6 +97,16 @@ def relate(rows: list[Row]) -> None:
     for row in rows:
         if row.median is not None and baseline is not None:
             row.ratio_to_baseline = row.median / baseline
+
+
+def above_ceilings(rows: Iterable[Row]) -> list[str]:
+    """Rows that took less time than memory does, by more than ``NOISE``: their ceilings are none."""
+    return [
+        f"{row.name} ({row.workload}): {row.percent_of_roofline:.0f} % "
+        f"({row.percent_low or 0:.0f} - {row.percent_high or 0:.0f})"
+        for row in rows
+        if (row.percent_of_roofline or 0) > 100 + NOISE
+    ]
 
 
 def as_dict(row: Row) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.record.rows import Row
+from bench.record.rows import NOISE, Row
 
 COLUMNS = (
     "",
@@ -30,6 +30,15 @@ def number(value: float | None, digits: int = 0, unit: str = "") -> str:
     return "" if value is None else f"{value:.{digits}f}{unit}"
 
 
+def percent(row: Row) -> str:
+    """Of roofline; where noise can have moved that by more than ``NOISE``, with what it is between."""
+    found, low, high = row.percent_of_roofline, row.percent_low, row.percent_high
+    said = number(found, 0, " %")
+    if found is None or low is None or high is None or max(found - low, high - found) <= NOISE:
+        return said
+    return f"{said} ({low:.0f} - {high:.0f})"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """One row in the order of ``COLUMNS``; what does not apply is empty."""
     if row.status != "ok":
@@ -44,7 +53,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.name} bandwidth" if is_ceiling else row.name,
         "" if beside_steps else milliseconds(row.median),
         "" if is_ceiling else number(row.ratio_to_baseline, 2),
-        number(row.percent_of_roofline, 0, " %"),
+        percent(row),
         "" if beside_steps else f"{milliseconds(row.p20)} - {milliseconds(row.p80)}",
         number(row.bytes_per_param) if moves and not is_ceiling else "",
         number(row.bytes_per_param_by_time) if moves and not is_ceiling else "",
@@ -79,3 +88,14 @@ def unrest(about: dict) -> str:
     """A sentence if the machine was not quiet in a run that is ``about`` this, else ""."""
     reasons = about.get("machine", {}).get("not_quiet", [])
     return f"The machine was not quiet: {'; '.join(reasons)}." if reasons else ""
+
+
+def excess(about: dict) -> str:
+    """A sentence if steps of a run that is ``about`` this were quicker than their ceilings, else ""."""
+    above = about.get("above_ceilings", [])
+    return f"Above their ceilings: {'; '.join(above)}." if above else ""
+
+
+def remarks(about: dict) -> str:
+    """What whoever reads a run's figures has to know first."""
+    return " ".join(filter(None, (unrest(about), excess(about))))

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from bench.record.rows import BASELINE, Row, Run
-from bench.record.table import COLUMNS, cells, device_line, milliseconds, number, unrest
+from bench.record.table import COLUMNS, cells, device_line, milliseconds, number, remarks
 from bench.report.plots import GRID, INK, PLOTS
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -49,7 +49,7 @@ def content(run: Run, folder: Path) -> dict[str, Any]:
         "device": device_line(run.provenance),
         "date": str(run.provenance["date"])[:10],
         "quick": run.about["quick"],
-        "unrest": unrest(run.about),
+        "remarks": remarks(run.about),
         "tiles": tiles(run),
         "workload": first_workload(run),
         "figures": figures,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.record.provenance import ROOT
 from bench.record.rows import BASELINE, RESULTS, Row, Run, read
-from bench.record.table import device_line, markdown, milliseconds, number, unrest
+from bench.record.table import device_line, markdown, milliseconds, number, remarks
 from bench.report.plots import PLOTS, draw
 from bench.work.workloads import OTHER_CLASSES
 
@@ -64,7 +64,7 @@ def summary(paths: dict[str, Path | None]) -> str:
         )
         blocks += [
             f"![{PLOTS['step'][0]}]({folder}/step.png)",
-            f"{heading}, {_circumstances(run, folder)}:{_unrest(run)}",
+            f"{heading}, {_circumstances(run, folder)}:{_remarks(run)}",
             _table([FEW, ALIGNMENT, *map(_few, decisive)]),
         ]
     return "\n\n".join([*blocks, END])
@@ -98,18 +98,19 @@ def render(paths: dict[str, Path | None]) -> str:
 def _circumstances(run: Run, folder: str) -> str:
     first = run.workloads("step")[0]
     rows = run.section("step", first)
-    n_params, rounds = rows[-1].n_params, min(row.rounds for row in rows)
+    n_params, rounds = rows[-1].n_params, sorted(row.rounds for row in rows)
+    of_rounds = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
     return (
         f"one step over {n_params / 1e6:.1f} M float32 parameters ({first}) "
         f"on {device_line(run.provenance)}; "
-        f"median of {rounds} rounds in turns, with cold caches, from [the saved run]({folder}/{RESULTS}) "
+        f"median of {of_rounds} rounds in turns, with cold caches, from [the saved run]({folder}/{RESULTS}) "
         f"of {str(run.provenance['date'])[:10]} at commit {str(run.provenance['commit'])[:12]}"
     )
 
 
-def _unrest(run: Run) -> str:
-    """Behind the circumstances, where the machine did other things."""
-    said = unrest(run.about)
+def _remarks(run: Run) -> str:
+    """Behind the circumstances, where there is something to know before the figures."""
+    said = remarks(run.about)
     return f" **{said}**" if said else ""
 
 
@@ -120,7 +121,7 @@ def measured(path: Path) -> list[str]:
     first, *others = run.workloads("step")
     circumstances = _circumstances(run, folder)
     found = [
-        f"{circumstances[0].upper()}{circumstances[1:]}:{_unrest(run)}",
+        f"{circumstances[0].upper()}{circumstances[1:]}:{_remarks(run)}",
         markdown(run.section("step", first)),
         _plots(folder, "time", "roofline"),
     ]

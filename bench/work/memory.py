@@ -58,18 +58,25 @@ def of_pass(
 
 def of_step(
     optimizer: Any, step: Callable[[], Any], params: Sequence[nn.Parameter]
-) -> dict[Arrays, Memory]:
-    """The arrays of each pass of one of our optimizers on a compiled backend. Takes a step."""
+) -> dict[tuple[Arrays, ...], tuple[Memory, ...]]:
+    """The arrays of the passes of one of our optimizers on a compiled backend, and where these lie.
+
+    Nothing where a loop cannot go over those of one of its passes. Takes a step.
+    """
     recorder = traffic.record_step(optimizer, step)
-    found: dict[Arrays, Memory] = {}
+    found = []
     for name in recorder.passes:
         operation = name.partition(" ")[0]  # or a move's name
         if operation not in recorder.OPERATIONS:
             operation = "interpolate"
         entries = traffic.entries_of(recorder.plan_of[operation])
-        if traffic.pass_bytes(name, entries)[0] and (of := of_pass(name, entries, params)):
-            found[of[0]] = of[1]
-    return found
+        if traffic.pass_bytes(name, entries)[0]:
+            found.append(of_pass(name, entries, params))
+    known = [of for of in found if of is not None]
+    if not known or len(known) < len(found):
+        return {}
+    arrays, memory = zip(*known, strict=True)
+    return {arrays: memory}
 
 
 def _tensor(name: str, entry: Entry, gradients: Mapping[int, Tensor | None]) -> Any:

@@ -1,8 +1,6 @@
 #include "passes.h"
 
 #include <algorithm>
-#include <atomic>
-#include <utility>
 
 #include "../math/eight_bits.h"
 #include "../math/random_rounding.h"
@@ -199,24 +197,6 @@ void interpolate(const Table& table, int format, int param_dtype, const Run& run
             run.hyper + group * Hyper::WIDTH, run.group_coefs + group * GroupCoef::WIDTH,
             run.tensors + slot * Scalar::WIDTH, run.tensor_coefs + slot * TensorCoef::WIDTH});
   });
-}
-
-std::uint32_t stream(const std::vector<StreamPart>& parts, int n_changed, bool backwards, bool flips, int n_threads) {
-  constexpr std::int64_t kPiece = 1 << 18;
-  // where memory has other users too, and answers late, this is quicker for narrow arrays than what the passes do
-  const std::int64_t ahead = backwards ? 2048 : 0;
-  std::vector<std::pair<const StreamPart*, std::int64_t>> pieces;
-  for (const StreamPart& part : parts) {
-    for (std::int64_t start = 0; start < part.numel; start += kPiece) pieces.emplace_back(&part, start);
-  }
-  const auto n_pieces = static_cast<std::int64_t>(pieces.size());
-  std::atomic<std::uint32_t> found{0};
-  parallel_for(n_pieces, n_threads, [&](std::int64_t i) {
-    const auto& [part, start] = pieces[backwards ? n_pieces - 1 - i : i];
-    found ^= kernels().stream(part->arrays.data(), static_cast<int>(part->arrays.size()), n_changed, start,
-                              std::min(kPiece, part->numel - start), flips ? ~std::uint32_t{0} : 0, ahead);
-  });
-  return found;
 }
 
 }  // namespace sfplus

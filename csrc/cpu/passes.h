@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "../math/layout.h"
 #include "../table.h"
@@ -26,16 +25,5 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
 
 // One Move of every tensor.
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, int n_threads);
-
-// What the machine's memory can do for a pass: numel elements of arrays side by side, of which the first n_changed have
-// their bits flipped; the exclusive or of the others. Blocks of 64 elements; fewer at the end are left alone.
-
-// Tensors side by side, of one number of elements each.
-struct StreamPart {
-  std::vector<StreamArray> arrays;
-  std::int64_t numel;
-};
-
-std::uint32_t stream(const std::vector<StreamPart>& parts, int n_changed, bool backwards, bool flips, int n_threads);
 
 }  // namespace sfplus

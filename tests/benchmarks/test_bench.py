@@ -73,29 +73,6 @@ def test_as_many_columns_as_fit() -> None:
     assert sum(len(name) + 3 for name in heading) < 60
 
 
-# -- timing ---------------------------------------------------------------------------------------------
-
-
-def test_turns_are_fair() -> None:
-    calls: list[str] = []
-    timer = timing.CpuTimer(torch.ones(64), cache=64)
-    steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
-    ticks: list[int] = []
-    seconds = timing.take_turns(timer, steps, 60, lambda: ticks.append(1), most=5, least=5)
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 5, "b": 5, "c": 5}
-    turns = [calls[i : i + 3] for i in range(3, len(calls), 3)]  # the first three warm up
-    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns[:5])
-    assert len({tuple(turn) for turn in turns}) > 1
-    assert len(ticks) == 15
-
-
-def test_a_timer_flushes_memory_of_its_own() -> None:
-    arena = torch.ones(96)
-    timer = timing.CpuTimer(arena, cache=64)
-    timer.flush()
-    assert arena.tolist() == [1.0] * 64 + [-1.0] * 32  # twice the cache, at the arena's end
-
-
 def test_temporary_memory() -> None:
     a = torch.ones(1000)
     found = profile_step(lambda: (a + 1) * 2, CPU)
@@ -335,11 +312,11 @@ def test_the_other_classes_have_a_workload_of_their_own(monkeypatch: pytest.Monk
     monkeypatch.setattr("bench.measure.race.last_level_cache", lambda: 2**20)
     workload = shapes.Workload("tiny", "tiny", lambda: [(1000,), (33,)], "others")
     bench = Bench(CPU, contestants(CPU), quick=True)
-    found = {row.name: row.status for row in bench.measure_steps(workload)}
+    measured = bench.measure_steps(workload)
     others = [f for f in FAMILY if not f.main]
     expected = {f"{f.label} cpu" for f in others}
     expected |= {f"{f.label} upstream" for f in others if f.upstream}
-    timed_ones = {name: status for name, status in found.items() if not name.endswith(" B")}
+    timed_ones = {row.name: row.status for row in measured if row.name != row.ceiling}
     assert timed_ones == dict.fromkeys({rows.BASELINE, *expected}, "ok")
     assert len(found) > len(timed_ones)  # loops beside them
 

@@ -1,0 +1,63 @@
+"""Turns: who is timed when, and what goes through the caches in front of it."""
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from bench.measure import timing
+
+
+def test_what_is_close_is_timed_one_after_the_other() -> None:
+    calls: list[str] = []
+    steps = {name: partial(calls.append, name) for name in "abcdef"}
+    timer = timing.CpuTimer(torch.ones(1024), 1024)
+    timing.take_turns(timer, steps, 60, lambda: None, close=["ace"], most=6, least=6)
+    turns = ["".join(calls[i : i + 6]) for i in range(6, len(calls), 6)]
+    orders = [{turn[i : i + 3] for i in range(4)} for turn in turns]
+    assert all(any(sorted(three) == ["a", "c", "e"] for three in order) for order in orders)
+    assert len(set(turns)) > 1
+
+
+def test_slow_steps_take_part_in_a_few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SLOW", 0.005)
+
+    def slow() -> None:
+        time.sleep(0.006)
+
+    steps: dict[str, Any] = {"quick": lambda: None, "slow": slow, "held": slow}
+    timer = timing.CpuTimer(torch.ones(1024), 1024)
+    rounds = timing.take_turns(
+        timer, steps, 60, lambda: None, close=[["held", "quick"]], most=12, least=12
+    )
+    taken = {name: [not math.isnan(s) for s in seconds] for name, seconds in rounds.items()}
+    assert all(taken["quick"])
+    assert all(taken["held"])
+    assert sum(taken["slow"]) == timing.FEW
+    assert any(taken["slow"][:4])
+    assert any(taken["slow"][4:8])
+    assert any(taken["slow"][8:])
+    assert {len(seconds) for seconds in rounds.values()} == {12}
+
+
+def test_turns_are_fair() -> None:
+    calls: list[str] = []
+    timer = timing.CpuTimer(torch.ones(64), cache=64)
+    steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    ticks: list[int] = []
+    seconds = timing.take_turns(timer, steps, 60, lambda: ticks.append(1), most=5, least=5)
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 5, "b": 5, "c": 5}
+    turns = [calls[i : i + 3] for i in range(3, len(calls), 3)]  # the first three warm up
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns[:5])
+    assert len({tuple(turn) for turn in turns}) > 1
+    assert len(ticks) == 15
+
+
+def test_a_timer_flushes_memory_of_its_own() -> None:
+    arena = torch.ones(96)
+    timer = timing.CpuTimer(arena, cache=64)
+    timer.flush()
+    assert arena.tolist() == [1.0] * 80 + [-1.0] * 16  # as much as the cache, at the arena's end
