@@ -185,7 +185,7 @@ def test_nothing_but_empty_tensors() -> None:
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
-def test_stream(n_threads: int, dtype: torch.dtype) -> None:
+def test_memory_loop(n_threads: int, dtype: torch.dtype) -> None:
     """Reads all, changes the first ones, in whole blocks of 64 elements, over two parts from either end."""
     numel, whole = 600_001, 600_000
     generator = torch.Generator().manual_seed(1)
@@ -193,18 +193,33 @@ def test_stream(n_threads: int, dtype: torch.dtype) -> None:
     before = [t.clone() for t in tensors]
     arrays = [(t.data_ptr(), t.itemsize) for t in tensors]
     for backwards in (False, True):
-        assert _C.stream([(arrays, numel)] * 3, 2, backwards, False, n_threads) == _C.stream(
-            [(arrays, numel)], 2, backwards, False, n_threads
-        )
+        three, one = (_C.MemoryLoop([(arrays, numel)] * n, 2) for n in (3, 1))
+        assert three.run(backwards, False, n_threads) == one.run(backwards, False, n_threads)
         assert all(map(torch.equal, tensors, before))  # written as they were
     behind = [(at + 64 * width, width) for at, width in arrays]
-    found = _C.stream([(arrays, 64), (behind, numel - 64)], 2, backwards, True, n_threads)
+    loop = _C.MemoryLoop([(arrays, 64), (behind, numel - 64)], 2)
+    found = loop.run(backwards, True, n_threads)
     for changed, old in zip(tensors[:2], before[:2], strict=True):
         assert torch.equal(changed[:whole], ~old[:whole])
         assert changed[-1] == old[-1]
     assert all(map(torch.equal, tensors[2:], before[2:]))
     words = torch.cat([t[:whole] for t in before[2:]]).view(torch.int32).numpy()
     assert found == int(np.bitwise_xor.reduce(words.view(np.uint32)))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_memory_loop_over_many_small_tensors(backwards: bool) -> None:
+    """More than one thread's task of them, each changed once; those without a whole block are left alone."""
+    sizes = [0, 63, 64, 1_000, 4_097] * 200
+    memory = torch.zeros(sum(sizes), dtype=torch.int32)
+    tensors = memory.split(sizes)
+    loop = _C.MemoryLoop([([(t.data_ptr(), t.itemsize)], len(t)) for t in tensors], 1)
+    assert loop.run(backwards, True, 2) == 0  # nothing is only read
+    for tensor, size in zip(tensors, sizes, strict=True):
+        whole = size // 64 * 64
+        assert torch.equal(tensor[:whole], torch.full((whole,), -1, dtype=torch.int32))
+        assert not tensor[whole:].any()
+    assert _C.MemoryLoop([], 1).run(backwards, True, 2) == 0
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")
