@@ -186,7 +186,7 @@ def test_the_loss_is_read_where_it_is(on_host: Any, dtype: torch.dtype) -> None:
     assert_same_bits(*results)
 
 
-@pytest.mark.parametrize("n_tensors", [3, 5000])
+@pytest.mark.parametrize("n_tensors", [3, 4100])
 def test_a_step_at_once_gives_the_bits_of_the_passes_one_by_one(
     monkeypatch: pytest.MonkeyPatch, n_tensors: int
 ) -> None:
@@ -203,7 +203,7 @@ def test_a_step_at_once_gives_the_bits_of_the_passes_one_by_one(
                 else AdamWScheduleFree(params, backend=BACKEND, weight_decay=0.1)
             )
             optimizer.train()
-            for k in range(3):
+            for k in range(2):
                 set_gradients(params, [torch.full((3,), k + i / 7) for i in range(n_tensors)])
                 optimizer.step(**({"loss": 1.5} if name == "adamc" else {}))
             results.append(snapshot_of(optimizer, params))

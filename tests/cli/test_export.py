@@ -19,7 +19,7 @@ from sfplus_kernels import (
     follow,
 )
 from sfplus_kernels.checkpoints.names import fits
-from sfplus_kernels.cli.export import check, export
+from sfplus_kernels.cli.export import check, export, main
 
 ANNEALED = {"lr": 0.1, "weight_decay": 5.0, "sf_beta1_anneal_steps": 5}
 
@@ -193,28 +193,32 @@ def test_wrapped_names(tmp_path: Path) -> None:
     assert_x({n.removeprefix("module._orig_mod."): v for n, v in file.items()}, model, optimizer)
 
 
-def test_dtype_and_command_line(tmp_path: Path) -> None:
+def test_dtype_and_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make()
     optimizer = MAKERS["plus"](model)
     train(model, optimizer)
     save(model, optimizer, tmp_path / "it.pt")
 
-    def command(*arguments: str) -> subprocess.CompletedProcess:
-        whole = [sys.executable, "-m", "sfplus_kernels", "export", *arguments]
-        return subprocess.run(whole, capture_output=True, text=True, cwd=tmp_path)
-
-    done = command("it.pt", "x.pt", "--dtype", "bfloat16")
+    monkeypatch.chdir(tmp_path)
+    whole = [sys.executable, "-m", "sfplus_kernels", "export"]
+    command = [*whole, "it.pt", "x.pt", "--dtype", "bfloat16"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     file = torch.load(tmp_path / "x.pt")
     for name, value in x_of(model, optimizer).items():
         assert torch.equal(file[name], value.bfloat16())
     assert file["1.num_batches_tracked"].dtype == torch.int64
-    assert "holds y" in command("it.pt", "--check").stdout
-    again = command("it.pt", "x.pt")
-    assert again.returncode == 1
-    assert "is there already" in again.stderr
-    assert command("it.pt").returncode == 2
-    assert "No such file" in command("nothing.pt", "--check").stderr
+    main(["it.pt", "--check"])
+    assert "holds y" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is there already"):
+        main(["it.pt", "x.pt"])
+    with pytest.raises(SystemExit, match="No such file"):
+        main(["nothing.pt", "--check"])
+    with pytest.raises(SystemExit) as wrong:
+        main(["it.pt"])
+    assert wrong.value.code == 2
 
 
 def _weights_alone(model: nn.Module, path: Path) -> None:

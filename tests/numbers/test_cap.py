@@ -75,7 +75,7 @@ def test_a_cap_that_is_never_reached_changes_no_bit(backend: str) -> None:
     for arguments in ({}, {"max_lr": None}, {"max_lr": float("inf")}, {"max_lr": 1e6}):
         params = make_params(SHAPES, device=device_of(backend))
         optimizer = AdamCScheduleFreePlus(params, backend=backend, **EVERYTHING, **arguments)
-        run(optimizer, params, steps_for(backend, 20))
+        run(optimizer, params, 8)
         optimizer.param_groups[0]["max_lr"] = None
         states.append(snapshot(optimizer, params))
     for other in states[1:]:

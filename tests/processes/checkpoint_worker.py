@@ -32,7 +32,7 @@ from sfplus_kernels import (
     SGDScheduleFree,
 )
 
-SAVED_AFTER, STEPS = 6, 12
+SAVED_AFTER, STEPS = 4, 8
 SAVING_WORLD = 2
 
 MAKERS: dict[str, Callable[[Any], Any]] = {

@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 
 from sfplus_kernels import SGD, AdamC, AdamCScheduleFreePlus, AdamWScheduleFree
 
-STEPS = 20
+STEPS = 12
 BATCH, SEQUENCE, WIDTH, CLASSES = 4, 8, 6, 3
 # clips now and then; the frozen parameter and the decay are in every scenario
 ARGUMENTS = {**EVERYTHING, "lr": 0.05, "max_grad_norm": 0.5}

@@ -253,6 +253,7 @@ def test_killed_run_goes_on(results: list[dict[str, Any]], runs: Path) -> None:
     assert metrics(runs / "same layout") == metrics(runs / "fsdp")
 
 
+@pytest.mark.slow  # as below, with more processes than before
 def test_two_processes_then_four(killed: dict[str, Path], one: Path) -> None:
     folder = copy(killed["kill-pointer"], "four")
     code, output = torchrun(4, Path(train_lm.__file__), "--resume", str(folder))
