@@ -97,48 +97,53 @@ void move_chunk(const MoveChunk& chunk) {
   for_each_element<State>(chunk.numel, element, y, e, only_if<kFollows>(param));
 }
 
-// A cache line, at any address of a word.
-constexpr int kWords = 16;
+// At any address of a word, and as wide as the processor has them: of wider ones gcc keeps the sums in memory.
 #ifdef __GNUC__
-typedef std::uint32_t Line __attribute__((vector_size(4 * kWords), aligned(4), may_alias));
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
 #else
-struct Line {
-  std::uint32_t words[kWords];
-  std::uint32_t& operator[](int k) { return words[k]; }
-  void operator^=(const Line& other) {
-    for (int k = 0; k < kWords; ++k) words[k] ^= other.words[k];
-  }
-};
+constexpr int kVectorBytes = 16;
+#endif
+typedef std::uint32_t Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+#else
+typedef std::uint32_t Vector;
 #endif
 
 // Whole blocks of 64 elements only: what is left at the end is not touched.
 std::uint32_t stream(const StreamArray* arrays, int n_arrays, int n_changed, std::int64_t start, std::int64_t numel,
                      std::uint32_t flipped, std::int64_t ahead) {
   constexpr std::int64_t kElements = 2 * kBlock<float>;
+  constexpr int kLine = 64, kVectors = kLine / sizeof(Vector);
   static_cast<void>(ahead);  // without prefetching
-  Line sums = {}, mask = {};
-  for (int k = 0; k < kWords; ++k) mask[k] = flipped;
+  const Vector mask = Vector{} + flipped;
+  Vector sums[kVectors] = {};
   for (std::int64_t i = start; i + kElements <= start + numel; i += kElements) {
     for (int n = 0; n < n_arrays; ++n) {
       const std::int64_t width = arrays[n].width;
       char* block = static_cast<char*>(arrays[n].at) + i * width;
       char* const end = block + kElements * width;
       const bool is_changed = n < n_changed;
-      for (; block < end; block += sizeof(Line)) {
+      for (; block < end; block += kLine) {
 #ifdef __GNUC__
         __builtin_prefetch(block + (ahead != 0 ? ahead : kAhead * width));
 #endif
-        Line* line = reinterpret_cast<Line*>(block);
-        if (is_changed) {
-          *line ^= mask;
-        } else {
-          sums ^= *line;
+        Vector* line = reinterpret_cast<Vector*>(block);
+        for (int k = 0; k < kVectors; ++k) {
+          if (is_changed) {
+            line[k] ^= mask;
+          } else {
+            sums[k] ^= line[k];
+          }
         }
       }
     }
   }
+  for (int k = 1; k < kVectors; ++k) sums[0] ^= sums[k];
+  const std::uint32_t* words = reinterpret_cast<const std::uint32_t*>(sums);
   std::uint32_t sum = 0;
-  for (int k = 0; k < kWords; ++k) sum ^= sums[k];
+  for (unsigned k = 0; k < sizeof(Vector) / sizeof(std::uint32_t); ++k) sum ^= words[k];
   return sum;
 }
 
