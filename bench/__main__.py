@@ -24,6 +24,7 @@ from rich.table import Table
 
 from bench.contestants.all import contestants
 from bench.contestants.peers import PEERS
+from bench.measure.budgets import LATE
 from bench.measure.plan import chosen_workloads, parts
 from bench.measure.quiet import Weather
 from bench.measure.sections import Bench
@@ -51,7 +52,9 @@ def main(
     ] = "",
     seconds: Annotated[
         float | None,
-        typer.Option(help="Begin no part of the run after so many. What was measured is kept."),
+        typer.Option(
+            help="Begin no part of the run after so many, and hurry before. What was measured is kept."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -153,6 +156,7 @@ def run(
                 break
             progress.update(task, description=f"{title:28}", refresh=True)
             begun = time.monotonic()
+            bench.late = until is not None and until - begun < LATE * (len(todo) - index)
             found += part()
             taken[title] = round(time.monotonic() - begun, 1)
             save(found, taken, [title for title, _ in todo[index + 1 :]])

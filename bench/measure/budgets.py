@@ -15,3 +15,6 @@ SECONDS = {
     "scaling": 2.0,
 }
 """What is spent on the rounds of one section (about: there are at least seven turns)."""
+
+LATE = 12.0
+"""A run with an end is late where there are fewer seconds for each part that is left."""

@@ -3,12 +3,15 @@
 import math
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from bench.measure import timing
+from bench.measure.race import Races
 
 
 def test_what_is_close_is_timed_one_after_the_other() -> None:
@@ -61,3 +64,33 @@ def test_a_timer_flushes_memory_of_its_own() -> None:
     timer = timing.CpuTimer(arena, cache=64)
     timer.flush()
     assert arena.tolist() == [1.0] * 80 + [-1.0] * 16  # as much as the cache, at the arena's end
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(None, False), (3600.0, False), (30.0, True)])
+def test_a_run_that_is_late_takes_fewest_turns(
+    monkeypatch: pytest.MonkeyPatch, seconds: float | None, late: bool
+) -> None:
+    """Three parts want 36 seconds; the last one alone has enough of 30."""
+    whole_run = pytest.importorskip("bench.__main__")
+    bench = SimpleNamespace()
+    seen: list[bool] = []
+
+    def part() -> list:
+        seen.append(bench.late)
+        return []
+
+    monkeypatch.setattr(whole_run, "parts", lambda *_, **__: [(str(k), part) for k in range(3)])
+    until = None if seconds is None else time.monotonic() + seconds
+    console = Console(quiet=True)
+    whole_run.run(bench, [], scaling=True, console=console, save=lambda *_: None, until=until)
+    assert seen == [late, False, False]
+
+
+def test_who_is_late_takes_three_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.measure.race.last_level_cache", lambda: 2**20)
+    monkeypatch.setattr("bench.measure.race.SECONDS", {"step": 0.01})
+    races = Races(torch.device("cpu"), [], quick=True)
+    races.quick = False
+    assert len(races.turns({"a": lambda: None}, "step")["a"]) >= 7
+    races.late = True
+    assert len(races.turns({"a": lambda: None}, "step")["a"]) == 3
