@@ -21,12 +21,13 @@ inline void bind_tables(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<Table>(m, "Table", py::module_local())
       .def(py::init([](Address rows, Address gradients, Address chunks, std::int64_t n_chunks,
-                       std::int64_t chunk_size, std::int64_t n_elements) {
+                       std::int64_t chunk_size, std::int64_t n_elements, Address drift) {
              return Table{pointer<const std::int64_t>(rows), pointer<const std::int64_t>(gradients),
-                          pointer<const std::int64_t>(chunks), n_chunks, chunk_size, n_elements};
+                          pointer<const std::int64_t>(chunks), n_chunks, chunk_size, n_elements,
+                          pointer<double>(drift)};
            }),
            py::arg("rows"), py::arg("gradients"), py::arg("chunks"), py::arg("n_chunks"),
-           py::arg("chunk_size"), py::arg("n_elements"));
+           py::arg("chunk_size"), py::arg("n_elements"), py::arg("drift") = 0);
   py::class_<Run>(m, "Run", py::module_local())
       .def(py::init([](Address globals, Address groups, Address tensors, Address hyper, Address settings,
                        Address group_coefs, Address tensor_coefs, std::int64_t n_groups) {

@@ -13,6 +13,7 @@ struct Table {
   std::int64_t n_chunks;
   std::int64_t chunk_size;  // elements
   std::int64_t n_elements;  // in all chunks
+  double* drift;            // (n_chunks, Drift::WIDTH): sums of each chunk, by update; null where nobody monitors
 };
 
 struct Run {

@@ -20,6 +20,7 @@ class Table:
         n_chunks: int,
         chunk_size: int,
         n_elements: int,
+        drift: int = 0,
     ) -> None: ...
 
 class Run:

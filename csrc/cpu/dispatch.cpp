@@ -14,17 +14,20 @@ namespace avx512 {
 extern const Kernels table;
 extern const Kernels16bit table_16bit;
 extern const Kernels8bit table_8bit;
+extern const KernelsOfDrift table_of_drift;
 }
 namespace avx2 {
 extern const Kernels table;
 extern const Kernels16bit table_16bit;
 extern const Kernels8bit table_8bit;
+extern const KernelsOfDrift table_of_drift;
 }
 #endif
 namespace portable {
 extern const Kernels table;
 extern const Kernels16bit table_16bit;
 extern const Kernels8bit table_8bit;
+extern const KernelsOfDrift table_of_drift;
 }
 
 namespace {
@@ -34,6 +37,7 @@ struct Variant {
   const Kernels* table;
   const Kernels16bit* table_16bit;
   const Kernels8bit* table_8bit;
+  const KernelsOfDrift* table_of_drift;
 };
 
 #ifdef SFPLUS_X86_VARIANTS
@@ -50,13 +54,14 @@ std::vector<Variant> available() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    variants.push_back({"avx512", &avx512::table, &avx512::table_16bit, &avx512::table_8bit});
+    variants.push_back({"avx512", &avx512::table, &avx512::table_16bit, &avx512::table_8bit, &avx512::table_of_drift});
   }
   if (__builtin_cpu_supports("avx2") && has_f16c()) {
-    variants.push_back({"avx2", &avx2::table, &avx2::table_16bit, &avx2::table_8bit});
+    variants.push_back({"avx2", &avx2::table, &avx2::table_16bit, &avx2::table_8bit, &avx2::table_of_drift});
   }
 #endif
-  variants.push_back({"portable", &portable::table, &portable::table_16bit, &portable::table_8bit});
+  variants.push_back(
+      {"portable", &portable::table, &portable::table_16bit, &portable::table_8bit, &portable::table_of_drift});
   return variants;
 }
 
@@ -95,6 +100,8 @@ const Kernels& kernels() { return *current().table; }
 const Kernels16bit& kernels_16bit() { return *current().table_16bit; }
 
 const Kernels8bit& kernels_8bit() { return *current().table_8bit; }
+
+const KernelsOfDrift& kernels_of_drift() { return *current().table_of_drift; }
 
 void set_isa(const std::string& name) { current() = find(name); }
 

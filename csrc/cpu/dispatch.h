@@ -17,6 +17,7 @@ const std::string& isa();
 const Kernels& kernels();
 const Kernels16bit& kernels_16bit();
 const Kernels8bit& kernels_8bit();
+const KernelsOfDrift& kernels_of_drift();
 
 // Take another set from now on (for tests). Throws as isa().
 void set_isa(const std::string& name);

@@ -72,4 +72,14 @@ struct Kernels8bit {
   void (*update[kAveragingDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
 };
 
+// Of a block that is updated while somebody monitors; see drift.cpp.
+struct KernelsOfDrift {
+  // y as the update finds it, in the type of the arithmetic, by [Format][parameter dtype]
+  void (*read_y[Format::WIDTH][DType::WIDTH])(const void* y, const void* param, std::int64_t numel, void* to);
+  // the gradient, by [state dtype][gradient dtype]; the second argument is not used
+  void (*read_grad[2][DType::WIDTH])(const void* grad, const void*, std::int64_t numel, void* to);
+  // adds the block's sums to sums[Drift::WIDTH], by [state dtype]
+  void (*add[2])(const void* before, const void* after, const void* grad, std::int64_t numel, double* sums);
+};
+
 }  // namespace sfplus

@@ -44,13 +44,14 @@ Widths widths_of(int format, int param_dtype) {
 struct Piece {
   std::int64_t row, start, numel;
   const std::int64_t* columns;
+  std::int64_t index, n_chunks;  // in the table: its number, and how many of them it is
 };
 
 Piece piece_of(const Table& table, std::int64_t index) {
   const std::int64_t* chunk = table.chunks + index * Chunk::WIDTH;
   const std::int64_t* columns = table.rows + chunk[Chunk::ROW] * Row::WIDTH;
   const std::int64_t start = chunk[Chunk::START];
-  return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns};
+  return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns, index, 1};
 }
 
 // Of small tensors each is somewhere else: the memory of the chunk a few places behind this one is asked for.
@@ -78,6 +79,7 @@ void for_each_piece(const Table& table, std::int64_t first, std::int64_t end, co
     ask_for(table, index + kPiecesAhead, end, Row::Y, Row::EXP_AVG, Row::EXP_AVG_SQ, Row::DISPLACEMENT);
     while (++index < end && table.chunks[index * Chunk::WIDTH + Chunk::ROW] == piece.row) {
       piece.numel = std::min(piece.numel + table.chunk_size, piece.columns[Row::NUMEL] - piece.start);
+      ++piece.n_chunks;
     }
     run(piece);
   }
@@ -113,6 +115,34 @@ void for_each_chunk(const Table& table, int n_threads, const Function& function)
     const std::int64_t first = (n_tasks - 1 - task) * per_task;
     for_each_piece(table, first, std::min(first + per_task, table.n_chunks), function);
   });
+}
+
+// update(part) for parts of a piece that are short enough to stay in the nearest cache: there the old y is kept beside the
+// new one, and the sums of Drift are formed of both, a slot for each chunk. So monitoring reads no memory again.
+template <class Update>
+void update_and_add(const Table& table, const Piece& piece, int format, int param_dtype, int grad_dtype,
+                    const Widths& widths, const Update& update) {
+  constexpr std::int64_t kPart = 1024;  // a multiple of what has one exponent
+  alignas(64) double before[kPart], after[kPart], grads[kPart];  // of doubles, or half filled with floats
+  const int state_dtype = param_dtype == DType::FLOAT64 ? 0 : 1;
+  const KernelsOfDrift& kernels = kernels_of_drift();
+  const auto read_y = kernels.read_y[format][param_dtype];
+  for (std::int64_t index = piece.index; index < piece.index + piece.n_chunks; ++index) {
+    const Piece chunk = piece_of(table, index);
+    double* sums = table.drift + index * Drift::WIDTH;
+    std::fill(sums, sums + Drift::WIDTH, 0.0);
+    for (std::int64_t done = 0; done < chunk.numel; done += kPart) {
+      const std::int64_t start = chunk.start + done, numel = std::min(kPart, chunk.numel - done);
+      const void* y = at<void>(chunk.columns[Row::Y], start * widths.y);
+      const void* param = at<void>(chunk.columns[Row::PARAM], start * widths.param);
+      read_y(y, param, numel, before);
+      update(Piece{chunk.row, start, numel, chunk.columns, index, 1});
+      read_y(y, param, numel, after);
+      kernels.read_grad[state_dtype][grad_dtype](
+          at<void>(table.gradients[chunk.row], start * width_of(grad_dtype)), nullptr, numel, grads);
+      kernels.add[state_dtype](before, after, grads, numel, sums);
+    }
+  }
 }
 
 }  // namespace
@@ -167,10 +197,19 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
                        run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH,
                        at<std::uint8_t>(piece.columns[Row::EXPONENTS], start / kScaledTogether)};
   };
+  const auto for_each_part = [&](const auto& update) {
+    for_each_chunk(table, n_threads, [&](const Piece& piece) {
+      if (table.drift == nullptr) {
+        update(piece);
+      } else {
+        update_and_add(table, piece, format, param_dtype, grad_dtype, widths, update);
+      }
+    });
+  };
   if (format != Format::FULL) {
     const auto& kernels_of = format == Format::HALF ? kernels_16bit().update : kernels_8bit().update;
     const auto kernel = kernels_of[static_cast<int>(direction)][param_dtype == DType::BFLOAT16];
-    for_each_chunk(table, n_threads, [&](const Piece& piece) {
+    for_each_part([&](const Piece& piece) {
       const NoiseKey key = noise_key(run.settings, run.tensors, piece.columns[Row::SLOT]);
       for_each_run(piece, [&](std::int64_t start, std::int64_t numel, std::uint32_t index) {
         kernel(chunk_of(piece, start, numel), grad_dtype, {key.a, key.b, index});
@@ -178,8 +217,7 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
     });
   } else {
     const auto kernel = kernels().update[static_cast<int>(direction)][param_dtype][grad_dtype];
-    for_each_chunk(table, n_threads,
-                   [&](const Piece& piece) { kernel(chunk_of(piece, piece.start, piece.numel)); });
+    for_each_part([&](const Piece& piece) { kernel(chunk_of(piece, piece.start, piece.numel)); });
   }
 }
 

@@ -24,6 +24,7 @@
   X(M_TO_U) X(GRAD_TO_U)
 #define SFPLUS_TENSOR_COEF(X) X(STEP_SIZE) X(INV_SQRT_BC2) X(E_TO_Y)
 #define SFPLUS_SUM(X) X(GRAD_L1) X(GRAD_DOT_E) X(GRAD_SQ)
+#define SFPLUS_DRIFT(X) X(WEIGHT_SQ) X(GRAD_SQ) X(UPDATE_SQ) X(WEIGHT_DOT_UPDATE)
 #define SFPLUS_ROW(X)                                                                      \
   X(Y) X(PARAM) X(EXP_AVG) X(EXP_AVG_SQ) X(DISPLACEMENT) X(NUMEL) X(GROUP) X(SLOT)         \
   X(Y_HIGH) X(INDEX_START) X(INDEX_RUN) X(INDEX_STRIDE) X(EXPONENTS)
@@ -34,7 +35,8 @@
   X(Rule, SFPLUS_RULE) X(Format, SFPLUS_FORMAT) X(Move, SFPLUS_MOVE)                       \
   X(Hyper, SFPLUS_HYPER) X(Setting, SFPLUS_SETTING) X(Global, SFPLUS_GLOBAL)               \
   X(Group, SFPLUS_GROUP) X(Scalar, SFPLUS_SCALAR) X(GroupCoef, SFPLUS_GROUP_COEF)          \
-  X(TensorCoef, SFPLUS_TENSOR_COEF) X(Sum, SFPLUS_SUM) X(Row, SFPLUS_ROW)                  \
+  X(TensorCoef, SFPLUS_TENSOR_COEF) X(Sum, SFPLUS_SUM) X(Drift, SFPLUS_DRIFT)              \
+  X(Row, SFPLUS_ROW)                                                                       \
   X(Chunk, SFPLUS_CHUNK) X(DType, SFPLUS_DTYPE)
 
 namespace sfplus {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends.drift import drift_of_entries
 from sfplus_kernels.backends.native import _C, DTYPES
 from sfplus_kernels.backends.table import (
     AddressTable,
@@ -40,8 +41,12 @@ class CpuPlan:
 class CpuBackend:
     """See ``contract.backend``."""
 
-    def plan(self, entries: Sequence[Entry], device: torch.device) -> CpuPlan:
-        table = build_table(entries, device, CHUNK_SIZE)
+    can_be_watched = True
+
+    def plan(
+        self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False
+    ) -> CpuPlan:
+        table = build_table(entries, device, CHUNK_SIZE, watched=watched)
         launches = [(_native(table, launch), launch) for launch in table.launches]
         return CpuPlan(
             table, launches, [table.partials[x.first_partial].data_ptr() for x in table.launches]
@@ -100,6 +105,9 @@ class CpuBackend:
             )
         store_param_stages(plan.table)
 
+    def drift(self, plan: CpuPlan) -> Tensor:
+        return drift_of_entries(plan.table.drift)
+
     def interpolate(self, plan: CpuPlan, run: RunState, move: Move) -> None:
         load_param_stages(plan.table)
         native_run = _native_run(plan, run)
@@ -116,6 +124,7 @@ class CpuBackend:
 
 
 def _native(table: AddressTable, launch: Launch) -> _C.Table:
+    watched = {} if table.drift is None else {"drift": table.drift.address(launch.first_chunk)}
     return _C.Table(
         rows=table.rows.data_ptr(),
         gradients=table.gradients.data_ptr(),
@@ -123,6 +132,7 @@ def _native(table: AddressTable, launch: Launch) -> _C.Table:
         n_chunks=launch.n_chunks,
         chunk_size=CHUNK_SIZE,
         n_elements=launch.n_elements,
+        **watched,
     )
 
 

@@ -71,13 +71,21 @@ class CudaBackend:
         native: the module with the kernels.
     """
 
+    can_be_watched = False
+
     def __init__(self, native: Any = _C) -> None:
         self._native = native
         self._no_run = native.Run(0, 0, 0, 0, 0, 0, 0, 0)  # for reduce alone
 
     def plan(
-        self, entries: Sequence[Entry], device: torch.device, chunk_size: int | None = None
+        self,
+        entries: Sequence[Entry],
+        device: torch.device,
+        chunk_size: int | None = None,
+        *,
+        watched: bool = False,
     ) -> CudaPlan:
+        assert not watched, "monitor_drift() refuses it"
         size = chunk_size or choose_chunk_size(sum(e.param.numel() for e in entries))
         plan = CudaPlan(build_table(entries, device, size, gradients_of), size, [])
         self._name_launches(plan)
@@ -177,6 +185,9 @@ class CudaBackend:
             max_coefficient=MAX_COEFFICIENT,
             tickets=plan.table.tickets.data_ptr() if finishes else 0,
         )
+
+    def drift(self, plan: CudaPlan) -> Tensor:
+        raise NotImplementedError("no plan is watched")
 
     def interpolate(self, plan: CudaPlan, run: RunState, move: Move) -> None:
         load_param_stages(plan.table)

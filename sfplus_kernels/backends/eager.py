@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.backends import eight_bits, sixteen_bits
+from sfplus_kernels.backends.drift import drift_sums
 from sfplus_kernels.backends.eager_memory import (
     follows,
     moments,
@@ -24,6 +25,7 @@ from sfplus_kernels.backends.eager_memory import (
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
 from sfplus_kernels.contract.formats import state_dtype
 from sfplus_kernels.contract.layout import (
+    Drift,
     Format,
     Global,
     Group,
@@ -43,17 +45,26 @@ class EagerPlan:
     groups: Tensor  # (n_active,) the group of each
     sums: Tensor  # (1, 3) float64, columns as in layout.Sum
     gradients: list[Tensor] = field(default_factory=list)  # from set_gradients until update
+    drift: Tensor | None = None  # (n_active, len(Drift)) float64 of a plan that is watched
 
 
 class EagerBackend:
     """See ``contract.backend``."""
 
-    def plan(self, entries: Sequence[Entry], device: torch.device) -> EagerPlan:
+    can_be_watched = True
+
+    def plan(
+        self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False
+    ) -> EagerPlan:
+        drift = torch.full(
+            (len(entries), len(Drift)), torch.nan, dtype=torch.float64, device=device
+        )
         return EagerPlan(
             entries=list(entries),
             slots=torch.tensor([e.slot for e in entries], dtype=torch.int64, device=device),
             groups=torch.tensor([e.group for e in entries], dtype=torch.int64, device=device),
             sums=torch.zeros(1, 3, dtype=torch.float64, device=device),
+            drift=drift if watched else None,
         )
 
     def set_gradients(
@@ -174,9 +185,10 @@ class EagerBackend:
 
     def update(self, plan: EagerPlan, run: RunState) -> None:
         skip = run.globals[Global.SKIP] > 0
-        for entry, gradient in zip(plan.entries, plan.gradients, strict=True):
+        for number, (entry, gradient) in enumerate(zip(plan.entries, plan.gradients, strict=True)):
             take_what_was_written(entry, skip)
             y, e = values(entry)
+            old_y = y if plan.drift is None else y.clone()
             # formed in float64, rounded once to the dtype of the arithmetic
             group_coefs = run.group_coefs[entry.group].to(y.dtype)
             tensor_coefs = run.tensor_coefs[entry.slot].to(y.dtype)
@@ -212,7 +224,15 @@ class EagerBackend:
             for name, value in {**new, **stored_y(entry, y, words)}.items():
                 old = getattr(entry, name).detach()
                 old.copy_(torch.where(skip, old, value))
+            if plan.drift is not None:
+                y, _ = values(entry)  # as it is stored
+                sums = drift_sums(old_y, y, gradient.to(y.dtype))
+                plan.drift[number] = torch.where(skip, plan.drift[number], sums)
         plan.gradients = []  # kept longer, they would be memory that zero_grad() does not free
+
+    def drift(self, plan: EagerPlan) -> Tensor:
+        assert plan.drift is not None, "the plan was made without watched=True"
+        return plan.drift
 
     def interpolate(self, plan: EagerPlan, run: RunState, move: Move) -> None:
         skip = run.globals[Global.SKIP] > 0

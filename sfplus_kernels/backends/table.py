@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends.drift import DriftSlots
 from sfplus_kernels.backends.tensor_reader import tensor_reader
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.capture import HostStock, capturing
 from sfplus_kernels.contract.formats import FLOAT_DTYPES
-from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Format, Sum
+from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS, Chunk, Format, Sum
 from sfplus_kernels.contract.streams import StreamUse
 
 
@@ -63,6 +64,7 @@ class AddressTable:
     state_strides: list[tuple[int, ...]]
     keep_alive: list[Entry] = field(repr=False)  # the table holds bare addresses of these
     use: StreamUse  # of the device tensors above
+    drift: DriftSlots | None  # of a plan that is watched
 
     @property
     def n_rows(self) -> int:
@@ -113,6 +115,8 @@ def build_table(
     device: torch.device,
     chunk_size: int,
     gradients_of: Callable[[Entry], Sequence[torch.dtype]] = lambda entry: FLOAT_DTYPES,
+    *,
+    watched: bool = False,
 ) -> AddressTable:
     """Make the table on the host and send it to ``device`` without waiting for it.
 
@@ -170,7 +174,8 @@ def build_table(
     n_rows = len(rows)
     own_gradients = torch.zeros(n_rows, dtype=torch.int64, device=device)
     sent_rows = _send(rows, device)
-    sent_chunks = _send(torch.cat(chunk_tables) if chunk_tables else [], device)
+    chunks = torch.cat(chunk_tables) if chunk_tables else torch.zeros(0, len(Chunk)).long()
+    sent_chunks = _send(chunks, device)
     partials = torch.zeros(first_partial, len(Sum), dtype=torch.float64, device=device)
     tickets = torch.zeros(3, dtype=torch.int32, device=device)
     return AddressTable(
@@ -191,6 +196,7 @@ def build_table(
         state_strides=[entries[i].strides for i in order],
         keep_alive=list(entries),
         use=StreamUse(device, [sent_rows, own_gradients, sent_chunks, partials, tickets]),
+        drift=DriftSlots.of(chunks, order, device) if watched else None,
     )
 
 

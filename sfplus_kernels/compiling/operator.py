@@ -194,9 +194,11 @@ def _step(
         entries.append(entry._replace(param=param.detach(), **given))
     names = (*WRITTEN, *READ)
     copy = RunState(**dict(zip(names, (*run, *settings), strict=True)))
-    plan = engine.plan(entries)
+    plan = engine.plan(entries, watched=runtime.watches)
     engine.set_gradients(plan, gradients, moved=True)
     engine.run_passes(plan, copy, passes)
+    if runtime.watches:
+        runtime.drift_of_copies = engine.drift(plan)
 
 
 def _fake_step(*arguments: Any) -> None:

@@ -122,8 +122,12 @@ class RunState:
 class Backend(Protocol):
     """One implementation of the step. Plans are made by the backend and opaque to the caller."""
 
-    def plan(self, entries: Sequence[Entry], device: torch.device) -> Any:
+    can_be_watched: bool  # whether there is a plan that is ``watched``
+
+    def plan(self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False) -> Any:
         """Everything about these tensors that can be prepared once.
+
+        A plan that is ``watched`` has room for the sums that ``drift`` returns, and ``update`` forms them.
 
         An empty tensor counts its steps like any other: a process may hold nothing of a parameter whose
         elements are elsewhere, and save its count.
@@ -170,6 +174,15 @@ class Backend(Protocol):
 
     def update(self, plan: Any, run: RunState) -> None:
         """One read and one write of every tensor; nothing is written on a skipped step."""
+
+    def drift(self, plan: Any) -> Tensor:
+        """What the last ``update`` that was no skipped step summed up of each tensor of a watched plan.
+
+        Of what this process holds. NaN, or 0 of an empty tensor, if there was none.
+
+        Returns:
+            (n_entries, len(Drift)) float64, in the order of the entries.
+        """
 
     def interpolate(self, plan: Any, run: RunState, move: Move) -> None:
         """Parameters between y, x and z; only ``ABSORB_Z`` regards the mark of a skipped step."""

@@ -181,6 +181,19 @@ class Sum(IntEnum):
     GRAD_SQ = 2  # sum g^2
 
 
+class Drift(IntEnum):
+    """What ``update`` sums up of a chunk where somebody monitors: the columns of ``AddressTable.drift``.
+
+    Of y as it is stored after the step, the gradient as it is in memory, and the difference that the step
+    made to y. Before a first step was taken they are NaN.
+    """
+
+    WEIGHT_SQ = 0  # sum y^2
+    GRAD_SQ = 1  # sum g^2
+    UPDATE_SQ = 2  # sum (y - old y)^2
+    WEIGHT_DOT_UPDATE = 3  # sum y (y - old y), for the angle between y and old y
+
+
 class Row(IntEnum):
     """One tensor in the address table (int64): addresses, size, and where its scalars are.
 

@@ -24,6 +24,10 @@ from sfplus_kernels.state.tensors import make_entries
 class Averaging(ScheduleFreeOptimizer):
     """x and y around another optimizer, which finds z in the parameters when it steps."""
 
+    why_not_monitored = (
+        "the gradients are read by the optimizer that ScheduleFreeWrapper wraps; take AdamWScheduleFree, "
+        "SGDScheduleFree or another class of this package"
+    )
     # the base's groups and ours of each
     _of_base: Sequence[tuple[dict[str, Any], dict[str, Any]]] = ()
     _holds_z = False  # during that step, when y and e are not what their names say

@@ -26,6 +26,10 @@ class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
     """
 
     has_modes = False  # the parameters are always y, between steps with b = 1
+    why_not_monitored = (
+        "the update pass of the closure forms goes from y to x, and not from one y to the next; take the "
+        "class of this name without 'Closure'"
+    )
     # Tensors of (n_groups,) that ``Engine.shift`` takes, and what they were made from.
     _betas: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 

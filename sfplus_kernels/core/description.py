@@ -18,6 +18,7 @@ FOR_USERS = {
         "eval",
         "iterates",
         "metrics",
+        "monitor_drift",
         "step_func",
         "train",
     ),

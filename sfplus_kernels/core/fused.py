@@ -12,9 +12,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.capture import capturing, check_recordable
 from sfplus_kernels.contract.layout import Global
+from sfplus_kernels.core.monitored import MonitoredOptimizer
 from sfplus_kernels.core.runaway import Runaway
 from sfplus_kernels.core.shared_step import SharedStep
-from sfplus_kernels.core.stateful import StatefulOptimizer
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import Passes, Scaling
 from sfplus_kernels.engine.runtime import HeldStep, ReadyStep
@@ -30,7 +30,7 @@ ALONE = Collective()
 """With the processes of the default group, if there are any."""
 
 
-class FusedOptimizer(StatefulOptimizer):
+class FusedOptimizer(MonitoredOptimizer):
     """An optimizer whose step is a few passes over the memory of all tensors.
 
     Args:
@@ -277,7 +277,7 @@ class FusedOptimizer(StatefulOptimizer):
         runtime = self._get_runtime()
         if wait:
             runtime.take_over_what_was_written()
-            figures = runtime.engine.figures().tolist()
+            figures = self._all_figures(runtime)
             run.into_groups(figures, self.param_groups, self.global_keys)
             runtime.note_shown()
         else:
@@ -292,6 +292,7 @@ class FusedOptimizer(StatefulOptimizer):
         for key in self.group_figures:
             values[key] = [group[key] for group in groups]
         values |= self._more_of_groups(groups)
+        values |= self._drift_figures(figures, waited=wait)
         values["k"] = groups[0]["k"]
         values["no_gradients"] = float(self._no_gradients)
         return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,12 +16,17 @@ COPIES = 4
 
 
 class DelayedFigures:
-    """The newest of an engine's figures that have arrived on the host."""
+    """The newest of an engine's figures that have arrived on the host.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        figures: makes them on the device; None is the engine's own.
+    """
+
+    def __init__(self, engine: Engine, figures: Callable[[], Tensor] | None = None) -> None:
         self._engine = engine
+        self._figures = figures or engine.figures
         self._on_gpu = engine.device.type == "cuda"
-        size = engine.figures().numel()
+        size = self._figures().numel()
         self._free = [
             torch.zeros(size, dtype=torch.float64, pin_memory=self._on_gpu) for _ in range(COPIES)
         ]
@@ -35,7 +41,7 @@ class DelayedFigures:
         if not self._free:
             return
         copy, event = self._free.pop(), None
-        copy.copy_(self._engine.figures(), non_blocking=True)
+        copy.copy_(self._figures(), non_blocking=True)
         if self._on_gpu:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._engine.device))

@@ -137,9 +137,21 @@ class Engine:
         """Whether a pass was captured into a CUDA graph, which reads the memory of this engine."""
         return bool(self._recorded)
 
-    def plan(self, entries: Sequence[Entry]) -> object:
+    def plan(self, entries: Sequence[Entry], *, watched: bool = False) -> object:
         """The backend's plan for ``entries``, to be kept while their addresses stay."""
-        return self._backend.plan(entries, self.device)
+        return self._backend.plan(entries, self.device, watched=watched)
+
+    def check_watchable(self) -> None:
+        """Raise RuntimeError if the backend forms no sums for a drift monitor."""
+        if not self._backend.can_be_watched:
+            raise RuntimeError(
+                f"backend {self.backend_name!r} does not form the sums that drift is monitored with; "
+                'expected one that does: pass backend="triton", or "eager", or leave out monitor_drift()'
+            )
+
+    def drift(self, plan: object) -> Tensor:
+        """Sums of the last step over each tensor of a ``watched`` plan, (n_entries, len(Drift))."""
+        return self._backend.drift(plan)
 
     def set_gradients(self, plan: object, gradients: Sequence[Tensor], *, moved: bool) -> None:
         """Bring this step's gradients to ``plan``; ``moved`` if they are elsewhere than at the last."""

@@ -40,6 +40,8 @@ class KeptPlan:
         entries: Sequence[Entry],
         gradients: Gradients,
         chosen: Sequence[Tensor],
+        *,
+        watched: bool = False,
     ) -> KeptPlan:
         """A new plan of ``entries``, which are those of ``containers``.
 
@@ -48,7 +50,7 @@ class KeptPlan:
             chosen: parameters of a move; of a step those with a gradient.
         """
         kept = cls(
-            plan=engine.plan(entries),
+            plan=engine.plan(entries, watched=watched),
             entries=list(entries),
             shards=frozenset(entry.shards for entry in entries),
             reads_grad=gradients is True,

@@ -12,9 +12,11 @@ from torch import Tensor
 from sfplus_kernels.contract.capture import capturing, check_not_capturing
 from sfplus_kernels.contract.layout import Global, Scalar
 from sfplus_kernels.engine.delayed_figures import DelayedFigures
+from sfplus_kernels.engine.drift import drift_of_all
 from sfplus_kernels.engine.engine import Engine, Passes
 from sfplus_kernels.engine.plans import KeptPlan
 from sfplus_kernels.engine.validity import all_plain
+from sfplus_kernels.processes.collective import Collective
 from sfplus_kernels.processes.sharding import local, local_gradients
 from sfplus_kernels.state import run
 from sfplus_kernels.state.checks import check_containers, check_gradient
@@ -67,6 +69,10 @@ class Runtime:
         self._kept_moves: dict[str, KeptPlan] = {}  # by what each is for
         self._delayed: DelayedFigures | None = None
         self._each_step = False  # whether every step sends its figures
+        self.watches = False  # whether the update pass forms the sums of layout.Drift
+        self.drift_of_copies: Tensor | None = (
+            None  # where the last step was on copies of the tensors
+        )
         self._until_look = LOOK_EVERY
 
     # -- truth --------------------------------------------------------------------------------------
@@ -139,7 +145,9 @@ class Runtime:
         active = [p for p, g in pairs if g is not None]
         entries = make_entries(containers, active, dtypes)
         reads = True if plain else list(gradients)
-        self.kept = KeptPlan.make(self.engine, containers, entries, reads, active)
+        self.kept = KeptPlan.make(
+            self.engine, containers, entries, reads, active, watched=self.watches
+        )
         waiting = [p for p, g in pairs if g is None]
         idle = make_entries(containers, waiting)
         if idle:
@@ -194,6 +202,7 @@ class Runtime:
     def run_passes(self, passes: Passes) -> None:
         """Take the step that was made ready last."""
         assert self.kept is not None
+        self.drift_of_copies = None
         self.engine.run_passes(self.kept.plan, self.engine.run, passes)
         self.after_passes()
 
@@ -214,6 +223,38 @@ class Runtime:
 
     # -- figures ------------------------------------------------------------------------------------
 
+    def watch(self, watches: bool) -> None:
+        """Whether steps form the sums of ``layout.Drift`` from now on.
+
+        Raises:
+            RuntimeError: the backend cannot do that, or a CUDA graph has recorded steps.
+        """
+        if watches == self.watches:
+            return
+        if watches:
+            self.engine.check_watchable()
+        if self.engine.recorded:
+            raise RuntimeError(
+                "a CUDA graph has recorded steps of this optimizer, and its replays go on as they were "
+                "recorded; call monitor_drift() before the capture"
+            )
+        self.watches = watches
+        self.kept, self._delayed, self.drift_of_copies = None, None, None
+
+    def figures(self, collective: Collective | None = None) -> Tensor:
+        """Those of the engine; where it ``watches`` also its ``group_coefs``, and ``drift_of_all``.
+
+        Args:
+            collective: with whom the sums are added up, together; None: of what this process holds.
+        """
+        if not self.watches:
+            return self.engine.figures()
+        coefs = self.engine.run.group_coefs
+        sums = drift_of_all(self.engine, self.kept, self.drift_of_copies)
+        if collective is not None:
+            sums = collective.total_drift(sums)
+        return torch.cat([self.engine.figures(), coefs.flatten(), sums.flatten()])
+
     def newest_figures(self) -> list[float] | None:
         """The newest that have arrived on the host; from the first call on each step sends its own."""
         if not self._each_step:
@@ -233,7 +274,7 @@ class Runtime:
 
     def _sender(self) -> DelayedFigures:
         if self._delayed is None:
-            self._delayed = DelayedFigures(self.engine)
+            self._delayed = DelayedFigures(self.engine, self.figures)
         return self._delayed
 
 

@@ -139,6 +139,10 @@ class ScheduleFreeWrapper(TorchHabits, torch.optim.Optimizer):
         """Figures of the averaging; ``wait`` as in ``AdamWScheduleFree.metrics``."""
         return self._averages.metrics(wait=wait)
 
+    def monitor_drift(self, per: str | None = "group") -> None:
+        """Raises RuntimeError: the gradients are read by the optimizer within."""
+        self._averages.monitor_drift(per)
+
     # -- the step -----------------------------------------------------------------------------------
 
     @torch.no_grad()

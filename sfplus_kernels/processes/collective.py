@@ -118,6 +118,19 @@ class Collective:
         figures[Global.FOUND_INF].copy_(torch.where(with_gradient > 0, found_inf, 1))
         return packed[: len(Sum)].unsqueeze(0)
 
+    def total_drift(self, sums: Tensor) -> Tensor:
+        """The sums of each parameter over all processes, which all must join; NaN where none has any.
+
+        Args:
+            sums: of this process, (n_params, n), times the number of shards; NaN where it has none.
+        """
+        has = ~sums.isnan()
+        packed = torch.stack([torch.where(has, sums, 0), has.to(sums.dtype)])
+        packed = packed.to(meeting_device(self, sums.device))
+        dist.all_reduce(packed, group=self.process_group)
+        total, found = packed.to(sums.device)
+        return torch.where(found > 0, total * (self.group_shards / self.size), torch.nan)
+
     def _compare(self, seed: float, total: float) -> None:
         """Where not all are the same, at least two differ from the mean, and say so."""
         if total != self.size * seed:
@@ -134,10 +147,14 @@ class Buffers:
         self.packed = torch.zeros(len(Sum) + 4, dtype=torch.float64, device=device)
         self.sent = self.packed
         self.compared_seed: float | None = None  # which all processes have
-        # such as "cpu:gloo,cuda:nccl": parameters may be on the host where only their GPUs meet
-        meeting = [
-            pair.partition(":")[0]
-            for pair in dist.get_backend_config(collective.process_group).split(",")
-        ]
-        if device.type not in meeting:
-            self.sent = torch.zeros_like(self.packed, device=meeting[0])
+        meeting = meeting_device(collective, device)
+        if meeting != device:
+            self.sent = torch.zeros_like(self.packed, device=meeting)
+
+
+def meeting_device(collective: Collective, device: torch.device) -> torch.device:
+    """Where the processes add up what is on ``device``: there, if they can."""
+    # such as "cpu:gloo,cuda:nccl": parameters may be on the host where only their GPUs meet
+    config = dist.get_backend_config(collective.process_group)
+    meeting = [pair.partition(":")[0] for pair in config.split(",")]
+    return device if device.type in meeting else torch.device(meeting[0])

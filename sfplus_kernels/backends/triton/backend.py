@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sfplus_kernels.backends.drift import drift_of_entries
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
@@ -63,7 +64,11 @@ NO_FINISH: dict[str, Any] = {
 class TritonBackend:
     """See ``contract.backend``."""
 
-    def plan(self, entries: Sequence[Entry], device: torch.device) -> AddressTable:
+    can_be_watched = True
+
+    def plan(
+        self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False
+    ) -> AddressTable:
         if (device.type == "cpu") != INTERPRETED:
             raise RuntimeError(
                 f"the Triton kernels cannot work on {device}: they were imported "
@@ -74,7 +79,7 @@ class TritonBackend:
                     else "without TRITON_INTERPRET=1, which CPU tensors need; set it before Python starts"
                 )
             )
-        return build_table(entries, device, chunk_size(INTERPRETED))
+        return build_table(entries, device, chunk_size(INTERPRETED), watched=watched)
 
     def set_gradients(
         self, plan: AddressTable, gradients: Sequence[Tensor], *, moved: bool = True
@@ -178,6 +183,7 @@ class TritonBackend:
                     "tensor_coefs_ptr": run.tensor_coefs,
                     **({} if full else {"settings_ptr": run.settings, "tensors_ptr": run.tensors}),
                 },
+                drift_ptr=None if plan.drift is None else plan.drift.slots,
                 **FINISH,
                 **_few_registers(plan, first and finish is not NO_FINISH and not quarter),
                 PARAM_DTYPE=TRITON_DTYPES[launch.param_dtype],
@@ -189,6 +195,9 @@ class TritonBackend:
                 FORMAT=int(launch.format),
                 **_config("update", launch).arguments(),
             )
+
+    def drift(self, plan: AddressTable) -> Tensor:
+        return drift_of_entries(plan.drift)
 
     def interpolate(self, plan: AddressTable, run: RunState, move: layout.Move) -> None:
         load_param_stages(plan)

@@ -50,6 +50,7 @@ COLUMNS = Columns(
     layout.GroupCoef,
     layout.TensorCoef,
     layout.Sum,
+    layout.Drift,
     layout.Row,
     layout.Chunk,
 )

@@ -10,7 +10,13 @@ import triton.language as tl
 from sfplus_kernels.backends.triton import sixteen_bits
 from sfplus_kernels.backends.triton.finish import finish_step
 from sfplus_kernels.backends.triton.tickets import draws_first, meet
-from sfplus_kernels.backends.triton.update_blocks import update_block, update_quarter_block
+from sfplus_kernels.backends.triton.update_blocks import (
+    add_drift,
+    total,
+    update_block,
+    update_quarter_block,
+    zeros,
+)
 
 
 @triton.jit(
@@ -33,6 +39,7 @@ def update_kernel(
     tickets_ptr,
     n_groups,
     n_rows,
+    drift_ptr,
     COLUMNS: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
@@ -50,7 +57,8 @@ def update_kernel(
 ):
     """One chunk per program; nothing on a skipped step.
 
-    Where there are tickets no kernel came before: the first program forms the coefficients, of no sums.
+    Where there are tickets no kernel came before: the first program forms the coefficients, of no sums. Where
+    there is ``drift_ptr`` each program leaves the sums of ``layout.Drift`` in the slot of its chunk.
     """
     HALF: tl.constexpr = FORMAT == COLUMNS.Format.HALF
     QUARTER: tl.constexpr = FORMAT == COLUMNS.Format.QUARTER
@@ -149,44 +157,72 @@ def update_kernel(
             exponents_address = tl.load(tensor + COLUMNS.Row.EXPONENTS) + start // 32
             exponents_ptr = exponents_address.to(tl.pointer_type(tl.uint8))
             rows = tl.expand_dims(tl.arange(0, BLOCK_SIZE // 32), 1)
+            shape: tl.constexpr = (BLOCK_SIZE // 32, 32)
+            weight, gradient, update, dot = zeros(shape, STATE_DTYPE)
             for offset in range(0, whole, BLOCK_SIZE):
-                update_quarter_block(
+                old_y, y, g = update_quarter_block(
                     y_vec, param_vec, m_vec, v_vec, exponents_ptr, e_vec, g_vec, offset // 32 + rows, None,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
                     COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
                 )  # fmt: skip
+                if drift_ptr is not None:
+                    weight, gradient, update, dot = add_drift(
+                        weight, gradient, update, dot, old_y, y, g, None
+                    )
             # half blocks, as below
             tail_rows = tl.expand_dims(tl.arange(0, BLOCK_SIZE // 64), 1)
+            tail_shape: tl.constexpr = (BLOCK_SIZE // 64, 32)
+            weights, gradients, updates, dots = zeros(tail_shape, STATE_DTYPE)
             for offset in range(whole, length, BLOCK_SIZE // 2):
                 tail = offset // 32 + tail_rows
-                update_quarter_block(
+                old_y, y, g = update_quarter_block(
                     y_ptr, param_ptr, m_ptr, v_ptr, exponents_ptr, e_ptr, g_ptr, tail, tail < length // 32,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
                     COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
                 )  # fmt: skip
+                if drift_ptr is not None:
+                    weights, gradients, updates, dots = add_drift(
+                        weights, gradients, updates, dots, old_y, y, g, tail < length // 32
+                    )
         else:
             lanes = tl.arange(0, BLOCK_SIZE)
+            weight, gradient, update, dot = zeros((BLOCK_SIZE,), STATE_DTYPE)
             for offset in range(0, whole, BLOCK_SIZE):
-                update_block(
+                old_y, y, g = update_block(
                     y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
                     COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
                     HALF,
                 )  # fmt: skip
+                if drift_ptr is not None:
+                    weight, gradient, update, dot = add_drift(
+                        weight, gradient, update, dot, old_y, y, g, None
+                    )
             # half blocks: what two loops over blocks of one shape have in common the compiler merges, and
             # lays out for vectors, so that the second would load with gaps and exchange what it stores
             # between threads, through shared memory
             TAIL_SIZE: tl.constexpr = BLOCK_SIZE // 2
             tail_lanes = tl.arange(0, TAIL_SIZE)
+            weights, gradients, updates, dots = zeros((TAIL_SIZE,), STATE_DTYPE)
             for offset in range(whole, length, TAIL_SIZE):
                 tail = offset + tail_lanes
-                update_block(
+                old_y, y, g = update_block(
                     y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
                     COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
                     HALF,
                 )  # fmt: skip
+                if drift_ptr is not None:
+                    weights, gradients, updates, dots = add_drift(
+                        weights, gradients, updates, dots, old_y, y, g, tail < length
+                    )
+        if drift_ptr is not None:
+            slot = drift_ptr + (first_chunk + tl.program_id(0)).to(tl.int64) * COLUMNS.Drift.WIDTH
+            tl.store(slot + COLUMNS.Drift.WEIGHT_SQ, total(weight, weights))
+            tl.store(slot + COLUMNS.Drift.GRAD_SQ, total(gradient, gradients))
+            tl.store(slot + COLUMNS.Drift.UPDATE_SQ, total(update, updates))
+            tl.store(slot + COLUMNS.Drift.WEIGHT_DOT_UPDATE, total(dot, dots))

@@ -99,7 +99,10 @@ def update_block(
     HAS_DISPLACEMENT: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist."""
+    """Elements ``offsets`` of one chunk. ``mask`` is None where all of them exist.
+
+    Returns old y, y and g, of elements that there are.
+    """
     g = tl.load(g_ptr + offsets, mask=mask).to(STATE_DTYPE)
     m, v, e = g, g, g
     if HAS_EXP_AVG:
@@ -112,6 +115,7 @@ def update_block(
     if PARAM_DTYPE != STATE_DTYPE:
         param = tl.load(param_ptr + offsets, mask=mask)
         y = sixteen_bits.join(param, y) if HALF else y_or_written(y, param)
+    old_y, old_g = y, g
 
     m, v, y, e = _update_element(
         g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u,
@@ -142,6 +146,7 @@ def update_block(
         tl.store(param_ptr + offsets, param, mask=mask)
     else:
         tl.store(y_ptr + offsets, y, mask=mask)
+    return old_y, y, old_g
 
 
 @triton.jit
@@ -190,6 +195,7 @@ def update_quarter_block(
     y = tl.load(y_ptr + offsets, mask=mask)
     if tl.float32 != PARAM_DTYPE:
         y = eight_bits.join(tl.load(param_ptr + offsets, mask=mask), y)
+    old_y, old_g = y, g
     m, v, y, e = _update_element(
         g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, 1.0, 0.0,
         step_size, inv_sqrt_bc2, e_to_y, tl.float32, HAS_EXP_AVG, HAS_EXP_AVG_SQ, True,
@@ -203,7 +209,32 @@ def update_quarter_block(
         if HAS_EXP_AVG:
             tl.store(m_ptr + offsets, eight_bits.exp_avg(m, ranks, words), mask=mask)
     tl.store(e_ptr + offsets, eight_bits.displacement(e, words), mask=mask)
+    new_y = y
     if tl.float32 != PARAM_DTYPE:
         param, y = eight_bits.split(y, words & 0xFF)
         tl.store(param_ptr + offsets, param, mask=mask)
+        new_y = eight_bits.join(param, y)
     tl.store(y_ptr + offsets, y, mask=mask)
+    return old_y, new_y, old_g
+
+
+@triton.jit
+def zeros(SHAPE: tl.constexpr, DTYPE: tl.constexpr):
+    """For the four running sums of ``add_drift``."""
+    zero = tl.full(SHAPE, 0, DTYPE)
+    return zero, zero, zero, zero
+
+
+@triton.jit
+def add_drift(weight, gradient, update, dot, old_y, y, g, mask):
+    """The sums of ``layout.Drift``, a running one for each place in a block."""
+    moved = y - old_y
+    if mask is not None:
+        y, g, moved = tl.where(mask, y, 0), tl.where(mask, g, 0), tl.where(mask, moved, 0)
+    return weight + y * y, gradient + g * g, update + moved * moved, dot + y * moved
+
+
+@triton.jit
+def total(of_blocks, of_tails):
+    """Of all the running sums, in float64."""
+    return tl.sum(of_blocks.to(tl.float64)) + tl.sum(of_tails.to(tl.float64))
