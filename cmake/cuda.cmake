@@ -46,7 +46,7 @@ if(SFPLUS_CUDA_MISSING STREQUAL "")
   )
   set(images "")
   foreach(architecture IN LISTS plan)
-    set(image "${CMAKE_CURRENT_BINARY_DIR}/cubins/${architecture}.xz")
+    set(image "${CMAKE_CURRENT_BINARY_DIR}/cubins/${architecture}.code")
     add_custom_command(
       OUTPUT "${image}"
       COMMAND ${cubins} compile ${with_compiler} --architecture ${architecture} --sources "${csrc}" --output "${image}"

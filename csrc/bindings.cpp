@@ -57,7 +57,9 @@ PYBIND11_MODULE(_C, m) {
   py::dict images;
   for (std::size_t i = 0; i < sfplus::cuda::kImageCount; ++i) {
     const sfplus::cuda::Image& image = sfplus::cuda::kImages[i];
-    images[image.architecture] = py::memoryview::from_memory(image.begin, image.end - image.begin);
+    images[image.architecture] = py::make_tuple(
+        py::memoryview::from_memory(image.begin, image.end - image.begin), image.first, image.size
+    );
   }
   m.attr("CUDA_IMAGES") = images;
   sfplus::cuda::bind(m);

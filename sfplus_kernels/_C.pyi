@@ -149,8 +149,9 @@ CUDA_MISSING: str
 CUDA_COMPILER: str
 """Name and release of what made the CUDA kernels, such as ``NVRTC 12.9``."""
 
-CUDA_IMAGES: dict[str, memoryview]
-"""Their code by architecture, xz-compressed: ``sm_90``; ``compute_90`` for PTX, with a zero at its end."""
+CUDA_IMAGES: dict[str, tuple[memoryview, int, int]]
+"""Their code by architecture, ``sm_90``; ``compute_90`` for PTX, with a zero at its end: an xz-compressed
+stream, which may hold that of others too, and in what it unpacks to the code's first byte and its size."""
 
 CUDA_KERNELS: list[str]
 """Their names: csrc/cuda/kernels.h."""

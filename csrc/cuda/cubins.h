@@ -6,10 +6,12 @@
 namespace sfplus {
 namespace cuda {
 
-// xz-compressed, for one architecture: "sm_90", or "compute_90" for PTX.
+// Code for one architecture: "sm_90", or "compute_90" for PTX. It is a part of what an xz-compressed stream
+// unpacks to, which is that of other architectures too.
 struct Image {
   const char* architecture;
-  const char *begin, *end;
+  const char *begin, *end;  // of the stream
+  std::size_t first, size;  // in bytes, unpacked
 };
 extern const Image kImages[];
 extern const std::size_t kImageCount;

@@ -1,7 +1,7 @@
 """The CUDA kernels' machine code: which of it a GPU and its driver can run, and loading that.
 
-The extension holds it compressed, one image for each architecture, and PTX for GPUs that came later. No
-context is made on any device but the one that it is loaded for.
+The extension holds it compressed, an image for each architecture, several in a stream, and PTX for GPUs that
+came later. No context is made on any device but the one that it is loaded for.
 """
 
 from __future__ import annotations
@@ -80,14 +80,28 @@ def device_problem(native: Any, device: int) -> str | None:
     try:
         capability, driver = native.cuda_capability(device), native.cuda_driver_version()
         name = image_for(capability, driver, native.CUDA_COMPILER, native.CUDA_IMAGES)
-        import lzma  # Python may have been built without
-
-        native.cuda_load(device, lzma.decompress(native.CUDA_IMAGES[name]))
+        native.cuda_load(device, unpacked(native.CUDA_IMAGES[name]))
     except ImportError as error:
         return f"the machine code cannot be unpacked: {error}"
     except RuntimeError as error:
         return str(error)
     return None
+
+
+def unpacked(image: tuple[memoryview, int, int]) -> bytes:
+    """The code of one architecture.
+
+    Args:
+        image: the stream, and in what that unpacks to the code's first byte and its size. What comes after
+            it is left packed.
+
+    Raises:
+        ImportError: Python was built without lzma.
+    """
+    import lzma
+
+    stream, first, size = image
+    return lzma.LZMADecompressor().decompress(stream, first + size)[first:]
 
 
 def _release(compiler: str) -> tuple[int, int]:

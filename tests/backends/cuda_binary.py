@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
-import lzma
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import sfplus_kernels._C as _C
+from sfplus_kernels.backends.machine_code import unpacked
 
 THREADS = 128
 """Of a block, as ``kThreads`` in csrc/cuda/threads.h."""
@@ -157,7 +157,7 @@ def image(arch: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="sfplus-"))
     atexit.register(shutil.rmtree, folder)
     path = folder / f"{arch}.cubin"
-    path.write_bytes(lzma.decompress(_C.CUDA_IMAGES[arch]))
+    path.write_bytes(unpacked(_C.CUDA_IMAGES[arch]))
     return path
 
 

@@ -5,7 +5,6 @@ Read from the built extension. ``make test`` builds it for the default architect
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import pytest
 from cuda_binary import Kernel, architectures, kernels
 
 import sfplus_kernels._C as _C
+from sfplus_kernels.backends.machine_code import unpacked
 
 pytestmark = [
     pytest.mark.skipif(bool(_C.CUDA_MISSING), reason=f"no CUDA kernels: {_C.CUDA_MISSING}"),
@@ -55,7 +55,7 @@ def test_the_ptx_for_later_gpus_has_every_kernel_too() -> None:
     ptx = [name for name in _C.CUDA_IMAGES if name.startswith("compute_")]
     if not ptx:
         pytest.skip("the extension was built without PTX")
-    text = lzma.decompress(_C.CUDA_IMAGES[ptx[0]])
+    text = unpacked(_C.CUDA_IMAGES[ptx[0]])
     assert text.endswith(b"\0")  # the driver takes a string
     assert set(re.findall(r"\.entry (\w+)", text.decode())) == set(_C.CUDA_KERNELS)
 
@@ -227,8 +227,8 @@ def test_update_of_fp32_computes_in_fp32(disassembled: dict[str, Kernel]) -> Non
 def test_roots_and_quotients_are_correctly_rounded() -> None:
     """In the PTX, for GPUs to come: machine code has subroutines for them."""
     ptx = "".join(
-        lzma.decompress(code).decode()
-        for name, code in _C.CUDA_IMAGES.items()
+        unpacked(image).decode()
+        for name, image in _C.CUDA_IMAGES.items()
         if name.startswith("compute_")
     )
     operations = set(re.findall(r"\b(?:r?sqrt|div|rcp)\.[\w.]*f(?:32|64)\b", ptx))

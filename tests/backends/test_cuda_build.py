@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sfplus_kernels.backends.cuda import (
     WARPS_PER_BLOCK,
     choose_chunk_size,
 )
+from sfplus_kernels.backends.machine_code import unpacked
 from sfplus_kernels.contract.layout import VIRTUAL_BLOCKS
 
 sys.path.insert(0, str(ROOT / "build_backend"))
@@ -106,12 +108,38 @@ def test_a_compiler_that_does_not_work(tmp_path: Path) -> None:
         cubins.plan(nvcc)
 
 
+def test_like_images_share_a_stream_the_usual_ones_first() -> None:
+    usual = ["sm_70", "sm_80", "sm_90", "sm_100", "sm_120", "compute_90"]
+    assert cubins.streams(usual) == [
+        ["sm_80", "sm_70"],
+        ["sm_90", "sm_100", "sm_120"],
+        ["compute_90"],
+    ]
+    assert cubins.streams(["sm_75", "sm_80", "sm_87"]) == [["sm_80", "sm_87", "sm_75"]]
+    assert cubins.streams(["compute_90"]) == [["compute_90"]]
+
+
 def test_images_are_held_by_the_extension(tmp_path: Path) -> None:
-    """In C++ that the assembler fills: the source names each file and its architecture."""
-    source = cubins.embedding("NVRTC 12.9", {"sm_90": tmp_path / "sm_90.xz"})
-    assert f'.incbin \\"{tmp_path}/sm_90.xz\\"' in source
-    assert '{"sm_90", sfplus_sm_90_begin, sfplus_sm_90_end}' in source
+    """In C++ that the assembler fills: the source names each stream, and what is in it where."""
+    code = {"sm_90": b"instructions" * 100, "sm_120": b"instruction!" * 90, "compute_90": b"text\0"}
+    images = {}
+    for name, content in code.items():
+        images[name] = tmp_path / f"{name}.code"
+        images[name].write_bytes(content)
+    output = tmp_path / "cubins.cpp"
+    cubins.embed("NVRTC 12.9", images, output)
+    source = output.read_text()
     assert 'kCompiler[] = "NVRTC 12.9"' in source
+    assert "kImageCount = 3" in source
+    rows = re.findall(
+        r'\{"(\w+)", sfplus_stream_(\d)_begin, sfplus_stream_\2_end, (\d+), (\d+)\}', source
+    )
+    assert [row[:2] for row in rows] == [("sm_90", "0"), ("sm_120", "0"), ("compute_90", "1")]
+    for name, stream, first, size in rows:
+        path = tmp_path / f"stream_{stream}.xz"
+        assert f'.incbin \\"{path}\\"' in source
+        assert unpacked((memoryview(path.read_bytes()), int(first), int(size))) == code[name]
+        assert int(first) % 128 == 0
 
 
 def test_a_cuda_home_without_nvcc_is_mentioned(

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from sfplus_kernels.backends.machine_code import device_problem, driver_problem, image_for
+from sfplus_kernels.backends.machine_code import (
+    device_problem,
+    driver_problem,
+    image_for,
+    unpacked,
+)
 
 NVRTC = "NVRTC 12.9"
 IMAGES = ["sm_70", "sm_80", "sm_90", "sm_100", "sm_120", "compute_90"]
@@ -68,11 +73,21 @@ def test_a_driver_that_is_too_old(driver: int, compiler: str, said: str) -> None
     assert said in str(driver_problem(driver, compiler))
 
 
+def test_code_is_found_in_its_stream_and_what_comes_later_is_not_unpacked() -> None:
+    whole = lzma.compress(bytes(range(200)))
+    stream = memoryview(whole)
+    for first, size in [(0, 7), (128, 72), (199, 1)]:
+        assert unpacked((stream, first, size)) == bytes(range(first, first + size))
+    assert unpacked((stream[: len(whole) - 40], 0, 100)) == bytes(range(100))
+
+
 class Extension:
     """With images that say their names, on a machine with one kind of GPU."""
 
     CUDA_COMPILER = NVRTC
-    CUDA_IMAGES = {name: memoryview(lzma.compress(name.encode())) for name in IMAGES}  # noqa: RUF012
+    CUDA_IMAGES = {  # noqa: RUF012
+        name: (memoryview(lzma.compress(name.encode())), 0, len(name)) for name in IMAGES
+    }
 
     def __init__(self, capability: tuple[int, int], problem: str = "") -> None:
         self._capability, self._problem = capability, problem

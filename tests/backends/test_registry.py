@@ -77,7 +77,7 @@ class Extension:
     """A compiled extension with CUDA kernels, on a machine whose driver serves CUDA up to ``driver``."""
 
     CUDA_COMPILER = "NVRTC 12.9"
-    CUDA_IMAGES: dict[str, bytes] = {"sm_90": lzma.compress(b"code")}  # noqa: RUF012
+    CUDA_IMAGES: dict[str, Any] = {"sm_90": (lzma.compress(b"code"), 0, 4)}  # noqa: RUF012
 
     def __init__(
         self, missing: str = "", driver: int = 0, capability: tuple[int, int] = (9, 0)
