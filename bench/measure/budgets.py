@@ -18,3 +18,5 @@ SECONDS = {
 
 LATE = 12.0
 """A run with an end is late where there are fewer seconds for each part that is left."""
+AGAIN = 2
+"""Times that a step is measured longer where it seems to be quicker than its ceiling."""

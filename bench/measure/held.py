@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from bench.contestants.contestant import Step
 from bench.measure.ceilings import IN_ONE_PIECE, Ceiling, Pace, floor, name_of
-from bench.record.rows import Row
+from bench.record.rows import NOISE, Row
 from bench.work.arrays import Arrays
 
 OTHER = "{name}, from the other end"
@@ -95,14 +96,13 @@ def hold_against(
     times = best(found, rounds)
     shares = []
     for turn, own in enumerate(seconds):
-        if math.isnan(own) or any(math.isnan(times[name][turn]) for name in found):
-            continue
         paces = {
-            name: Pace(
-                found[name].traffic / times[name][turn], found[name].read / times[name][turn]
-            )
-            for name in found
+            name: Pace(ceiling.traffic / times[name][turn], ceiling.read / times[name][turn])
+            for name, ceiling in found.items()
+            if not math.isnan(times[name][turn])
         }
+        if math.isnan(own) or not paces:
+            continue
         if has_loops:
             memory, row.ceiling = floor(passes, row.traffic, row.read, row.n_params, paces)
         else:
@@ -113,6 +113,20 @@ def hold_against(
         return
     row.ceiling_bandwidth = row.bandwidth / float(np.median(shares))
     row.percent_low, row.percent_high = (100 * share for share in interval_of_median(shares))
+
+
+def seems_above(
+    row: Row,
+    seconds: list[float],
+    passes: Iterable[Arrays],
+    found: Mapping[str, Ceiling],
+    rounds: Rounds,
+) -> bool:
+    """Whether a row with these rounds would be quicker than its loops, by more than noise may be."""
+    tried = replace(row)
+    tried.set_times(seconds)
+    hold_against(tried, seconds, passes, found, rounds, has_loops=True)
+    return (tried.percent_of_roofline or 0) > 100 + NOISE
 
 
 def interval_of_median(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

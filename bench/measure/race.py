@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.contestants.contestant import Contestant, Step, is_compiled
-from bench.measure.budgets import CPU_MEMORY, SECONDS
+from bench.measure.budgets import AGAIN, CPU_MEMORY, SECONDS
 from bench.measure.ceilings import (
     LEAST,
     Ceiling,
@@ -24,7 +25,7 @@ from bench.measure.ceilings import (
     make_arena,
 )
 from bench.measure.check import Checked, check, checked_row, describe
-from bench.measure.held import beside, ceiling_rows, hold_against, runs
+from bench.measure.held import beside, ceiling_rows, hold_against, runs, seems_above
 from bench.measure.profiling import profile_step
 from bench.measure.room import leave_out_what_does_not_fit
 from bench.measure.timing import CpuTimer, CudaTimer, Timer, captured, take_turns
@@ -76,6 +77,39 @@ class Races:
         options.setdefault("least", 3 if self.quick or self.late else 7)
         return take_turns(self.timer, steps, budget, self.tick, **options)
 
+    def turns_beside(
+        self,
+        steps: dict[str, Step],
+        rows: Mapping[str, Row],
+        held: Mapping[str, Passes],
+        found: Mapping[str, Ceiling],
+        kind: str,
+        **options: Any,
+    ) -> dict[str, list[float]]:
+        """Turns of ``steps`` and of the ceilings ``found``, against which those in ``held`` are held.
+
+        What seems to be quicker than its ceiling has up to ``AGAIN`` times some more turns, alone with that,
+        and all count: noise goes, and what is wrong with a ceiling stays.
+        """
+        timed = {**runs(found), **steps}
+        close = beside(found, held)
+        rounds = self.turns(timed, kind, close=close, **options)
+        for _ in range(0 if self.quick or self.late else AGAIN):
+            doubtful = {
+                name
+                for name in held
+                if seems_above(rows[name], rounds[name], held[name], found, rounds)
+            }
+            groups = [names for names in close if doubtful & {*names}]
+            if not groups:
+                break
+            again = {name: timed[name] for names in groups for name in names}
+            more = self.turns(again, kind, close=groups, **{**options, "most": 15})
+            n = len(next(iter(more.values())))
+            for name, seconds in rounds.items():
+                seconds += more.get(name, [math.nan] * n)
+        return rounds
+
     def _ceilings_of(
         self, steps: Iterable[Passes], numel: int, memory: Mapping[Passes, Sequence[Memory]]
     ) -> dict[str, Ceiling]:
@@ -104,8 +138,9 @@ class Races:
             return rows
         held = self._passes_of(rows, field_, workload)
         found = {} if host else self._ceilings_of(held.values(), rows[0].n_params, memory)
-        close = beside(found, held)
-        rounds = self.turns({**runs(found), **steps}, kind, close=close, host=host)
+        by_name = {row.name: row for row in rows}
+        held = {name: passes for name, passes in held.items() if name in steps}
+        rounds = self.turns_beside(steps, by_name, held, found, kind, host=host)
         measured = self._relate(section, workload, rows, field_, rounds, found)
         if self.timer.asynchronous and section == "step":
             hosts = self.turns(steps, "launch", host=True, least=3, most=9)

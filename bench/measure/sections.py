@@ -7,8 +7,8 @@ from bench.contestants.faked import can_be_faked, with_faked_kernels
 from bench.contestants.moving import with_moving_gradients
 from bench.measure.busy import busy_thread
 from bench.measure.ceilings import READ, SHAPES, Passes, loops
-from bench.measure.held import beside, ceiling_rows, hold_against, runs
-from bench.measure.passes import passes
+from bench.measure.held import ceiling_rows, hold_against, runs
+from bench.measure.passes import Pass, passes
 from bench.measure.race import Races
 from bench.measure.room import present
 from bench.record.rows import Row, relate
@@ -81,21 +81,24 @@ class Bench(Races):
         ceilings_ = self._ceilings_of(held.values(), n_params(shapes), memory)
         if not self.has_loops:  # what only reads is compared with what only reads
             ceilings_[READ] = self.ceilings[READ]
-        timed = runs(ceilings_) | {p.name: p.run for p in found}
-        rounds = self.turns(timed, "pass", close=beside(ceilings_, held))
+        rows = {p.name: self._row_of(p, contestant, workload) for p in found}
+        alone = {p.name: p.run for p in found}
+        rounds = self.turns_beside(alone, rows, held, ceilings_, "pass")
         measured = ceiling_rows("pass", workload.name, ceilings_, rounds, self.arena.numel())
-        rows = []
         for p in found:
-            row = self._checked_row("pass", workload, shapes, contestant)
-            row.name = f"{contestant.name}: {p.name}"
-            row.traffic, row.read, row.counted = p.traffic, p.read, "its arrays"
-            row.state_bytes = p.state_bytes
+            row = rows[p.name]
             row.set_times(rounds[p.name])
             only_reads = p.name == "reduce" and not self.has_loops
             against = {READ: ceilings_[READ]} if only_reads else ceilings_
             hold_against(row, rounds[p.name], (p.arrays,), against, rounds, self.has_loops)
-            rows.append(row)
-        relate(rows)
-        del found, moving, memory, ceilings_, params
+        relate([*rows.values()])
+        del found, moving, memory, ceilings_, params, alone
         self._free()
-        return [*measured, *rows]
+        return [*measured, *rows.values()]
+
+    def _row_of(self, one: Pass, contestant: Contestant, workload: Workload) -> Row:
+        row = self._checked_row("pass", workload, workload.shapes(), contestant)
+        row.name = f"{contestant.name}: {one.name}"
+        row.traffic, row.read, row.counted = one.traffic, one.read, "its arrays"
+        row.state_bytes = one.state_bytes
+        return row

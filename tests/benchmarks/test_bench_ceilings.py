@@ -20,6 +20,7 @@ from bench.measure.held import (
     hold_against,
     interval_of_median,
 )
+from bench.measure.race import Races
 from bench.record import rows, table
 from bench.record.rows import relate
 from bench.work import traffic
@@ -257,3 +258,39 @@ def test_what_is_above_its_ceiling_is_said() -> None:
     assert table.remarks({"above_ceilings": found}) == said
     assert table.remarks({"above_ceilings": found, "machine": {"not_quiet": ["x"]}}).endswith(said)
     assert table.remarks({"above_ceilings": []}) == table.remarks({}) == ""
+
+
+@pytest.mark.parametrize(("later", "stays"), [(12.0, False), (8.0, True)])
+def test_what_seems_quicker_than_its_ceiling_is_measured_longer(
+    monkeypatch: pytest.MonkeyPatch, later: float, stays: bool
+) -> None:
+    """Step "a" takes 9 seconds at first, of which its loop takes 10; "b" is held against another one."""
+    monkeypatch.setattr("bench.measure.race.last_level_cache", lambda: 2**20)
+    races = Races(torch.device("cpu"), [], quick=True)
+    races.quick = False
+    update, reduce = name_of((UPDATE,)), name_of((REDUCE,))
+    seconds = {"a": 9.0, "b": 9.0, update: 10.0, reduce: 1.0}
+    seconds |= {OTHER.format(name=name): 20.0 for name in (update, reduce)}
+    asked: list[set[str]] = []
+
+    def take_turns(timer: object, steps: dict, *_: object, **__: object) -> dict:
+        asked.append({*steps})
+        n = 3 if len(asked) == 1 else 7
+        return {name: [later if name == "a" and n == 7 else seconds[name]] * n for name in steps}
+
+    monkeypatch.setattr("bench.measure.race.take_turns", take_turns)
+    found = {update: LOOPS[update], reduce: LOOPS[reduce]}
+    table_rows = {"a": timed("a", 3600, [1.0]), "b": timed("b", 800, [1.0])}
+    held = {"a": (UPDATE,), "b": (REDUCE,)}
+    steps = dict.fromkeys("ab", lambda: None)
+    rounds = races.turns_beside(steps, table_rows, held, found, "step")
+    first, *more = asked
+    assert first == {*seconds}
+    assert more == [{"a", update, OTHER.format(name=update)}] * (2 if stays else 1)
+    assert len({len(own) for own in rounds.values()}) == 1
+    row = timed("b", 800, rounds["b"])
+    hold_against(row, rounds["b"], held["b"], found, rounds, has_loops=True)
+    assert (row.rounds, row.percent_of_roofline) == (3, pytest.approx(100 / 9))
+    row = timed("a", 3600, rounds["a"])
+    hold_against(row, rounds["a"], held["a"], found, rounds, has_loops=True)
+    assert row.percent_of_roofline == pytest.approx(125 if stays else 100 / 1.2)
