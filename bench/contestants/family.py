@@ -27,7 +27,7 @@ class Family:
     step: str = "plain"  # or "loss": step(loss=...), or "closure": step(closure)
     upstream: bool = True  # schedulefree 1.4.1 has a class of the same name
     main: bool = False  # takes part in every workload, on each backend; else in one, on the best
-    averages: bool = True  # else it is a namesake of torch's, whose state is in full
+    averages: bool = True  # else it is a namesake of torch's
     base: str = ""  # wraps this optimizer of torch, to which the arguments go
 
 
@@ -111,7 +111,7 @@ def of_family(family: Family, device: torch.device) -> list[Contestant]:
         )
         for name in names
     ]
-    if family.main and family.averages and best not in (None, "eager"):
+    if family.main and best not in (None, "eager"):
         # without v float32 parameters have nothing to gain from 8 bits
         formats = TOLERANCES if "SGD" not in family.label else ["16bit"]
         contestants += [

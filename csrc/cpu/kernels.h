@@ -59,17 +59,17 @@ struct Kernels {
 // For Format::HALF; the dtype of the gradient is looked at within.
 struct Kernels16bit {
   void (*reduce)(const ReduceChunk&, int grad_dtype, double* sums);
-  // by [Direction][whether the parameter is half of y]
-  void (*update[kAveragingDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
+  // by [Direction][whether the parameter is half of y]; null where nothing would be kept in fewer bits
+  void (*update[kDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
   // by [Move][y whole, or 16 bits of it beside a parameter, or 8]; null for those that write e
   void (*interpolate[Move::WIDTH][3])(const MoveChunk&);
 };
 
-// For Format::QUARTER, where every number of elements is a multiple of 32. Nothing is known of float32 parameters without
-// moments: they are Format::HALF.
+// For Format::QUARTER, where every number of elements is a multiple of 32. What has no v is Format::HALF, but for bfloat16
+// parameters that have e.
 struct Kernels8bit {
   // as in Kernels16bit
-  void (*update[kAveragingDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
+  void (*update[kDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
 };
 
 // Of a block that is updated while somebody monitors; see drift.cpp.

@@ -68,7 +68,7 @@ void reduce_16bit(const ReduceChunk& chunk, int grad_dtype, double* sums) {
 template <Direction direction, class Y>
 SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
   constexpr bool is_split = kIsSplit<Y>;
-  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction), kHasE = averages(direction);
   const UpdateCoefs<float> coefs = update_coefs<float>(chunk.group_coefs, chunk.tensor_coefs);
   const NoiseKey key = {0, noise.key_b};
   bfloat16* m = static_cast<bfloat16*>(chunk.exp_avg);
@@ -82,7 +82,7 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
     const float* g = gradient_block(chunk.grad, grad_dtype, i, buffer);
     if constexpr (kHasM) ask_ahead<float>(m, i);
     if constexpr (kHasV) ask_ahead<float>(v, i);
-    ask_ahead<float>(e, i);
+    if constexpr (kHasE) ask_ahead<float>(e, i);
     ask_ahead<float>(y, i);
     if constexpr (is_split) ask_ahead<float>(upper, i);
     // In stages. A vector's way from memory and back is so long that a processor, which sees some hundred instructions
@@ -97,7 +97,8 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * L::kCount;
-      Widest m_i = {}, v_i = {}, y_i, e_i = L::read(e + at);
+      Widest m_i = {}, v_i = {}, y_i, e_i = {};
+      if constexpr (kHasE) e_i = L::read(e + at);
       if constexpr (kHasM) m_i = L::read(m + at);
       if constexpr (kHasV) v_i = L::read(v + at);
       if constexpr (is_split) {
@@ -115,6 +116,8 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
       L::settle_nans<kVectors>(ms, vs);
     } else if constexpr (kHasV) {
       L::settle_nans<kVectors>(vs);
+    } else if constexpr (kHasM) {
+      L::settle_nans<kVectors>(ms);
     }
     if constexpr (is_split) L::settle_nans<kVectors>(ys);
     decltype(index) stored[kVectors];
@@ -126,7 +129,7 @@ SFPLUS_NOT_INLINE void update_blocks(const UpdateChunk& chunk, int grad_dtype, c
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * L::kCount;
-      L::write_at_random(e + at, es[n], part_of_float16(words[n]));
+      if constexpr (kHasE) L::write_at_random(e + at, es[n], part_of_float16(words[n]));
       if constexpr (!is_split) L::write(y + at, ys[n]);
     }
     if constexpr (kHasM) write_all(m + i, [&](int n) { return L::nearest(ms[n]); });
@@ -220,7 +223,9 @@ void move_16bit(const MoveChunk& chunk) {
 extern const Kernels16bit table_16bit;
 const Kernels16bit table_16bit = {
     reduce_16bit,
-    {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM), SFPLUS_UPDATES(Direction::SGD)},
+    {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM), SFPLUS_UPDATES(Direction::SGD),
+     SFPLUS_UPDATES(Direction::PLAIN_ADAM), {nullptr, update_16bit<Direction::PLAIN_SGD, std::uint16_t>},
+     SFPLUS_UPDATES(Direction::PLAIN_MOMENTUM)},
     {{move_16bit<Move::TO_X, float>, move_16bit<Move::TO_X, std::uint16_t>, move_16bit<Move::TO_X, std::uint8_t>},
      {move_16bit<Move::TO_Y, float>, move_16bit<Move::TO_Y, std::uint16_t>, move_16bit<Move::TO_Y, std::uint8_t>},
      {move_16bit<Move::SHIFT, float>, move_16bit<Move::SHIFT, std::uint16_t>},

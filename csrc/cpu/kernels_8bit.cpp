@@ -14,7 +14,7 @@ static_assert(kElements == kScaledTogether, "a block has an exponent of its own"
 // Y is what chunk.y points at: y, or its lower bits where the parameter is the upper half.
 template <Direction direction, class Y>
 void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
-  constexpr bool kHasM = direction == Direction::ADAM, kHasV = direction != Direction::SGD;
+  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction), kHasE = averages(direction);
   UpdateCoefs<float> coefs = update_coefs<float>(chunk.group_coefs, chunk.tensor_coefs);
   if constexpr (kHasM) coefs.beta1 *= kUnitOfM;
   const NoiseKey key = {0, noise.key_b};
@@ -29,7 +29,7 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
     const float* g = gradient_block(chunk.grad, grad_dtype, i, buffer);
     if constexpr (kHasM) ask_ahead<float>(m, i);
     if constexpr (kHasV) ask_ahead<float>(v, i);
-    ask_ahead<float>(e, i);
+    if constexpr (kHasE) ask_ahead<float>(e, i);
     ask_ahead<float>(y, i);
     if constexpr (kIsSplit<Y>) ask_ahead<float>(upper, i);
     // in stages, as in kernels_16bit.cpp
@@ -46,7 +46,8 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * B::kCount;
-      Widest m_i = {}, v_i = {}, y_i, e_i = B::read(e + at);
+      Widest m_i = {}, v_i = {}, y_i, e_i = {};
+      if constexpr (kHasE) e_i = B::read(e + at);
       if constexpr (kHasV) {
         const B::Word rank = B::read_ranks(v + at, lowest);
         v_i = B::values(rank);
@@ -94,7 +95,7 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * B::kCount;
-      B::write_at_random(e + at, es[n], part_of_e(words[n]));
+      if constexpr (kHasE) B::write_at_random(e + at, es[n], part_of_e(words[n]));
       if constexpr (!kIsSplit<Y>) B::write(y + at, ys[n]);
     }
     if constexpr (kHasV) {
@@ -118,7 +119,10 @@ extern const Kernels8bit table_8bit;
 const Kernels8bit table_8bit = {
     {{update_8bit<Direction::ADAM, float>, update_8bit<Direction::ADAM, std::uint8_t>},
      {update_8bit<Direction::ADAM_NO_MOMENTUM, float>, update_8bit<Direction::ADAM_NO_MOMENTUM, std::uint8_t>},
-     {nullptr, update_8bit<Direction::SGD, std::uint8_t>}},
+     {nullptr, update_8bit<Direction::SGD, std::uint8_t>},
+     {update_8bit<Direction::PLAIN_ADAM, float>, update_8bit<Direction::PLAIN_ADAM, std::uint8_t>},
+     {},
+     {}},
 };
 
 }  // namespace SFPLUS_ISA

@@ -103,6 +103,10 @@ SFPLUS_REDUCE_HALF(bfloat16)
 SFPLUS_UPDATES_HALF(adam, Direction::ADAM)
 SFPLUS_UPDATES_HALF(no_momentum, Direction::ADAM_NO_MOMENTUM)
 SFPLUS_UPDATES_HALF(sgd, Direction::SGD)
+SFPLUS_UPDATES_HALF(plain_adam, Direction::PLAIN_ADAM)
+SFPLUS_UPDATES_HALF(plain_momentum, Direction::PLAIN_MOMENTUM)
+SFPLUS_UPDATE_HALF(plain_sgd, Direction::PLAIN_SGD, bfloat16, float32)
+SFPLUS_UPDATE_HALF(plain_sgd, Direction::PLAIN_SGD, bfloat16, bfloat16)
 
 #define SFPLUS_INTERPOLATE_HALF(name, move, Param)                                               \
   extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
@@ -129,6 +133,8 @@ SFPLUS_UPDATES_QUARTER(adam, Direction::ADAM, bfloat16)
 SFPLUS_UPDATES_QUARTER(no_momentum, Direction::ADAM_NO_MOMENTUM, float32)
 SFPLUS_UPDATES_QUARTER(no_momentum, Direction::ADAM_NO_MOMENTUM, bfloat16)
 SFPLUS_UPDATES_QUARTER(sgd, Direction::SGD, bfloat16)
+SFPLUS_UPDATES_QUARTER(plain_adam, Direction::PLAIN_ADAM, float32)
+SFPLUS_UPDATES_QUARTER(plain_adam, Direction::PLAIN_ADAM, bfloat16)
 
 #define SFPLUS_INTERPOLATE_QUARTER(name, move)                                                   \
   extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \

@@ -28,7 +28,12 @@ constexpr int kInterpolateQuarter = kUpdateQuarter + 2 * kHalfTypes * kHalfTypes
 // What averages nothing: no kernel does a whole step.
 constexpr int kPlainPairs = 7;
 constexpr int kUpdatePlain = kInterpolateQuarter + 2;  // [direction that is PLAIN][plain_pair]
-constexpr int kKernels = kUpdatePlain + (kDirections - kAveragingDirections) * kPlainPairs;
+// And over state of 16 bits, and of 8: SGD without momentum keeps something of bfloat16 parameters only, and momentum alone
+// is never in 8 bits.
+constexpr int kUpdatePlainHalf = kUpdatePlain + (kDirections - kAveragingDirections) * kPlainPairs;
+constexpr int kPlainHalves = 10;   // [param][grad] of Adam, [grad] of SGD, [param][grad] of SGD with momentum
+constexpr int kUpdatePlainQuarter = kUpdatePlainHalf + kPlainHalves;  // [param][grad] of Adam
+constexpr int kKernels = kUpdatePlainQuarter + kHalfTypes * kHalfTypes;
 
 inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
 
@@ -37,6 +42,13 @@ inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
 inline int plain_pair(int param_dtype, int grad_dtype) {
   if (param_dtype == DType::FLOAT64) return 0;
   return 1 + 2 * half_type(param_dtype) + (grad_dtype == DType::FLOAT32 ? 0 : 1);
+}
+
+// The number of a kernel behind kUpdatePlainHalf, and behind kUpdatePlainQuarter.
+inline int plain_half(int direction, int param_dtype, int grad_dtype) {
+  const int of = direction - kAveragingDirections;  // in the order of Direction
+  const int before = of == 0 ? 0 : of == 1 ? kHalfTypes * kHalfTypes - kHalfTypes : kHalfTypes * kHalfTypes + kHalfTypes;
+  return before + half_type(param_dtype) * kHalfTypes + half_type(grad_dtype);
 }
 
 // Such as "update_adam_float32_bfloat16": of the parameter, then of the gradient.
@@ -50,6 +62,13 @@ inline std::string kernel_name(int kernel) {
   };
   const auto half_pair = [&](int i) { return pair(DType::FLOAT32 + i / kHalfTypes, DType::FLOAT32 + i % kHalfTypes); };
   constexpr int n = DType::WIDTH;
+  if (kernel >= kUpdatePlainQuarter) return "update_quarter_plain_adam" + half_pair(kernel - kUpdatePlainQuarter);
+  if (kernel >= kUpdatePlainHalf) {
+    const int i = kernel - kUpdatePlainHalf;
+    if (i < 4) return "update_half_plain_adam" + half_pair(i);
+    if (i < 6) return "update_half_plain_sgd" + half_pair(i - 4 + kHalfTypes);
+    return "update_half_plain_momentum" + half_pair(i - 6);
+  }
   if (kernel >= kUpdatePlain) {
     const int i = kernel - kUpdatePlain, own = i % kPlainPairs;
     const int param = own == 0 ? DType::FLOAT64 : DType::FLOAT32 + (own - 1) / 2;

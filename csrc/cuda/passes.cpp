@@ -60,7 +60,11 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, boo
   const int quarter = half - (direction == 2 ? kHalfTypes : 0);  // there is no float32 parameter without moments
   const int full = (direction * DType::WIDTH + param_dtype) * DType::WIDTH + grad_dtype;
   const int plain = (direction - kAveragingDirections) * kPlainPairs + plain_pair(param_dtype, grad_dtype);
-  launch(!has_displacement           ? kUpdatePlain + plain
+  const int plain_of_format =
+      format == Format::QUARTER ? kUpdatePlainQuarter + plain_half(direction, param_dtype, grad_dtype)
+      : format == Format::HALF  ? kUpdatePlainHalf + plain_half(direction, param_dtype, grad_dtype)
+                                : kUpdatePlain + plain;
+  launch(!has_displacement           ? plain_of_format
          : format == Format::QUARTER ? kUpdateQuarter + quarter
          : format == Format::HALF    ? kUpdateHalf + half
                                      : (whole ? kStep : kUpdate) + full,

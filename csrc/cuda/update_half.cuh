@@ -48,11 +48,11 @@ struct WholeIndex {
 
 // As kUpdateBlocks: 128 registers where there are two moments, else 96.
 template <Direction direction>
-constexpr int kUpdateHalfBlocks = direction == Direction::ADAM ? 4 : 5;
+constexpr int kUpdateHalfBlocks = keeps_m(direction) && keeps_v(direction) ? 4 : 5;
 
 template <Direction direction, class Param, class Grad>
 __device__ __forceinline__ void update_half_pass(const Table& table, const Finish& finish) {
-  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction);
+  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction), kHasE = averages(direction);
   constexpr bool kSplit = std::is_same<Param, bfloat16>::value;
   constexpr int n = kHalfPack;
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
   float* y = kSplit ? nullptr : piece.at<float>(Row::Y);
   std::uint16_t* lower = kSplit ? piece.at<std::uint16_t>(Row::Y) : nullptr;
   bfloat16* upper = kSplit ? piece.at<bfloat16>(Row::PARAM) : nullptr;
-  float16* e = piece.at<float16>(Row::DISPLACEMENT);
+  float16* e = kHasE ? piece.at<float16>(Row::DISPLACEMENT) : nullptr;
   bfloat16* m = kHasM ? piece.at<bfloat16>(Row::EXP_AVG) : nullptr;
   bfloat16* v = kHasV ? piece.at<bfloat16>(Row::EXP_AVG_SQ) : nullptr;
   const bool vectors = aligned<Grad, n>(grad) && aligned<float, n>(y) && aligned<std::uint16_t, n>(lower) &&
@@ -88,7 +88,8 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
     const auto g_pack = Pack<Grad, kCount>::template read<Cache::STREAM>(grad + at);
     if constexpr (kHasM) m_pack = Halves::template read<Cache::STREAM>(m + at);
     if constexpr (kHasV) v_pack = Halves::template read<Cache::STREAM>(v + at);
-    auto e_pack = Pack<float16, kCount>::template read<Cache::STREAM>(e + at);
+    Pack<float16, kCount> e_pack = {};
+    if constexpr (kHasE) e_pack = Pack<float16, kCount>::template read<Cache::STREAM>(e + at);
     if constexpr (kSplit) {
       lower_pack = Pack<std::uint16_t, kCount>::template read<Cache::STREAM>(lower + at);
       upper_pack = Halves::template read<Cache::STREAM>(upper + at);
@@ -107,9 +108,9 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
       }
       update_element<direction>(widen<float>(g_pack.elements[i]), m_i, v_i, y_i, e_i, coefs);
       const std::uint32_t word = random_word(key, index.next());
-      m_pack.elements[i] = narrow<bfloat16>(m_i);
-      v_pack.elements[i] = bfloat16_at_random(v_i, word);
-      e_pack.elements[i] = float16_at_random(e_i, part_of_float16(word));
+      if constexpr (kHasM) m_pack.elements[i] = narrow<bfloat16>(m_i);
+      if constexpr (kHasV) v_pack.elements[i] = bfloat16_at_random(v_i, word);
+      if constexpr (kHasE) e_pack.elements[i] = float16_at_random(e_i, part_of_float16(word));
       if constexpr (kSplit) {
         const SplitFloat parts = split(y_i);
         upper_pack.elements[i] = parts.upper;
@@ -120,7 +121,7 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
     }
     if constexpr (kHasM) m_pack.template write<Cache::STREAM>(m + at);
     if constexpr (kHasV) v_pack.template write<Cache::STREAM>(v + at);
-    e_pack.template write<Cache::STREAM>(e + at);
+    if constexpr (kHasE) e_pack.template write<Cache::STREAM>(e + at);
     // what the forward pass reads is worth keeping
     if constexpr (kSplit) {
       lower_pack.template write<Cache::STREAM>(lower + at);

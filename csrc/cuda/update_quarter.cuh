@@ -34,7 +34,7 @@ __device__ __forceinline__ std::uint32_t largest_of_block(std::uint32_t own, int
 
 template <Direction direction, class Param, class Grad>
 __device__ __forceinline__ void update_quarter_pass(const Table& table, const Finish& finish) {
-  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction);
+  constexpr bool kHasM = keeps_m(direction), kHasV = keeps_v(direction), kHasE = averages(direction);
   constexpr bool kSplit = std::is_same<Param, bfloat16>::value;
   constexpr int n = kHalfPack;
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void update_quarter_pass(const Table& table, const Fi
   float* y = kSplit ? nullptr : piece.at<float>(Row::Y);
   std::uint8_t* lower = kSplit ? piece.at<std::uint8_t>(Row::Y) : nullptr;
   bfloat16* upper = kSplit ? piece.at<bfloat16>(Row::PARAM) : nullptr;
-  float16* e = piece.at<float16>(Row::DISPLACEMENT);
+  float16* e = kHasE ? piece.at<float16>(Row::DISPLACEMENT) : nullptr;
   std::uint8_t* m = kHasM ? piece.at<std::uint8_t>(Row::EXP_AVG) : nullptr;
   std::uint8_t* v = kHasV ? piece.at<std::uint8_t>(Row::EXP_AVG_SQ) : nullptr;
   std::uint8_t* exponents =
@@ -74,7 +74,8 @@ __device__ __forceinline__ void update_quarter_pass(const Table& table, const Fi
     const auto g_pack = Pack<Grad, kCount>::template read<Cache::STREAM>(grad + at);
     if constexpr (kHasM) m_pack = Codes::template read<Cache::STREAM>(m + at);
     if constexpr (kHasV) v_pack = Codes::template read<Cache::STREAM>(v + at);
-    auto e_pack = Pack<float16, kCount>::template read<Cache::STREAM>(e + at);
+    Pack<float16, kCount> e_pack = {};
+    if constexpr (kHasE) e_pack = Pack<float16, kCount>::template read<Cache::STREAM>(e + at);
     if constexpr (kSplit) {
       lower_pack = Codes::template read<Cache::STREAM>(lower + at);
       upper_pack = Halves::template read<Cache::STREAM>(upper + at);
@@ -103,7 +104,7 @@ __device__ __forceinline__ void update_quarter_pass(const Table& table, const Fi
       }
       update_element<direction>(widen<float>(g_pack.elements[i]), m_i, v_i, y_i, e_i, coefs);
       const std::uint32_t word = random_word(key, index.next());
-      e_pack.elements[i] = float16_at_random(e_i, part_of_e(word));
+      if constexpr (kHasE) e_pack.elements[i] = float16_at_random(e_i, part_of_e(word));
       if constexpr (kSplit) {
         const SplitFloat parts = split_to_24_bits(y_i, part_of_y(word));
         upper_pack.elements[i] = parts.upper;
@@ -118,7 +119,7 @@ __device__ __forceinline__ void update_quarter_pass(const Table& table, const Fi
       new_m[i] = m_i;
       words[i] = word;
     }
-    e_pack.template write<Cache::STREAM>(e + at);
+    if constexpr (kHasE) e_pack.template write<Cache::STREAM>(e + at);
     // what the forward pass reads is worth keeping
     if constexpr (kSplit) {
       lower_pack.template write<Cache::STREAM>(lower + at);

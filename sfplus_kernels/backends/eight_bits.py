@@ -26,8 +26,10 @@ def moments(entry: Entry) -> dict[str, Tensor]:
 
 
 def stored(new: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
-    """The moments and e as they are stored: v first, for its root is the unit of m."""
-    result = {"displacement": sixteen_bits.displacement(new["displacement"], _of_e(words))}
+    """The moments and e, those that there are, as they are stored: v first, whose root is the unit of m."""
+    result = {}
+    if "displacement" in new:
+        result["displacement"] = sixteen_bits.displacement(new["displacement"], _of_e(words))
     if "exp_avg_sq" in new:
         added = ((words >> 18 & 0x1FF) << 11) + (1 << 10)
         codes, exponents = eight_bits.exp_avg_sq_codes(new["exp_avg_sq"], added)

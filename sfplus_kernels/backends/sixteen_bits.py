@@ -37,8 +37,10 @@ def random_words(entry: Entry, run: RunState) -> Tensor:
 
 
 def stored(new: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
-    """The moments and e as they are stored."""
-    result = {"displacement": displacement(new["displacement"], words)}
+    """The moments and e, those that there are, as they are stored."""
+    result = {}
+    if "displacement" in new:
+        result["displacement"] = displacement(new["displacement"], words)
     if "exp_avg" in new:
         result["exp_avg"] = new["exp_avg"].to(torch.bfloat16)
     if "exp_avg_sq" in new:
@@ -72,9 +74,8 @@ def _mix(x: Any) -> Any:
 
 def _indices(entry: Entry) -> Tensor:
     """Of each element in the whole tensor; the order is that of memory."""
-    e = entry.displacement
-    assert e is not None
-    j = torch.arange(e.numel(), device=e.device).as_strided(e.shape, e.stride())
+    p = entry.param
+    j = torch.arange(p.numel(), device=p.device).as_strided(p.shape, entry.strides)
     if entry.part is None:
         return j
     start, run, stride = entry.part

@@ -21,6 +21,7 @@ from sfplus_kernels.contract.formats import (
     STEP,
     averages,
     buffer_dtypes,
+    is_half,
     is_quarter,
 )
 from sfplus_kernels.contract.layout import Format
@@ -167,10 +168,7 @@ def _copied(
 
 
 def _format_of_saved(state: Mapping[str, Any]) -> Format:
-    if is_quarter(state):
-        return Format.QUARTER
-    in_halves = getattr(state.get("displacement"), "dtype", None) == HALF_DTYPES["displacement"]
-    return Format.HALF if in_halves else Format.FULL
+    return Format.QUARTER if is_quarter(state) else Format.HALF if is_half(state) else Format.FULL
 
 
 def _check_exponents(value: Tensor, expected: tuple[int, int], index: object) -> None:

@@ -12,6 +12,7 @@ from sfplus_kernels.contract.algorithm import Algorithm
 from sfplus_kernels.contract.formats import BUFFERS, STEP, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
 from sfplus_kernels.state.containers import TensorState, has_own
+from sfplus_kernels.state.moments import moments_of
 from sfplus_kernels.state.tensors import of_others
 
 
@@ -82,11 +83,14 @@ def unsettled_state(
     return {**state, **others}
 
 
-def torch_state_dict(algorithm: Algorithm, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict for the class of torch.optim that has this one's name.
+def torch_state_dict(
+    algorithm: Algorithm, saved: Mapping[str, Any], params: Sequence[Tensor]
+) -> dict[str, Any]:
+    """A state dict for the class of torch.optim that has this one's name; its state is in full.
 
     Args:
         saved: the optimizer's own state dict.
+        params: of all groups, in their order.
 
     Raises:
         ValueError: something is at work that torch's class does not have.
@@ -111,10 +115,10 @@ def torch_state_dict(algorithm: Algorithm, saved: Mapping[str, Any]) -> dict[str
     states = {}
     for number, own in saved["state"].items():
         if has_own(own):
+            full = state_dtype(params[number].dtype)
             kept = {
-                name: own[name]
-                for name in ("exp_avg", "exp_avg_sq", "momentum_buffer")
-                if name in own
+                name: as_part_of(value.to(full), params[number])
+                for name, value in moments_of(own).items()
             }
             step = torch.as_tensor(float(own[STEP]), dtype=torch.float32)
             states[number] = {**({} if "momentum_buffer" in kept else {STEP: step}), **kept}

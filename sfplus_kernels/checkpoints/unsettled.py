@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels.contract.formats import needs_master, state_dtype
+from sfplus_kernels.contract.formats import OF_Y, needs_master, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local
 from sfplus_kernels.state.containers import TensorState, has_own
 from sfplus_kernels.state.conversion import to_format
@@ -28,10 +28,10 @@ def settle(param: Tensor, state: TensorState, group: Mapping[str, Any]) -> None:
         _from_iterates(param, state, b, train_mode)
     elif Y_BETA in state:
         _to_beta_of_group(param, state, b, train_mode)
-    elif has_own(state) and "displacement" not in state and needs_master(param.dtype):
+    elif has_own(state) and needs_master(param.dtype) and not any(name in state for name in OF_Y):
         value = local(param).detach().to(state_dtype(param.dtype))
-        state.setdefault("master_param", as_part_of(value, param))
-    if "displacement" in state:
+        state["master_param"] = as_part_of(value, param)
+    if has_own(state):
         to_format(param, state, group["state_format"], b, train_mode=train_mode)
 
 

@@ -15,7 +15,6 @@ from sfplus_kernels.contract.eight_bits import BLOCK, SMALLEST
 from sfplus_kernels.contract.formats import (
     EXPONENTS,
     STATE_FORMATS,
-    averages,
     buffer_dtypes,
     format_of,
 )
@@ -120,7 +119,7 @@ def lines(counts: Counts) -> Iterator[str]:
     yield ""
     yield f"{'optimizer':<38} {'state_format':<13} {'state':>9} {'in all':>9}"
     for name, buffers in CLASSES.items():
-        for state_format in STATE_FORMATS if averages(buffers) else STATE_FORMATS[:1]:
+        for state_format in STATE_FORMATS:
             state = sum(
                 numel * bytes_per_parameter(dtype, buffers, state_format, in_blocks)
                 for (dtype, in_blocks), numel in counts.items()

@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     ``contract.formats``: in ``Format.FULL`` float64 for a float64 parameter, else float32. A moment is None
     where the algorithm keeps none, ``exp_avg`` also where it keeps only the other; SGD's momentum is in
     ``exp_avg``, without the other. ``displacement`` is None where nothing is averaged: then x, y and z are
-    one, the format is ``Format.FULL``, and there is no ``interpolate``. ``master_param`` is None
+    one, and there is no ``interpolate``. ``master_param`` is None
     where the parameter itself holds y. Of a bfloat16 parameter in ``Format.HALF`` ``y_low`` is the lower
     half of y, and the parameter the upper one; while that holds x, the upper one is in ``y_high``. So it is
     in ``Format.QUARTER``, where the moments are codes, and all state lies row by row.
@@ -70,13 +70,17 @@ class Entry(NamedTuple):
             self.y_low is not None and self.y_low.dtype == torch.int8
         ):
             return Format.QUARTER
-        in_halves = self.displacement is not None and self.displacement.dtype == torch.float16
+        kept = (self.displacement, self.exp_avg, self.exp_avg_sq)
+        in_halves = self.y_low is not None or any(
+            buffer is not None and buffer.dtype.itemsize == 2 for buffer in kept
+        )
         return Format.HALF if in_halves else Format.FULL
 
     @property
     def strides(self) -> tuple[int, ...]:
         """Of the state tensors; where there are none, those that they would have."""
-        for kept in (self.displacement, self.exp_avg, self.exp_avg_sq, self.master_param):
+        of_y = (self.master_param, self.y_low)
+        for kept in (self.displacement, self.exp_avg, self.exp_avg_sq, *of_y):
             if kept is not None:
                 return kept.stride()
         return torch.empty_like(self.param, device="meta").stride()

@@ -54,6 +54,7 @@ HALF_DTYPES = {
     "exp_avg": torch.bfloat16,
     "exp_avg_sq": torch.bfloat16,
     "displacement": torch.float16,  # small, and an integral: it needs the bits more than the range
+    "momentum_buffer": torch.bfloat16,
     "y_low": torch.bfloat16,  # bits of an int16, a dtype that gloo does not send
     "y_high": torch.bfloat16,
 }
@@ -93,7 +94,11 @@ def format_of(
     """
     if state_format == "float32" or param_dtype not in (torch.float32, torch.bfloat16):
         return Format.FULL
-    smaller = needs_master(param_dtype) or "exp_avg_sq" in names  # than in 16 bits
+    beside = needs_master(param_dtype)
+    if not (names or beside):
+        return Format.FULL  # there is nothing to keep
+    # than in 16 bits: m has a unit in 8 where there is v. Of SGD that averages nothing all stays in 16
+    smaller = "exp_avg_sq" in names or (beside and averages(names))
     return Format.QUARTER if state_format == "8bit" and in_blocks and smaller else Format.HALF
 
 
@@ -130,6 +135,12 @@ def asked(state: Mapping[str, Any]) -> list[str]:
 def is_quarter(state: Mapping[str, Any]) -> bool:
     """Whether there is something in it that is only in ``Format.QUARTER``."""
     return any(name in state for name in (*CODES.values(), EXPONENTS, "y_low_byte"))
+
+
+def is_half(state: Mapping[str, Any]) -> bool:
+    """Whether it is kept in ``Format.HALF``; float32 and float64 are the only dtypes of state in full."""
+    kept = [getattr(state.get(name), "dtype", None) for name in (*ALGORITHM_BUFFERS, "y_low")]
+    return not is_quarter(state) and any(dtype in HALF_DTYPES.values() for dtype in kept)
 
 
 def low_of(state: Mapping[str, Any]) -> Any:

@@ -26,6 +26,7 @@ class ClosureForm(ScheduleFreeOptimizer, GivenLrOptimizer):
     """
 
     has_modes = False  # the parameters are always y, between steps with b = 1
+    twice_a_step = True
     why_not_monitored = (
         "the update pass of the closure forms goes from y to x, and not from one y to the next; take the "
         "class of this name without 'Closure'"

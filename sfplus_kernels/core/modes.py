@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfplus_kernels.checkpoints.other_formats import in_format
 from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.contract.formats import OF_Y
 from sfplus_kernels.contract.layout import Hyper, Move
 from sfplus_kernels.core.fused import FusedOptimizer
-from sfplus_kernels.core.hyperparameters import check_bounds_of_m
+from sfplus_kernels.core.other_formats import state_dict_in
 from sfplus_kernels.core.pairs import LoadedPair, probe, witness
 from sfplus_kernels.core.warnings_once import warn_once
 from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.processes.sharding import local
-from sfplus_kernels.state.checks import check_containers, is_fake
+from sfplus_kernels.state.checks import is_fake
 from sfplus_kernels.state.containers import has_own
 from sfplus_kernels.state.conversion import park
 from sfplus_kernels.state.iterates import Iterates, iterates
@@ -70,12 +68,7 @@ class ScheduleFreeOptimizer(FusedOptimizer):
         Raises:
             ValueError: an unknown format, or one that this optimizer could not have.
         """
-        containers = self._containers()
-        groups = [{**group, "state_format": state_format} for group in self.param_groups]
-        containers = dataclasses.replace(containers, groups=groups)
-        check_containers(containers)
-        check_bounds_of_m([self.hyper_row(group) for group in groups], containers)
-        return in_format(self.state_dict(), self.param_groups, state_format)
+        return state_dict_in(self, state_format)
 
     def _note_what_was_loaded(self) -> None:
         """Before the parameters are used or moved for the first time after ``load_state_dict``."""

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from sfplus_kernels.checkpoints.torch_optim import torch_state_dict
+from sfplus_kernels.compiling.tracing import untraced
 from sfplus_kernels.core.given_lr import GivenLrOptimizer
 from sfplus_kernels.core.hyperparameters import check_lr, check_number
+from sfplus_kernels.core.other_formats import state_dict_in
 from sfplus_kernels.core.wrappers import of_the_inner
 
 
@@ -51,16 +53,18 @@ class PlainOptimizer(GivenLrOptimizer):
         Raises:
             ValueError: something is at work that torch's class does not have.
         """
-        return torch_state_dict(self, self.state_dict())
+        return torch_state_dict(self, self.state_dict(), self._parameters())
 
+    @untraced
+    @torch.no_grad()
+    @of_the_inner
+    def state_dict_in(self, state_format: str) -> dict[str, Any]:
+        """A copy of ``state_dict()`` in another format, as the Schedule-Free classes have it.
 
-def check_format(group: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError unless the state is in full."""
-    if group["state_format"] != "float32":
-        raise ValueError(
-            f"state_format is {group['state_format']!r}; expected 'float32', the only one that {name} has. "
-            "The Schedule-Free classes have '16bit' and '8bit'"
-        )
+        Raises:
+            ValueError: an unknown format, or one that this optimizer could not have.
+        """
+        return state_dict_in(self, state_format)
 
 
 def check_refused(group: Mapping[str, Any], name: str, refused: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sfplus_kernels.contract.layout import Hyper
 from sfplus_kernels.core.hyperparameters import check_betas, check_lr, check_number
-from sfplus_kernels.core.plain import PlainOptimizer, check_format, check_refused
+from sfplus_kernels.core.plain import PlainOptimizer, check_refused
 
 REFUSED = {
     "amsgrad": "leave it off",
@@ -29,9 +29,7 @@ class PlainAdam(PlainOptimizer):
 
     def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""
-        name = type(self).__name__
-        check_format(group, name)
-        check_refused(group, name, REFUSED)
+        check_refused(group, type(self).__name__, REFUSED)
         beta1, beta2 = check_betas(group["betas"])
         return Hyper.row(
             lr=check_lr(group["lr"]),

@@ -40,6 +40,7 @@ class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
     # run state without a group: key in the groups -> its place
     global_keys: Mapping[str, Global] = run.COUNTERS_OF_SKIPS
     has_modes = False  # whether the parameters hold y in train mode and x in eval mode
+    twice_a_step = False  # whether y and x are written into them in turn
     needs_loss = False  # whether a step needs the loss
 
     # Class-level defaults: pickle and deepcopy rebuild an optimizer from state and groups alone.
@@ -177,7 +178,7 @@ class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
     def _containers(self) -> Containers:
         """What a step reads of this optimizer: as it is now, for one call."""
         buffers = [self.buffers(group) for group in self.param_groups]
-        return Containers(self.param_groups, self.state, buffers, not self.has_modes)
+        return Containers(self.param_groups, self.state, buffers, self.twice_a_step)
 
     # -- run state and checkpoints ------------------------------------------------------------------
 
@@ -236,8 +237,7 @@ class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
         """
 
         def check_last(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            # Runs after the user's own hooks. torch would cast the state to the parameter's dtype,
-            # so it gets none, and __setstate__ puts ours in its place.
+            # After the user's own hooks. torch would cast the state, and gets none: __setstate__ puts it in.
             groups, self._loading = checked_state(
                 type(self).__name__, self, self.param_groups, loaded, self.defaults
             )

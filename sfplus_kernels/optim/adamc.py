@@ -26,7 +26,8 @@ class AdamC(PlainAdam):
             and the embedding.
         max_lr: gamma_max, the largest learning rate of the schedule. None is the largest so far: the decay
             is then not corrected during a warmup. ``OneCycleLR`` sets it.
-        max_grad_norm, skip_nonfinite, process_group, shard_group, state_format, backend: as in ``AdamW``.
+        max_grad_norm, skip_nonfinite, process_group, shard_group, state_format, rounding_seed, backend: as in
+            ``AdamW``.
 
     Raises:
         TypeError, ValueError: as in ``AdamW``; ``lr`` above ``max_lr``.
@@ -57,6 +58,7 @@ class AdamC(PlainAdam):
         process_group: Any = None,
         shard_group: Any = None,
         state_format: str = "float32",
+        rounding_seed: int = 0,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -75,6 +77,7 @@ class AdamC(PlainAdam):
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
             "state_format": state_format,
+            "rounding_seed": rounding_seed,
         }
         super().__init__(
             params, defaults, backend, process_group=process_group, shard_group=shard_group

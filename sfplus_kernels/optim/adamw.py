@@ -33,7 +33,9 @@ class AdamW(PlainAdam):
             ``metrics()["skipped_steps"]``.
         process_group, shard_group: with whom the look at the gradients is shared, as in
             ``AdamCScheduleFreePlus``.
-        state_format: only "float32".
+        state_format: "float32", "16bit" for half the state, or "8bit" for about a quarter (docs/memory.md);
+            that of float16 parameters stays in float32.
+        rounding_seed: of the roundings by chance of these, 0 to 4294967295; the same in all processes.
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -62,6 +64,7 @@ class AdamW(PlainAdam):
         process_group: Any = None,
         shard_group: Any = None,
         state_format: str = "float32",
+        rounding_seed: int = 0,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -78,6 +81,7 @@ class AdamW(PlainAdam):
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
             "state_format": state_format,
+            "rounding_seed": rounding_seed,
         }
         super().__init__(
             params, defaults, backend, process_group=process_group, shard_group=shard_group

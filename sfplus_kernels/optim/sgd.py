@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfplus_kernels.contract.layout import Hyper, Rule
 from sfplus_kernels.core.hyperparameters import check_lr, check_number
-from sfplus_kernels.core.plain import PlainOptimizer, check_decay_peak, check_format, check_refused
+from sfplus_kernels.core.plain import PlainOptimizer, check_decay_peak, check_refused
 
 REFUSED = {
     "dampening": "leave it at 0",
@@ -40,7 +40,8 @@ class SGD(PlainOptimizer):
         maximize: ascend.
         foreach, fused: accepted for torch's sake; have no effect.
         max_grad_norm, skip_nonfinite, process_group, shard_group: as in ``AdamW``.
-        state_format: only "float32".
+        state_format: "float32", or "16bit" for half the state, in which nothing is rounded by chance. "8bit"
+            is the same here: momentum alone has no unit that 8 bits could count in (docs/memory.md).
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
 
     Raises:
@@ -97,9 +98,7 @@ class SGD(PlainOptimizer):
 
     def hyper_row(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """A row of ``layout.Hyper``."""
-        name = type(self).__name__
-        check_format(group, name)
-        check_refused(group, name, REFUSED)
+        check_refused(group, type(self).__name__, REFUSED)
         momentum = check_number("momentum", group["momentum"], 0, 1, open_high=True)
         if group["nesterov"] and momentum == 0:
             raise ValueError("nesterov is True and momentum is 0; expected a momentum above 0")

@@ -44,7 +44,9 @@ def to_format(
         return
     y = local(iterates(param, state, b, train_mode).y) if needs_master(param.dtype) else None
     found = moments_of(state)
-    put = {"displacement": nearest(local(state["displacement"]), wanted["displacement"])}
+    put = {}
+    if "displacement" in names:
+        put["displacement"] = nearest(local(state["displacement"]), wanted["displacement"])
     if kept == Format.QUARTER:
         put |= in_codes(found)
     else:

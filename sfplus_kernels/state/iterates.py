@@ -33,7 +33,10 @@ def iterates(
     if state is None:
         values = [value.to(state_dtype(param.dtype), copy=True) for _ in Iterates._fields]
         return Iterates(*(as_part_of(copy, param) for copy in values))
-    e = local(state["displacement"]).to(param.device, state_dtype(param.dtype))
+    if "displacement" in state:
+        e = local(state["displacement"]).to(param.device, state_dtype(param.dtype))
+    else:  # nothing is averaged: they are one
+        e = torch.zeros((), dtype=state_dtype(param.dtype), device=param.device)
     b = torch.as_tensor(b, dtype=torch.float64, device=e.device)
     z_share, x_share = b.to(e.dtype) * e, (1 - b).to(e.dtype) * e
     y = value.to(e.dtype) if train_mode else value.to(e.dtype) + x_share

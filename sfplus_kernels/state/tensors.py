@@ -13,6 +13,7 @@ from sfplus_kernels.contract.eight_bits import exponents_shape
 from sfplus_kernels.contract.formats import (
     ALGORITHM_BUFFERS,
     BUFFERS,
+    CODES,
     EXPONENTS,
     FIELDS,
     HALF_DTYPES,
@@ -22,6 +23,7 @@ from sfplus_kernels.contract.formats import (
     averages,
     buffer_dtypes,
     format_of,
+    is_half,
     is_quarter,
     nearest,
 )
@@ -227,8 +229,7 @@ def elements_by_format(states: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     for state in states:
         kept = _one_of(state)
         if kept is not None:
-            name = "16bit" if kept.dtype == HALF_DTYPES["displacement"] else "float32"
-            name = "8bit" if is_quarter(state) else name
+            name = "8bit" if is_quarter(state) else "16bit" if is_half(state) else "float32"
             counts[name] = counts.get(name, 0) + kept.numel()
     return counts
 
@@ -258,7 +259,7 @@ def _layout(state: TensorState) -> tuple[int, ...]:
 
 def _one_of(state: Mapping[str, Any]) -> Tensor | None:
     """Of the buffers of the parameter's shape the one whose layout the others take, if there is any."""
-    names = ("displacement", *ALGORITHM_BUFFERS, "master_param")
+    names = ("displacement", *ALGORITHM_BUFFERS, *CODES.values(), "master_param", *LOW)
     return next((local(state[name]) for name in names if name in state), None)
 
 

@@ -26,8 +26,8 @@ from sfplus_kernels.contract.layout import Format, GroupCoef, Move, Scalar, Sum,
 from sfplus_kernels.reference import state_in_8_bits as reference
 
 KERNELS = [name for name in BACKENDS if name != "cuda"] + [ON_HOST]
-KINDS = [(dtype, moments) for dtype in BOTH for moments in ("mv", "v")] + [(torch.bfloat16, "")]
-"""float32 parameters without moments have state of 16 bits."""
+KINDS = [(dtype, kept) for dtype in BOTH for kept in ("mve", "ve", "mv")] + [(torch.bfloat16, "e")]
+"""Which of m, v and e are kept; what has no v has state of 16 bits, but for bfloat16 parameters with e."""
 
 
 @pytest.fixture(params=_C.available_isas())
@@ -49,7 +49,7 @@ def make_entry(
     dtype: torch.dtype,
     numel: int = 1024,
     *,
-    moments: str = "mv",
+    kept: str = "mve",
     grad_dtype: torch.dtype | None = torch.float32,
     offset: int = 0,
     part: tuple[int, int, int] | None = None,
@@ -70,12 +70,12 @@ def make_entry(
     codes, exponents = reference.stored_exp_avg_sq(v, words)
     stored = reference.exp_avg_sq_of(codes, exponents)
     m = reference.stored_exp_avg(values(numel, generator, 8.0) * stored.sqrt(), stored, words)
-    has_v = "v" in moments
+    has_v = "v" in kept
     return Entry(
         param=at(param, offset),
-        exp_avg=at(m, offset) if "m" in moments else None,
+        exp_avg=at(m, offset) if "m" in kept else None,
         exp_avg_sq=at(codes, offset) if has_v else None,
-        displacement=at(values(numel, generator, 3.0).half(), offset),
+        displacement=at(values(numel, generator, 3.0).half(), offset) if "e" in kept else None,
         master_param=None,
         group=0,
         slot=slot,
@@ -123,8 +123,7 @@ def expected(
     for entry, grad in zip(entries, gradients(entries) if grads is None else grads, strict=True):
         words = sixteen_bits.random_words(entry, run)
         group, tensor = run.group_coefs[entry.group].float(), run.tensor_coefs[entry.slot].float()
-        g, e = grad.float(), entry.displacement.float()
-        y = entry.param.float()
+        g, y = grad.float(), entry.param.float()
         if entry.y_low is not None:
             y = reference.y_of_parts(entry.param, entry.y_low)
         m, v = group[GroupCoef.GRAD_TO_M] * g, None
@@ -138,8 +137,12 @@ def expected(
             root = v.double().sqrt().float()
             delta = delta / (root * tensor[TensorCoef.INV_SQRT_BC2] + group[GroupCoef.EPS])
         delta = delta + group[GroupCoef.OMEGA] * y
-        y = y + (tensor[TensorCoef.E_TO_Y] * e + group[GroupCoef.DELTA_TO_Y] * delta)
-        e = group[GroupCoef.E_KEPT] * (e - delta)
+        moved, e = group[GroupCoef.DELTA_TO_Y] * delta, None
+        if entry.displacement is not None:
+            e = entry.displacement.float()
+            moved = tensor[TensorCoef.E_TO_Y] * e + moved
+            e = group[GroupCoef.E_KEPT] * (e - delta)
+        y = y + moved
         made += [y] if entry.y_low is None else reference.parts_of_y(y, words)
         if v is not None:
             codes, exponents = reference.stored_exp_avg_sq(v, words)
@@ -147,7 +150,8 @@ def expected(
             if entry.exp_avg is not None:
                 stored = reference.exp_avg_sq_of(codes, exponents)
                 made.append(reference.stored_exp_avg(m, stored, words))
-        made.append(reference.stored_displacement(e, words))
+        if e is not None:
+            made.append(reference.stored_displacement(e, words))
     return made
 
 
@@ -156,11 +160,11 @@ def expected(
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("grad_dtype", FLOATS)
-@pytest.mark.parametrize(("dtype", "moments"), KINDS)
+@pytest.mark.parametrize(("dtype", "kept"), KINDS)
 def test_update_has_the_bits_of_the_reference(
-    name: str, dtype: torch.dtype, moments: str, grad_dtype: torch.dtype
+    name: str, dtype: torch.dtype, kept: str, grad_dtype: torch.dtype
 ) -> None:
-    entry = make_entry(dtype, moments=moments, grad_dtype=grad_dtype)
+    entry = make_entry(dtype, kept=kept, grad_dtype=grad_dtype)
     assert entry.format == Format.QUARTER
     before, right = buffers(entry), expected([entry])
     result = updated(backend_of(name), [entry])
@@ -173,7 +177,7 @@ def test_update_has_the_bits_of_the_reference(
 def test_several_tensors_of_any_size(name: str, dtype: torch.dtype) -> None:
     """Whole blocks, or none."""
     sizes = [32, 0, 64, 96, 256, 288, 4096, 5120]
-    entries = [make_entry(dtype, n, slot=i) for i, n in enumerate(sizes)]
+    entries = [make_entry(dtype, n, kept=("mve", "mv")[i % 2], slot=i) for i, n in enumerate(sizes)]
     right = expected(entries)
     assert_same_bits(updated(backend_of(name), entries), right)
 
@@ -236,11 +240,12 @@ def test_x_and_back_leaves_every_bit_of_y(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("kept", ["mve", "mv"])
 @pytest.mark.parametrize("dtype", BOTH)
-def test_what_is_not_finite(name: str, dtype: torch.dtype) -> None:
+def test_what_is_not_finite(name: str, dtype: torch.dtype, kept: str) -> None:
     """A NaN shows in y and e; codes have none, and v is held at the largest."""
     special = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3e38, -3e38, 1e-30, 1e-22])
-    entry, run = make_entry(dtype, 96), make_run()
+    entry, run = make_entry(dtype, 96, kept=kept), make_run()
     run.group_coefs[0, GroupCoef.E_KEPT] = 1
     entry.param[:36] = special.repeat(4).to(dtype)
     if entry.y_low is not None:
@@ -249,7 +254,8 @@ def test_what_is_not_finite(name: str, dtype: torch.dtype) -> None:
     right = expected([entry], run, grads)
     result = updated(backend_of(name), [entry], run, grads)
     # of a NaN m the sign is open
-    codes = result[-2], right[-2]
+    place = -2 if "e" in kept else -1
+    codes = result[place], right[place]
     is_nan = torch.zeros(96, dtype=torch.bool)
     is_nan[51:] = grads[0][51:].isnan() | grads[0][51:].isinf()
     for m in codes:
@@ -257,7 +263,8 @@ def test_what_is_not_finite(name: str, dtype: torch.dtype) -> None:
     for tensors in (result, right):
         tensors[:] = [t.nan_to_num(7.0) if t.is_floating_point() else t for t in tensors]
     assert_same_bits(result, right)
-    assert entry.displacement.isnan().any()
+    assert entry.param.isnan().any()
+    assert entry.displacement is None or entry.displacement.isnan().any()
 
 
 # -- sums ----------------------------------------------------------------------------------------------
@@ -286,12 +293,10 @@ def test_sums(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("grad_dtype", FLOATS)
-@pytest.mark.parametrize(("dtype", "moments"), KINDS)
-def test_instruction_sets(
-    isa: str, dtype: torch.dtype, moments: str, grad_dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("dtype", "kept"), KINDS)
+def test_instruction_sets(isa: str, dtype: torch.dtype, kept: str, grad_dtype: torch.dtype) -> None:
     entries = [
-        make_entry(dtype, n, moments=moments, grad_dtype=grad_dtype, seed=n, slot=i)
+        make_entry(dtype, n, kept=kept, grad_dtype=grad_dtype, seed=n, slot=i)
         for i, n in enumerate((288, 8192))
     ]
     right = expected(entries)
@@ -337,9 +342,13 @@ def test_threads_and_chunks(
 
 @pytest.mark.parametrize("name", ["cpu", ON_HOST])
 @pytest.mark.parametrize("offset", [1, 3])
+@pytest.mark.parametrize("kept", ["mve", "mv"])
 @pytest.mark.parametrize("dtype", BOTH)
-def test_memory_of_any_alignment(name: str, dtype: torch.dtype, offset: int) -> None:
-    results = [updated(backend_of(name), [make_entry(dtype, 288, offset=o)]) for o in (0, offset)]
+def test_memory_of_any_alignment(name: str, dtype: torch.dtype, kept: str, offset: int) -> None:
+    results = [
+        updated(backend_of(name), [make_entry(dtype, 288, kept=kept, offset=o)])
+        for o in (0, offset)
+    ]
     assert_same_bits(*results)
 
 

@@ -164,7 +164,7 @@ def update_kernel(
                     y_vec, param_vec, m_vec, v_vec, exponents_ptr, e_vec, g_vec, offset // 32 + rows, None,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
-                    COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+                    COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
                 )  # fmt: skip
                 if drift_ptr is not None:
                     weight, gradient, update, dot = add_drift(
@@ -180,7 +180,7 @@ def update_kernel(
                     y_ptr, param_ptr, m_ptr, v_ptr, exponents_ptr, e_ptr, g_ptr, tail, tail < length // 32,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y,
                     step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
-                    COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+                    COLUMNS, PARAM_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
                 )  # fmt: skip
                 if drift_ptr is not None:
                     weights, gradients, updates, dots = add_drift(

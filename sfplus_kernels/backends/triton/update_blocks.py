@@ -124,12 +124,14 @@ def update_block(
     )  # fmt: skip
 
     if HALF:
-        elements = start + offsets
-        words = sixteen_bits.random_words(key_a, key_b, elements, tensor, numel, COLUMNS)
         m = round_to(m, tl.bfloat16)
-        if HAS_EXP_AVG_SQ:
-            v = sixteen_bits.exp_avg_sq(v, words)
-        e = sixteen_bits.displacement(e, words)
+        if HAS_EXP_AVG_SQ or HAS_DISPLACEMENT:
+            elements = start + offsets
+            words = sixteen_bits.random_words(key_a, key_b, elements, tensor, numel, COLUMNS)
+            if HAS_EXP_AVG_SQ:
+                v = sixteen_bits.exp_avg_sq(v, words)
+            if HAS_DISPLACEMENT:
+                e = sixteen_bits.displacement(e, words)
     if HAS_EXP_AVG:
         tl.store(m_ptr + offsets, m, mask=mask)
     if HAS_EXP_AVG_SQ:
@@ -180,25 +182,28 @@ def update_quarter_block(
     PARAM_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
+    HAS_DISPLACEMENT: tl.constexpr,
 ):
     """The same in ``Format.QUARTER``: ``rows`` of 32 elements, a column of their numbers."""
     offsets = rows * 32 + tl.expand_dims(tl.arange(0, 32), 0)
     g = tl.load(g_ptr + offsets, mask=mask).to(tl.float32)
-    m, v = g, g
+    m, v, e = g, g, g
     if HAS_EXP_AVG_SQ:
         lowest = tl.load(exponents_ptr + rows, mask=mask).to(tl.uint32) << 3
         ranks = eight_bits.ranks_of(tl.load(v_ptr + offsets, mask=mask), lowest)
         v = eight_bits.value_of(ranks)
         if HAS_EXP_AVG:
             m = eight_bits.exp_avg_of(tl.load(m_ptr + offsets, mask=mask), ranks)
-    e = tl.load(e_ptr + offsets, mask=mask).to(tl.float32)
+    if HAS_DISPLACEMENT:
+        e = tl.load(e_ptr + offsets, mask=mask).to(tl.float32)
     y = tl.load(y_ptr + offsets, mask=mask)
     if tl.float32 != PARAM_DTYPE:
         y = eight_bits.join(tl.load(param_ptr + offsets, mask=mask), y)
     old_y, old_g = y, g
     m, v, y, e = _update_element(
         g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, 1.0, 0.0,
-        step_size, inv_sqrt_bc2, e_to_y, tl.float32, HAS_EXP_AVG, HAS_EXP_AVG_SQ, True,
+        step_size, inv_sqrt_bc2, e_to_y, tl.float32, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+        HAS_DISPLACEMENT,
     )  # fmt: skip
     words = sixteen_bits.random_words(key_a, key_b, start + offsets, tensor, numel, COLUMNS)
     if HAS_EXP_AVG_SQ:
@@ -208,7 +213,8 @@ def update_quarter_block(
         tl.store(exponents_ptr + rows, (lowest >> 3).to(tl.uint8), mask=mask)
         if HAS_EXP_AVG:
             tl.store(m_ptr + offsets, eight_bits.exp_avg(m, ranks, words), mask=mask)
-    tl.store(e_ptr + offsets, eight_bits.displacement(e, words), mask=mask)
+    if HAS_DISPLACEMENT:
+        tl.store(e_ptr + offsets, eight_bits.displacement(e, words), mask=mask)
     new_y = y
     if tl.float32 != PARAM_DTYPE:
         param, y = eight_bits.split(y, words & 0xFF)
