@@ -11,6 +11,7 @@ SECONDS = {
     "launch": 2.0,
     "pass": 6.0,
     "host": 8.0,
+    "pairs": 10.0,
     "busy": 8.0,
     "scaling": 2.0,
 }

@@ -59,6 +59,7 @@ def parts(bench: Bench, workloads: list[Workload], *, scaling: bool) -> list[Par
         found.append(("beside a busy thread", partial(bench.measure_busy, workloads[0])))
     kind = "quick" if bench.quick else device_type
     found.append(("host time", bench.measure_host))
+    found.append(("host time, step after step", bench.measure_host_in_pairs))
     by_size = [_point(bench, "size", f"{n} parameters", [(n,)]) for n in sizes(kind)]
     by_count = [
         _point(bench, "count", f"{count} tensors", [(TOTAL[kind] // count,)] * count)

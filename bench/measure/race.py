@@ -26,6 +26,7 @@ from bench.measure.ceilings import (
 )
 from bench.measure.check import Checked, check, checked_row, describe
 from bench.measure.held import beside, ceiling_rows, hold_against, runs, seems_above
+from bench.measure.pairs import ratio, take_turns_in_pairs
 from bench.measure.profiling import profile_step
 from bench.measure.room import leave_out_what_does_not_fit
 from bench.measure.timing import CpuTimer, CudaTimer, Timer, captured, take_turns
@@ -73,9 +74,14 @@ class Races:
         return self.checked[key]
 
     def turns(self, steps: dict[str, Step], kind: str, **options: Any) -> dict[str, list[float]]:
-        budget = 0.0 if self.late else SECONDS[kind] / (10 if self.quick else 1)
-        options.setdefault("least", 3 if self.quick or self.late else 7)
+        budget, least = self._allowed(kind)
+        options.setdefault("least", least)
         return take_turns(self.timer, steps, budget, self.tick, **options)
+
+    def _allowed(self, kind: str) -> tuple[float, int]:
+        """Seconds for the turns of a section, and the least number of turns."""
+        budget = 0.0 if self.late else SECONDS[kind] / (10 if self.quick else 1)
+        return budget, 3 if self.quick or self.late else 7
 
     def turns_beside(
         self,
@@ -150,6 +156,28 @@ class Races:
         del steps, memory, found
         self._free()
         return [*measured, *rows]
+
+    def _race_in_pairs(
+        self, section: str, workload: Workload, field_: list[Contestant]
+    ) -> list[Row]:
+        """All of ``field_``, step after step, each beside the first one."""
+        rows = [self._checked_row(section, workload, workload.shapes(), c) for c in field_]
+        steps, _ = self._made(rows, field_, workload, workload.shapes(), False)
+        baseline = steps.pop(BASELINE, None)
+        if baseline is not None and steps:
+            budget, least = self._allowed("pairs")
+            pairs = take_turns_in_pairs(self.timer, baseline, steps, budget, self.tick, least=least)
+            for row in rows:
+                pair = pairs.get(row.name, [])
+                if row.name == BASELINE:
+                    row.set_times([base for own in pairs.values() for base, _ in own])
+                    row.ratio_to_baseline = 1.0
+                elif pair:
+                    row.set_times([other for _, other in pair])
+                    row.ratio_to_baseline = ratio(pair)
+        del steps, baseline
+        self._free()
+        return rows
 
     def _passes_of(
         self, rows: list[Row], field_: list[Contestant], workload: Workload

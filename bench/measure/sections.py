@@ -11,7 +11,7 @@ from bench.measure.held import ceiling_rows, hold_against, runs
 from bench.measure.passes import Pass, passes
 from bench.measure.race import Races
 from bench.measure.room import present
-from bench.record.rows import Row, relate
+from bench.record.rows import BASELINE, Row, relate
 from bench.work.memory import Memory
 from bench.work.workloads import Shapes, Workload, make_params, n_params
 
@@ -36,13 +36,23 @@ class Bench(Races):
 
     def measure_host(self) -> list[Row]:
         """A step of next to no work: what Python and the launches cost."""
-        size = 64 if self.device.type == "cuda" else 4
-        workload = Workload("host", f"1,000 tensors of {size}", lambda: [(size,)] * 1000, "all")
+        workload = self._small_tensors()
         field_ = [c for c in present(self.contestants, workload) if not c.slow_to_make]
-        fused = [c for c in field_ if c.tier == "fused"]
-        faked = [with_faked_kernels(c) for c in fused if can_be_faked(c, self.device)]
-        field_ += [*faked, *map(with_moving_gradients, [*fused, *faked])]
+        field_ += [with_moving_gradients(c) for c in field_ if c.tier == "fused"]
         return self._race("host", workload, workload.shapes(), field_, "host", host=True)
+
+    def measure_host_in_pairs(self) -> list[Row]:
+        """The same step after step, each of ours beside the baseline; on the CPU as on a GPU too."""
+        workload = self._small_tensors()
+        field_ = [c for c in present(self.contestants, workload) if c.tier == "fused" and c.ours]
+        field_ += [with_faked_kernels(c) for c in field_ if can_be_faked(c, self.device)]
+        field_ += map(with_moving_gradients, list(field_))
+        baseline = [c for c in self.contestants if c.name == BASELINE]
+        return self._race_in_pairs("pairs", workload, [*baseline, *field_])
+
+    def _small_tensors(self) -> Workload:
+        size = 64 if self.device.type == "cuda" else 4
+        return Workload("host", f"1,000 tensors of {size}", lambda: [(size,)] * 1000, "all")
 
     def measure_busy(self, workload: Workload) -> list[Row]:
         """Steps beside one thread of another process that never rests."""

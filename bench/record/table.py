@@ -43,7 +43,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """One row in the order of ``COLUMNS``; what does not apply is empty."""
     if row.status != "ok":
         return (row.name, row.status, row.reason, *[""] * (len(COLUMNS) - 3))
-    moves = row.traffic > 0 and row.section != "host"
+    moves = row.traffic > 0 and row.section not in ("host", "pairs")
     is_ceiling = row.name == row.ceiling or row.section == "ceiling"
     beside_steps = (
         is_ceiling and row.section != "ceiling"

@@ -21,6 +21,7 @@ SECTIONS = {
     "pass": "Each pass alone",
     "busy": "Beside one thread of another process that never rests",
     "host": "Overhead: 1,000 tensors of next to no size",
+    "pairs": "Overhead, step after step",
     "size": "Time against parameters",
     "count": "Time against the number of tensors",
 }

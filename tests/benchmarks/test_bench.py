@@ -209,10 +209,23 @@ def test_steps_whose_gradients_move_are_timed(
     monkeypatch.setattr(bench, "memory", 1e8)
     found = {row.name: row.status for row in bench.measure_host()}
     assert found["ScheduleFree+ cpu, gradients move"] == "ok"
-    if not _C.CUDA_MISSING:
-        assert found["ScheduleFree+ cuda, kernels faked"] == "ok"
-        assert found["ScheduleFree+ cuda, kernels faked, gradients move"] == "ok"
     assert set(found.values()) == {"ok"}
+
+
+def test_the_hosts_part_is_timed_step_after_step(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.measure.race.SECONDS", {"pairs": 0.0})
+    found = {row.name: row for row in bench.measure_host_in_pairs()}
+    names = ["ScheduleFree+ cpu", "ScheduleFree+ cpu 16bit"]
+    if not _C.CUDA_MISSING:
+        names.append("ScheduleFree+ cuda, kernels faked")
+    moving = [f"{name}, gradients move" for name in names]
+    assert list(found) == [rows.BASELINE, *names, *moving]
+    assert all((row.section, row.status) == ("pairs", "ok") for row in found.values())
+    assert found[rows.BASELINE].ratio_to_baseline == 1
+    assert all(row.median and row.ratio_to_baseline for row in found.values())
+    assert found[rows.BASELINE].rounds == (len(found) - 1) * found[names[0]].rounds
 
 
 def test_gradients_move_before_the_clock_starts() -> None:

@@ -136,6 +136,24 @@ def test_readme_section_of_a_stored_run(tmp_path: Path, monkeypatch: pytest.Monk
         assert (line in few) == (row.name in readme.DECISIVE)
 
 
+def test_steps_in_pairs_have_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    content = json.loads(STORED.read_text())
+    moved = "ScheduleFree+ cuda, kernels faked, gradients move"
+    row = next(r for r in content["rows"] if r["section"] == "host" and r["status"] == "ok")
+    content["rows"].append({**row, "section": "pairs", "name": moved, "ratio_to_baseline": 0.125})
+    path = tmp_path / rows.RESULTS
+    path.write_text(json.dumps(content))
+    section = readme.render({"cpu": path, "cuda": None})
+    assert section.index("Step after step") < section.index(f"| {moved} |")
+    (line,) = [line for line in section.splitlines() if moved in line]
+    assert table.milliseconds(row["median"]) in line
+    assert "0.12" in line
+    run = rows.read(path)
+    plots.draw(run, tmp_path, ["step"])
+    assert "Overhead, step after step" in write_page(run, tmp_path).read_text()
+
+
 def test_a_readme_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="put both back"):
         readme.section("# A project")
