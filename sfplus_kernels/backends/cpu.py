@@ -17,7 +17,6 @@ from sfplus_kernels.backends.table import (
     build_table,
     load_param_stages,
     store_param_stages,
-    weigh_partials,
 )
 from sfplus_kernels.contract.backend import MAX_COEFFICIENT, Entry, RunState
 from sfplus_kernels.contract.layout import Move
@@ -77,7 +76,7 @@ class CpuBackend:
                 launch.n_partials,
                 torch.get_num_threads(),
             )
-        weigh_partials(plan.table)
+        _weigh_partials(plan.table)
         return plan.table.partials
 
     def finalize(self, plan: CpuPlan, run: RunState, partials: Tensor | None) -> None:
@@ -145,3 +144,10 @@ def _native_run(plan: CpuPlan, run: RunState) -> _C.Run:
 def _grad_dtype(launch: Launch) -> int:
     assert launch.grad_dtype is not None, "a plan without gradients is for interpolate only"
     return DTYPES[launch.grad_dtype]
+
+
+def _weigh_partials(table: AddressTable) -> None:
+    """Multiply the sums of each launch with its number of shards."""
+    for launch in table.launches:
+        if launch.shards != 1:
+            table.partials.narrow(0, launch.first_partial, launch.n_partials).mul_(launch.shards)

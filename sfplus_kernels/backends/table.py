@@ -260,13 +260,6 @@ def _addresses(table: AddressTable, gradients: list[Tensor]) -> Tensor:
     return torch.tensor(addresses, dtype=torch.int64)
 
 
-def weigh_partials(table: AddressTable) -> None:
-    """Multiply the sums of each launch with its number of shards."""
-    for launch in table.launches:
-        if launch.shards != 1:
-            table.partials.narrow(0, launch.first_partial, launch.n_partials).mul_(launch.shards)
-
-
 def load_param_stages(table: AddressTable) -> None:
     """Bring parameters whose layout is not the state's into their dense stand-ins."""
     for param, dense in table.param_stages:

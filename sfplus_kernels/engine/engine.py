@@ -74,6 +74,7 @@ class Engine:
         betas: Sequence[float] | None,
     ) -> None:
         self.backend_name, self._backend, self.passed_over = select(backend, device)
+        self.can_be_watched = self._backend.can_be_watched
         self.device = device
         self.run = RunState.zeros(len(sizes), sum(sizes), device)
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
@@ -140,14 +141,6 @@ class Engine:
     def plan(self, entries: Sequence[Entry], *, watched: bool = False) -> object:
         """The backend's plan for ``entries``, to be kept while their addresses stay."""
         return self._backend.plan(entries, self.device, watched=watched)
-
-    def check_watchable(self) -> None:
-        """Raise RuntimeError if the backend forms no sums for a drift monitor."""
-        if not self._backend.can_be_watched:
-            raise RuntimeError(
-                f"backend {self.backend_name!r} does not form the sums that drift is monitored with; "
-                'expected one that does: pass backend="triton", or "eager", or leave out monitor_drift()'
-            )
 
     def drift(self, plan: object) -> Tensor:
         """Sums of the last step over each tensor of a ``watched`` plan, (n_entries, len(Drift))."""

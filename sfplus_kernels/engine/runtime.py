@@ -12,7 +12,7 @@ from torch import Tensor
 from sfplus_kernels.contract.capture import capturing, check_not_capturing
 from sfplus_kernels.contract.layout import Global, Scalar
 from sfplus_kernels.engine.delayed_figures import DelayedFigures
-from sfplus_kernels.engine.drift import drift_of_all
+from sfplus_kernels.engine.drift import check_watchable, drift_of_all
 from sfplus_kernels.engine.engine import Engine, Passes
 from sfplus_kernels.engine.plans import KeptPlan
 from sfplus_kernels.engine.validity import all_plain
@@ -231,13 +231,7 @@ class Runtime:
         """
         if watches == self.watches:
             return
-        if watches:
-            self.engine.check_watchable()
-        if self.engine.recorded:
-            raise RuntimeError(
-                "a CUDA graph has recorded steps of this optimizer, and its replays go on as they were "
-                "recorded; call monitor_drift() before the capture"
-            )
+        check_watchable(self.engine, watches)
         self.watches = watches
         self.kept, self._delayed, self.drift_of_copies = None, None, None
 

@@ -346,3 +346,20 @@ def test_steady_state_of_random_gradients(name: str) -> None:
     assert mean["group_update_ratio"] == pytest.approx(mean["group_steady_update_ratio"], rel=0.05)
     if not math.isnan(mean["group_steady_grad_ratio"]):
         assert mean["group_grad_ratio"] == pytest.approx(mean["group_steady_grad_ratio"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_step_is_monitored_too() -> None:
+    """Also where the compiler hands copies of the tensors to the operator."""
+    found = []
+    for compiled in (False, True):
+        params = make_params([(33, 5), (7,)], torch.float32)
+        optimizer = AdamC(params, lr=0.02, backend="cpu")
+        optimizer.monitor_drift("tensor")
+        take = torch.compile(optimizer.step, backend="aot_eager") if compiled else optimizer.step
+        for _, gradients in stream([p.shape for p in params], 3):
+            set_gradients(params, gradients)
+            take()
+        found.append({k: v for k, v in optimizer.metrics().items() if "steady" not in k})
+    assert found[0] == found[1]
