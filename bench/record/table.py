@@ -36,7 +36,7 @@ def percent(row: Row) -> str:
     said = number(found, 0, " %")
     if found is None or low is None or high is None or max(found - low, high - found) <= NOISE:
         return said
-    return f"{said} ({low:.0f} - {high:.0f})"
+    return f"{said} [{low:.0f} - {high:.0f}]"
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.record.provenance import ROOT
 from bench.record.rows import BASELINE, RESULTS, Row, Run, read
-from bench.record.table import device_line, markdown, milliseconds, number, remarks
+from bench.record.table import device_line, markdown, milliseconds, number, percent, remarks
 from bench.report.plots import PLOTS, draw
 from bench.work.workloads import OTHER_CLASSES
 
@@ -208,7 +208,7 @@ def busy_table(busy: list[Row], quiet: list[Row]) -> str:
 def _time_and_percent(row: Row | None) -> str:
     if row is None:
         return ""
-    return f"{milliseconds(row.median)} ({number(row.percent_of_roofline)} %)"
+    return f"{milliseconds(row.median)} ({percent(row)})"
 
 
 def _table(lines: list[tuple[str, ...]]) -> str:

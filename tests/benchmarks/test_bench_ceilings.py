@@ -244,8 +244,8 @@ def held_row(percent: float, low: float, high: float) -> rows.Row:
 
 def test_a_percentage_that_is_not_sure_is_given_with_its_interval() -> None:
     assert table.percent(held_row(97, 95, 100)) == "97 %"
-    assert table.percent(held_row(97, 93.6, 99)) == "97 % (94 - 99)"
-    assert table.percent(held_row(97, 96, 101)) == "97 % (96 - 101)"
+    assert table.percent(held_row(97, 93.6, 99)) == "97 % [94 - 99]"
+    assert table.percent(held_row(97, 96, 101)) == "97 % [96 - 101]"
     assert table.percent(timed("a", 100, [1.0])) == ""
 
 
