@@ -11,7 +11,7 @@ struct Table {
   const std::int64_t* gradients;  // (n_rows,) addresses; unused by interpolate
   const std::int64_t* chunks;     // (n_chunks, Chunk::WIDTH), of this launch only
   std::int64_t n_chunks;
-  std::int64_t chunk_size;  // elements
+  std::int64_t chunk_size;  // elements; 0 where each chunk is a row of its tensor, Row::ROW_LENGTH of them
   std::int64_t n_elements;  // in all chunks
   double* drift;            // (n_chunks, Drift::WIDTH): sums of each chunk, by update; null where nobody monitors
 };

@@ -5,6 +5,7 @@
 #include "../math/dtypes.h"
 #include "../math/follow_rule.h"
 #include "../math/move_rule.h"
+#include "../math/project_rule.h"
 #include "../math/update_rule.h"
 #include "loops.h"
 
@@ -73,6 +74,41 @@ void update_chunk(const UpdateChunk& chunk) {
   };
   for_each_element<State>(chunk.numel, element, grad, y, only_if<kHasE>(e), only_if<kHasM>(m), only_if<kHasV>(v),
                           only_if<kFollows>(param));
+}
+
+// What the update has just left of a row is in the cache: two sweeps over it, one for the norm of z.
+template <bool averages, class State, class Param>
+void project_row(const RowToProject& row) {
+  constexpr bool kFollows = sizeof(Param) < sizeof(State);
+  constexpr int kLanes = kBlock<State>;  // as in reduce_chunk
+  const ProjectCoefs<State> coefs = project_coefs<State>(row.group, row.group_coefs);
+  State* __restrict y = static_cast<State*>(row.y);
+  State* __restrict e = static_cast<State*>(row.displacement);
+  Param* __restrict param = static_cast<Param*>(row.param);
+  const auto square = [=](std::int64_t i) {
+    State e_i = 0;
+    if constexpr (averages) e_i = load(e + i);
+    const double z = static_cast<double>(z_of<averages>(load(y + i), e_i, coefs));
+    return z * z;
+  };
+  double lanes[kLanes] = {}, squares = 0;
+  std::int64_t i = 0;
+  for (; i + kLanes <= row.numel; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += square(i + lane);
+  }
+  for (int lane = 0; i < row.numel; ++i, ++lane) lanes[lane] += square(i);
+  for (int lane = 0; lane < kLanes; ++lane) squares += lanes[lane];
+
+  const State excess = static_cast<State>(excess_of_row(squares, row.hyper[Hyper::ROW_NORM]));
+  const auto element = [=](std::int64_t i) {
+    State y_i = load(y + i), e_i = 0;
+    if constexpr (averages) e_i = load(e + i);
+    project_element<averages>(y_i, e_i, excess, coefs);
+    store(y + i, y_i);
+    if constexpr (averages) store(e + i, e_i);
+    if constexpr (kFollows) store(param + i, narrow<Param>(y_i));
+  };
+  for_each_element<State>(row.numel, element);
 }
 
 template <int move, class State, class Param>
@@ -165,6 +201,11 @@ std::uint32_t stream(const StreamArray* arrays, int n_arrays, int n_changed, std
         SFPLUS_UPDATES_BY_GRAD(direction, float, bfloat16),                              \
         SFPLUS_UPDATES_BY_GRAD(direction, float, float16)                                \
   }
+#define SFPLUS_PROJECTS(averages)                                                        \
+  {                                                                                      \
+    project_row<averages, double, double>, project_row<averages, float, float>,          \
+        project_row<averages, float, bfloat16>, project_row<averages, float, float16>    \
+  }
 #define SFPLUS_MOVES(move)                                                               \
   {                                                                                      \
     move_chunk<move, double, double>, move_chunk<move, float, float>,                    \
@@ -181,6 +222,7 @@ const Kernels table = {
     {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM),
      SFPLUS_UPDATES(Direction::SGD), SFPLUS_UPDATES(Direction::PLAIN_ADAM), SFPLUS_UPDATES(Direction::PLAIN_SGD),
      SFPLUS_UPDATES(Direction::PLAIN_MOMENTUM)},
+    {SFPLUS_PROJECTS(false), SFPLUS_PROJECTS(true)},
     {SFPLUS_MOVES(Move::TO_X), SFPLUS_MOVES(Move::TO_Y), SFPLUS_MOVES(Move::SHIFT),
      SFPLUS_MOVES(Move::EXPOSE_Z), SFPLUS_MOVES(Move::ABSORB_Z)},
     stream,

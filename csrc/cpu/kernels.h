@@ -23,6 +23,14 @@ struct UpdateChunk {
   std::uint8_t* exponents;  // of v, where the moments are kept in 8 bits
 };
 
+// One row of a tensor, after its update.
+struct RowToProject {
+  void *y, *displacement;
+  void* param;  // null where the parameter is y itself
+  std::int64_t numel;
+  const double *group, *hyper, *group_coefs;  // rows of this tensor's
+};
+
 // Of a chunk of state in fewer than 32 bits: the tensor's keys of this step, and the index of the chunk's first element in
 // the whole tensor; those of the others follow it.
 struct Noise {
@@ -47,6 +55,8 @@ struct Kernels {
   void (*reduce[2][2][DType::WIDTH])(const ReduceChunk&, double* sums);
   // by [Direction][parameter dtype][gradient dtype]
   void (*update[kDirections][DType::WIDTH][DType::WIDTH])(const UpdateChunk&);
+  // by [whether e is kept][parameter dtype]
+  void (*project[2][DType::WIDTH])(const RowToProject&);
   // by [Move][parameter dtype]
   void (*interpolate[Move::WIDTH][DType::WIDTH])(const MoveChunk&);
   // reads the elements from ``start`` on of all arrays, side by side as a pass does it, writes those of the first n_changed,

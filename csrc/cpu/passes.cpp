@@ -47,11 +47,16 @@ struct Piece {
   std::int64_t index, n_chunks;  // in the table: its number, and how many of them it is
 };
 
+std::int64_t length_of_chunk(const Table& table, const std::int64_t* columns) {
+  return table.chunk_size != 0 ? table.chunk_size : columns[Row::ROW_LENGTH];
+}
+
 Piece piece_of(const Table& table, std::int64_t index) {
   const std::int64_t* chunk = table.chunks + index * Chunk::WIDTH;
   const std::int64_t* columns = table.rows + chunk[Chunk::ROW] * Row::WIDTH;
   const std::int64_t start = chunk[Chunk::START];
-  return {chunk[Chunk::ROW], start, std::min(columns[Row::NUMEL] - start, table.chunk_size), columns, index, 1};
+  const std::int64_t numel = std::min(columns[Row::NUMEL] - start, length_of_chunk(table, columns));
+  return {chunk[Chunk::ROW], start, numel, columns, index, 1};
 }
 
 // Of small tensors each is somewhere else: the memory of the chunk a few places behind this one is asked for.
@@ -77,8 +82,9 @@ void for_each_piece(const Table& table, std::int64_t first, std::int64_t end, co
   for (std::int64_t index = first; index < end;) {
     Piece piece = piece_of(table, index);
     ask_for(table, index + kPiecesAhead, end, Row::Y, Row::EXP_AVG, Row::EXP_AVG_SQ, Row::DISPLACEMENT);
+    const std::int64_t length = length_of_chunk(table, piece.columns);
     while (++index < end && table.chunks[index * Chunk::WIDTH + Chunk::ROW] == piece.row) {
-      piece.numel = std::min(piece.numel + table.chunk_size, piece.columns[Row::NUMEL] - piece.start);
+      piece.numel = std::min(piece.numel + length, piece.columns[Row::NUMEL] - piece.start);
       ++piece.n_chunks;
     }
     run(piece);
@@ -95,6 +101,17 @@ void for_each_run(const Piece& piece, const Function& run) {
     const std::int64_t index = piece.columns[Row::INDEX_START] + start / length * piece.columns[Row::INDEX_STRIDE] + within;
     run(start, numel, static_cast<std::uint32_t>(index));
     start += numel;
+  }
+}
+
+// run(rows) for parts of a piece whose chunks are rows: few enough that they stay in the cache.
+template <class Function>
+void for_each_rows(const Piece& piece, const Function& run) {
+  constexpr std::int64_t kTogether = 1 << 12;  // elements
+  const std::int64_t length = piece.columns[Row::ROW_LENGTH], together = std::max<std::int64_t>(1, kTogether / length);
+  for (std::int64_t done = 0; done < piece.n_chunks; done += together) {
+    const std::int64_t rows = std::min(together, piece.n_chunks - done);
+    run(Piece{piece.row, piece.start + done * length, rows * length, piece.columns, piece.index + done, rows});
   }
 }
 
@@ -197,14 +214,15 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
                        run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH,
                        at<std::uint8_t>(piece.columns[Row::EXPONENTS], start / kScaledTogether)};
   };
+  const auto run_part = [&](const Piece& piece, const auto& update) {
+    if (table.drift == nullptr) {
+      update(piece);
+    } else {
+      update_and_add(table, piece, format, param_dtype, grad_dtype, widths, update);
+    }
+  };
   const auto for_each_part = [&](const auto& update) {
-    for_each_chunk(table, n_threads, [&](const Piece& piece) {
-      if (table.drift == nullptr) {
-        update(piece);
-      } else {
-        update_and_add(table, piece, format, param_dtype, grad_dtype, widths, update);
-      }
-    });
+    for_each_chunk(table, n_threads, [&](const Piece& piece) { run_part(piece, update); });
   };
   if (format != Format::FULL) {
     const auto& kernels_of = format == Format::HALF ? kernels_16bit().update : kernels_8bit().update;
@@ -215,10 +233,27 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
         kernel(chunk_of(piece, start, numel), grad_dtype, {key.a, key.b, index});
       });
     });
-  } else {
-    const auto kernel = kernels().update[static_cast<int>(direction)][param_dtype][grad_dtype];
-    for_each_part([&](const Piece& piece) { kernel(chunk_of(piece, piece.start, piece.numel)); });
+    return;
   }
+  const auto kernel = kernels().update[static_cast<int>(direction)][param_dtype][grad_dtype];
+  const auto update_elements = [&](const Piece& piece) { kernel(chunk_of(piece, piece.start, piece.numel)); };
+  if (table.chunk_size != 0) {
+    for_each_part(update_elements);
+    return;
+  }
+  const auto project = kernels().project[averages(direction) ? 1 : 0][param_dtype];
+  for_each_chunk(table, n_threads, [&](const Piece& piece) {
+    const std::int64_t group = piece.columns[Row::GROUP], length = piece.columns[Row::ROW_LENGTH];
+    for_each_rows(piece, [&](const Piece& rows) {
+      run_part(rows, update_elements);
+      for (std::int64_t start = rows.start; start < rows.start + rows.numel; start += length) {
+        project({at<void>(piece.columns[Row::Y], start * widths.y),
+                 at<void>(piece.columns[Row::DISPLACEMENT], start * widths.e),
+                 at<void>(piece.columns[Row::PARAM], start * widths.param), length, run.groups + group * Group::WIDTH,
+                 run.hyper + group * Hyper::WIDTH, run.group_coefs + group * GroupCoef::WIDTH});
+      }
+    });
+  });
 }
 
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, int n_threads) {

@@ -3,6 +3,7 @@
 #include "finalize.cuh"
 #include "interpolate.cuh"
 #include "interpolate_half.cuh"
+#include "project.cuh"
 #include "reduce.cuh"
 #include "update.cuh"
 #include "update_half.cuh"
@@ -68,6 +69,14 @@ SFPLUS_DIRECTIONS(step, true)
 SFPLUS_PLAIN_UPDATES(plain_adam, Direction::PLAIN_ADAM)
 SFPLUS_PLAIN_UPDATES(plain_sgd, Direction::PLAIN_SGD)
 SFPLUS_PLAIN_UPDATES(plain_momentum, Direction::PLAIN_MOMENTUM)
+
+#define SFPLUS_PROJECT(name, averages, Param)                                                    \
+  extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
+      name##_##Param(const Table table, const Run run) {                                         \
+    project_pass<averages, StateBeside<Param>::Type, Param>(table, run);                         \
+  }
+SFPLUS_FOR_DTYPES(SFPLUS_PROJECT, project_plain, false)
+SFPLUS_FOR_DTYPES(SFPLUS_PROJECT, project, true)
 
 #define SFPLUS_INTERPOLATE(name, move, Param)                                                    \
   extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \

@@ -33,7 +33,9 @@ constexpr int kUpdatePlain = kInterpolateQuarter + 2;  // [direction that is PLA
 constexpr int kUpdatePlainHalf = kUpdatePlain + (kDirections - kAveragingDirections) * kPlainPairs;
 constexpr int kPlainHalves = 10;   // [param][grad] of Adam, [grad] of SGD, [param][grad] of SGD with momentum
 constexpr int kUpdatePlainQuarter = kUpdatePlainHalf + kPlainHalves;  // [param][grad] of Adam
-constexpr int kKernels = kUpdatePlainQuarter + kHalfTypes * kHalfTypes;
+// Behind update, where rows are projected.
+constexpr int kProject = kUpdatePlainQuarter + kHalfTypes * kHalfTypes;  // [averages][param]
+constexpr int kKernels = kProject + 2 * DType::WIDTH;
 
 inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
 
@@ -62,6 +64,9 @@ inline std::string kernel_name(int kernel) {
   };
   const auto half_pair = [&](int i) { return pair(DType::FLOAT32 + i / kHalfTypes, DType::FLOAT32 + i % kHalfTypes); };
   constexpr int n = DType::WIDTH;
+  if (kernel >= kProject) {
+    return std::string(kernel < kProject + n ? "project_plain_" : "project_") + dtypes[(kernel - kProject) % n];
+  }
   if (kernel >= kUpdatePlainQuarter) return "update_quarter_plain_adam" + half_pair(kernel - kUpdatePlainQuarter);
   if (kernel >= kUpdatePlainHalf) {
     const int i = kernel - kUpdatePlainHalf;

@@ -69,6 +69,11 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, boo
          : format == Format::HALF    ? kUpdateHalf + half
                                      : (whole ? kStep : kUpdate) + full,
          queue, blocks_for(table.n_chunks, kWarps), arguments, !whole);
+  if (table.chunk_size != 0) return;
+  Run run = finish.run;
+  void* of_project[] = {&own, &run};
+  launch(kProject + (has_displacement ? DType::WIDTH : 0) + param_dtype, queue, blocks_for(table.n_chunks, kWarps),
+         of_project, false);
 }
 
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, const Queue& queue) {

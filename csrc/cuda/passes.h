@@ -22,7 +22,8 @@ void reduce(const Table& table, int format, int param_dtype, int grad_dtype, boo
 void finalize(const Finish& finish, const Queue& queue);
 
 // Nothing is written on a skipped step. The rows are in device memory, so the caller says which buffers they have.
-// Where finish has tickets, the step's coefficients, without any sums, are made first.
+// Where finish has tickets, the step's coefficients, without any sums, are made first. Where each chunk of the table is a
+// row, another kernel projects them.
 void update(const Table& table, int format, int param_dtype, int grad_dtype, bool has_exp_avg, bool has_exp_avg_sq,
             bool has_displacement, const Finish& finish, const Queue& queue);
 

@@ -33,6 +33,7 @@ __device__ __forceinline__ Piece piece_of(const Table& table, std::int64_t index
   const std::int64_t* chunk = table.chunks + index * Chunk::WIDTH;
   const std::int64_t row = chunk[Chunk::ROW], start = chunk[Chunk::START];
   const std::int64_t* columns = table.rows + row * Row::WIDTH;
+  if (table.chunk_size == 0) return {columns, row, start, static_cast<int>(columns[Row::ROW_LENGTH])};
   const std::int64_t left = columns[Row::NUMEL] - start;
   return {columns, row, start, static_cast<int>(left < table.chunk_size ? left : table.chunk_size)};
 }

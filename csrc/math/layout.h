@@ -8,7 +8,7 @@
 #define SFPLUS_HYPER(X)                                                                    \
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \
   X(WARMUP_STEPS) X(WEIGHT_LR_POWER) X(SILENT_SGD_PHASE) X(ASCENDS) X(MAX_LR)  \
-  X(DECAY_PEAK) X(NESTEROV)
+  X(DECAY_PEAK) X(NESTEROV) X(ROW_NORM)
 #define SFPLUS_SETTING(X)                                                                  \
   X(RULE) X(SF_BETA1_MAX) X(SF_BETA1_ANNEAL_STEPS) X(POLYAK_BETA) X(F_STAR) X(GRAD_SIGN)   \
   X(MAX_GRAD_NORM) X(ROUNDING_SEED)
@@ -27,7 +27,7 @@
 #define SFPLUS_DRIFT(X) X(WEIGHT_SQ) X(GRAD_SQ) X(UPDATE_SQ) X(WEIGHT_DOT_UPDATE)
 #define SFPLUS_ROW(X)                                                                      \
   X(Y) X(PARAM) X(EXP_AVG) X(EXP_AVG_SQ) X(DISPLACEMENT) X(NUMEL) X(GROUP) X(SLOT)         \
-  X(Y_HIGH) X(INDEX_START) X(INDEX_RUN) X(INDEX_STRIDE) X(EXPONENTS)
+  X(Y_HIGH) X(INDEX_START) X(INDEX_RUN) X(INDEX_STRIDE) X(EXPONENTS) X(ROW_LENGTH)
 #define SFPLUS_CHUNK(X) X(ROW) X(START)
 #define SFPLUS_DTYPE(X) X(FLOAT64) X(FLOAT32) X(BFLOAT16) X(FLOAT16)
 

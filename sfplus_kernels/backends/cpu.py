@@ -129,7 +129,7 @@ def _native(table: AddressTable, launch: Launch) -> _C.Table:
         gradients=table.gradients.data_ptr(),
         chunks=table.chunks[launch.first_chunk].data_ptr(),
         n_chunks=launch.n_chunks,
-        chunk_size=CHUNK_SIZE,
+        chunk_size=0 if launch.projects else CHUNK_SIZE,
         n_elements=launch.n_elements,
         **watched,
     )

@@ -216,7 +216,7 @@ class CudaBackend:
                     gradients=table.gradients.data_ptr(),
                     chunks=chunks + launch.first_chunk * row_bytes,
                     n_chunks=launch.n_chunks,
-                    chunk_size=plan.chunk_size,
+                    chunk_size=0 if launch.projects else plan.chunk_size,  # each is a row
                     n_elements=launch.n_elements,
                 ),
                 launch,

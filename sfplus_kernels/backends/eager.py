@@ -93,7 +93,7 @@ class EagerBackend:
     def finalize(self, plan: EagerPlan, run: RunState, partials: Tensor | None) -> None:
         (
             lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent, ascends,
-            max_lr, decay_peak, nesterov,
+            max_lr, decay_peak, nesterov, _,
         ) = _columns(run.hyper, Hyper)  # fmt: skip
         rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm, _ = (
             run.settings.unbind()
@@ -215,7 +215,11 @@ class EagerBackend:
                 y = y + delta_to_y * delta
             else:
                 y = y + (e_to_y * e + delta_to_y * delta)
-                new["displacement"] = e_kept * (e - delta)
+                e = new["displacement"] = e_kept * (e - delta)
+            unprojected = y
+            if entry.projected:
+                y, e = _projected(y, e, run, entry.group)
+                new |= {} if e is None else {"displacement": e}
             words = None
             if entry.format != Format.FULL:
                 words = sixteen_bits.random_words(entry, run)
@@ -225,8 +229,9 @@ class EagerBackend:
                 old = getattr(entry, name).detach()
                 old.copy_(torch.where(skip, old, value))
             if plan.drift is not None:
-                y, _ = values(entry)  # as it is stored
-                sums = drift_sums(old_y, y, gradient.to(y.dtype))
+                # of the step alone, and as it is stored: where rows are projected, in full
+                moved = unprojected if entry.projected else values(entry)[0]
+                sums = drift_sums(old_y, moved, gradient.to(y.dtype))
                 plan.drift[number] = torch.where(skip, plan.drift[number], sums)
         plan.gradients = []  # kept longer, they would be memory that zero_grad() does not free
 
@@ -270,6 +275,20 @@ class EagerBackend:
                 y = y - b.to(e.dtype) * e
             for name, value in stored_y(entry, y).items():
                 getattr(entry, name).detach().copy_(value)
+
+
+def _projected(
+    y: Tensor, e: Tensor | None, run: RunState, group: int
+) -> tuple[Tensor, Tensor | None]:
+    """y and e once each row of z has the norm of its group: as if delta had been so much more."""
+    beta, row_norm = run.groups[group, Group.Y_BETA], run.hyper[group, Hyper.ROW_NORM]
+    z = y if e is None else y + beta.to(y.dtype) * e
+    norms = z.flatten(1).to(torch.float64).square().sum(1).sqrt()
+    excess = torch.where(norms > 0, 1 - row_norm / norms, 0)  # the part of the row that is too much
+    delta = excess.to(y.dtype).view(-1, *[1] * (y.dim() - 1)) * z
+    coefs = run.group_coefs[group].to(y.dtype)
+    y = y + coefs[GroupCoef.DELTA_TO_Y] * delta
+    return y, None if e is None else e - coefs[GroupCoef.E_KEPT] * delta
 
 
 def _factor_of_rule(

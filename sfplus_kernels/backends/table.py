@@ -36,6 +36,7 @@ class Launch:
     first_partial: int  # row of ``AddressTable.partials`` where this launch's slots begin
     shards: int = 1  # as in ``Entry``, and below
     format: Format = Format.FULL
+    projects: bool = False  # rows get a fixed norm; each chunk is a row
 
     @property
     def n_partials(self) -> int:
@@ -71,15 +72,20 @@ class AddressTable:
         return len(self.order)
 
 
-def cut_into_chunks(numels: Sequence[int], chunk_size: int, first_row: int = 0) -> Tensor:
+def cut_into_chunks(
+    numels: Sequence[int], chunk_size: int | Sequence[int], first_row: int = 0
+) -> Tensor:
     """Chunk table of tensors with ``numels`` elements: int64, shape (n_chunks, len(Chunk)).
 
-    Row by row and front to back; an empty tensor gets no chunk.
+    Row by row and front to back; an empty tensor gets no chunk. ``chunk_size`` is one for all, or one each.
     """
-    counts = torch.tensor([-(-n // chunk_size) for n in numels], dtype=torch.int64)
+    sizes = [chunk_size] * len(numels) if isinstance(chunk_size, int) else chunk_size
+    counts = torch.tensor([-(-n // size) for n, size in zip(numels, sizes, strict=True)])
+    counts = counts.to(torch.int64)
     rows = torch.arange(len(numels), dtype=torch.int64).repeat_interleave(counts)
     first_chunk = counts.cumsum(0) - counts
-    starts = (torch.arange(len(rows), dtype=torch.int64) - first_chunk[rows]) * chunk_size
+    size_of = torch.tensor(sizes, dtype=torch.int64)
+    starts = (torch.arange(len(rows), dtype=torch.int64) - first_chunk[rows]) * size_of[rows]
     return torch.stack((rows + first_row, starts), dim=1)
 
 
@@ -98,7 +104,7 @@ def sort_into_launches(entries: Sequence[Entry]) -> list[list[int]]:
     """Indices of the non-empty entries, one list for each launch, in order of first appearance.
 
     A launch has one (parameter, gradient) dtype pair, one set of buffers, one number of shards and one
-    format.
+    format, and rows of all its tensors are projected or of none.
     """
     kinds: dict[tuple, list[int]] = {}
     for index, entry in enumerate(entries):
@@ -106,7 +112,7 @@ def sort_into_launches(entries: Sequence[Entry]) -> list[list[int]]:
             kept = (entry.exp_avg, entry.exp_avg_sq, entry.displacement)
             buffers = tuple(buffer is not None for buffer in kept)
             kind = (entry.param.dtype, entry.grad_dtype, buffers, entry.shards, entry.format)
-            kinds.setdefault(kind, []).append(index)
+            kinds.setdefault((*kind, entry.projected), []).append(index)
     return list(kinds.values())
 
 
@@ -138,7 +144,8 @@ def build_table(
         if grad_dtype not in (None, *known):
             grad_dtype = known[0]
             converted |= dict.fromkeys(range(len(rows), len(rows) + len(members)), grad_dtype)
-        chunks = cut_into_chunks([e.param.numel() for e in members], chunk_size, len(rows))
+        sizes = [row_length(e) or chunk_size for e in members]
+        chunks = cut_into_chunks([e.param.numel() for e in members], sizes, len(rows))
         launch = Launch(
             param_dtype=members[0].param.dtype,
             grad_dtype=grad_dtype,
@@ -151,6 +158,7 @@ def build_table(
             first_partial=first_partial,
             shards=members[0].shards,
             format=members[0].format,
+            projects=members[0].projected,
         )
         launches.append(launch)
         chunk_tables.append(chunks)
@@ -272,6 +280,12 @@ def store_param_stages(table: AddressTable) -> None:
         param.detach().copy_(dense)
 
 
+def row_length(entry: Entry) -> int:
+    """``layout.Row.ROW_LENGTH``"""
+    empty = entry.param.numel() == 0
+    return 0 if empty or not entry.projected else entry.param.numel() // entry.param.shape[0]
+
+
 def _row(entry: Entry, param: Tensor) -> tuple[int, ...]:
     beside = entry.master_param if entry.y_low is None else entry.y_low
     return (  # the order of layout.Row
@@ -286,6 +300,7 @@ def _row(entry: Entry, param: Tensor) -> tuple[int, ...]:
         0 if entry.y_high is None else entry.y_high.data_ptr(),
         *((0, max(param.numel(), 1), 0) if entry.part is None else entry.part),
         0 if entry.exponents is None else entry.exponents.data_ptr(),
+        row_length(entry),
     )
 
 

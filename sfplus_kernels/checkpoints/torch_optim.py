@@ -96,7 +96,8 @@ def torch_state_dict(
         ValueError: something is at work that torch's class does not have.
     """
     for number, group in enumerate(saved["param_groups"]):
-        found = {n: group[n] for n in ("normalized", "max_grad_norm") if group.get(n)}
+        only_ours = ("normalized", "max_grad_norm", "row_norm")
+        found = {name: group[name] for name in only_ours if group.get(name)}
         if found:
             raise ValueError(
                 f"group {number} has {found}, which torch's class does not have: it would go on with other "

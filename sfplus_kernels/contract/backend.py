@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sfplus_kernels.contract.formats import rows_are_runs, strides_row_by_row
 from sfplus_kernels.contract.layout import (
     Format,
     Global,
@@ -59,6 +60,9 @@ class Entry(NamedTuple):
     y_high: Tensor | None = None
     part: tuple[int, int, int] | None = None  # INDEX_START, _RUN, _STRIDE; None: all is here
     exponents: Tensor | None = None  # of v in ``Format.QUARTER``, one for 32 elements
+    projected: bool = (
+        False  # whether rows of z get a fixed norm; each lies in one piece in the state
+    )
 
     @property
     def y(self) -> Tensor:
@@ -83,7 +87,10 @@ class Entry(NamedTuple):
         for kept in (self.displacement, self.exp_avg, self.exp_avg_sq, *of_y):
             if kept is not None:
                 return kept.stride()
-        return torch.empty_like(self.param, device="meta").stride()
+        own = torch.empty_like(self.param, device="meta").stride()
+        if self.projected and not rows_are_runs(self.param.shape, own):
+            return strides_row_by_row(self.param.shape)
+        return own
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATE_FORMATS = ("float32", "16bit", "8bit")
 """In the type of the arithmetic (float64 for float64 parameters), in 16 bits a number, or in 8."""
 
-DEFAULTS = {"state_format": "float32", "rounding_seed": 0}
+DEFAULTS = {"state_format": "float32", "rounding_seed": 0, "row_norm": None}
 """Of groups that say nothing of it, such as those that an older version saved."""
 
 ALGORITHM_BUFFERS = ("exp_avg", "exp_avg_sq", "displacement", "momentum_buffer")
@@ -146,6 +147,16 @@ def is_half(state: Mapping[str, Any]) -> bool:
 def low_of(state: Mapping[str, Any]) -> Any:
     """The lower half of y, or None."""
     return next((state[name] for name in LOW if name in state), None)
+
+
+def rows_are_runs(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether each row (of dimension 0) of a dense tensor lies in one piece in memory."""
+    return 0 in shape or shape[0] == 1 or strides[0] == math.prod(shape[1:])
+
+
+def strides_row_by_row(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a tensor whose elements lie in memory in their order."""
+    return torch.empty(shape, device="meta").stride()
 
 
 def halves(y: Tensor) -> tuple[Tensor, Tensor]:

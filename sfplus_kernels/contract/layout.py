@@ -81,6 +81,9 @@ class Hyper(HostRow):
     MAX_LR = 12  # what a Polyak step's lr polyak_lr is cut down to; 0 is no cap
     DECAY_PEAK = 13  # weight_decay is multiplied by gamma over this; -1: over LR_MAX; 0: it is not
     NESTEROV = 14  # 1 if u is the gradient and BETA1 times its momentum, 0 if it is the momentum
+    ROW_NORM = (
+        15  # what the norm of each row of z is brought to after a step; 0: nothing is projected
+    )
 
 
 class Setting(HostRow):
@@ -210,6 +213,9 @@ class Row(IntEnum):
     Element j of the memory is element INDEX_START + (j // INDEX_RUN) INDEX_STRIDE + j % INDEX_RUN (modulo
     2^32) of the whole tensor, of which this process may hold a part: its random numbers are of that index.
     Where INDEX_RUN is NUMEL the indices are one run.
+
+    ``ROW_LENGTH`` is the number of elements of a row of a tensor whose rows are projected, else 0; then
+    each of its chunks is a row.
     """
 
     Y = 0
@@ -225,10 +231,11 @@ class Row(IntEnum):
     INDEX_RUN = 10  # at least 1
     INDEX_STRIDE = 11
     EXPONENTS = 12
+    ROW_LENGTH = 13
 
 
 class Chunk(IntEnum):
     """One piece of work in the chunk table (int64): a row of the address table and an offset."""
 
     ROW = 0
-    START = 1  # first element; the piece ends at START + chunk_size or at NUMEL
+    START = 1  # first element; the piece ends at START + chunk_size (or ROW_LENGTH) or at NUMEL

@@ -70,6 +70,11 @@ def check_max_lr(value: object) -> float:
         raise ValueError(f"{error}, or None for no cap") from None
 
 
+def check_row_norm(value: object) -> float:
+    """``layout.Hyper.ROW_NORM``, above 0; 0 stands for None, nothing is projected."""
+    return 0.0 if value is None else check_number("row_norm", value, 0, open_low=True)
+
+
 def largest_gamma(group: Mapping[str, Any], k: float) -> float:
     """What ``max_lr`` lets through at the step that made a group's count ``k``, as finalize forms it."""
     cap, warmup_steps = check_max_lr(group["max_lr"]), float(group["warmup_steps"])

@@ -16,7 +16,12 @@ from sfplus_kernels.contract.formats import DEFAULTS
 from sfplus_kernels.contract.layout import Global, Hyper, Setting
 from sfplus_kernels.core.backend_choice import tell_choice, tell_left_behind
 from sfplus_kernels.core.description import described, offered
-from sfplus_kernels.core.hyperparameters import check_bounds_of_m, check_seed, check_shared
+from sfplus_kernels.core.hyperparameters import (
+    check_bounds_of_m,
+    check_row_norm,
+    check_seed,
+    check_shared,
+)
 from sfplus_kernels.core.kept_rows import KeptRows, Rows
 from sfplus_kernels.core.known_groups import KnownGroups
 from sfplus_kernels.core.torch_habits import TorchHabits
@@ -166,7 +171,11 @@ class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
         return self._kept_rows.get(self.param_groups, self._rows)
 
     def _rows(self) -> Rows:
-        hyper = [self.hyper_row(group) for group in self.param_groups]
+        hyper = []
+        for group in self.param_groups:
+            row = list(self.hyper_row(group))
+            row[Hyper.ROW_NORM] = check_row_norm(group["row_norm"])
+            hyper.append(tuple(row))
         check_bounds_of_m(hyper, self._containers())
         check_shared(self.param_groups, (*self.shared_arguments, "rounding_seed"))
         settings = self.settings_row(self.param_groups[0])[: Setting.ROUNDING_SEED]

@@ -24,6 +24,7 @@ class KeptPlan:
     reads_grad: bool  # whether the witness reads ``p.grad`` itself
     buffers: list[tuple[str, ...]]  # of each group, as the containers had them; below too
     formats: list[str]
+    projected: list[bool]
     chosen: list[Tensor]  # the parameters of a move, or those of a step that have a gradient
     witness: Witness = field(default_factory=new_witness)
     recorded: bool = False  # whether the gradients were brought to the table of a CUDA graph last
@@ -56,6 +57,7 @@ class KeptPlan:
             reads_grad=gradients is True,
             buffers=containers.buffers,
             formats=containers.formats,
+            projected=containers.projected,
             chosen=list(chosen),
         )
         kept.witness.note(containers.groups, containers.state, gradients)
@@ -64,6 +66,8 @@ class KeptPlan:
     def look(self, containers: Containers, gradients: Gradients) -> Seen | None:
         """What a step finds, or None if this plan is not one for these containers any more."""
         if self.buffers != containers.buffers or self.formats != containers.formats:
+            return None
+        if self.projected != containers.projected:
             return None
         return self.witness.look(containers.groups, containers.state, gradients)
 

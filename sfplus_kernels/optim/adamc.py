@@ -57,6 +57,7 @@ class AdamC(PlainAdam):
         skip_nonfinite: bool = False,
         process_group: Any = None,
         shard_group: Any = None,
+        row_norm: float | None = None,
         state_format: str = "float32",
         rounding_seed: int = 0,
         backend: str | None = None,
@@ -76,6 +77,7 @@ class AdamC(PlainAdam):
             "fused": fused,
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
+            "row_norm": row_norm,
             "state_format": state_format,
             "rounding_seed": rounding_seed,
         }

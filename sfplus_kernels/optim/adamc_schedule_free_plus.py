@@ -68,6 +68,9 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
             (ZeroRedundancyOptimizer, FSDP1's flat parameters); None where each process holds all.
         loss_reduce: "mean" or "sum" of the losses of the processes; None if they are the same already.
         shared_step: makes the steps of several optimizers those of one; see ``SharedStep``.
+        row_norm: the L2 norm that each row of these weights is brought to at every step: a row of a parameter
+            with two or more dimensions is ``p[i]``, all that belongs to one output. z is projected; x and y,
+            averages of it, are within. With ``state_format="float32"`` only. None leaves the norms alone.
         state_format: "float32", "16bit" for half the state, or "8bit" for a third (docs/memory.md); that of
             float16 parameters stays in float32.
         rounding_seed: of the roundings by chance of these, 0 to 4294967295; the same in all processes.
@@ -112,6 +115,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
         shard_group: Any = None,
         loss_reduce: str | None = "mean",
         shared_step: SharedStep | None = None,
+        row_norm: float | None = None,
         state_format: str = "float32",
         rounding_seed: int = 0,
         backend: str | None = None,
@@ -133,6 +137,7 @@ class AdamCScheduleFreePlus(ScheduleFreeOptimizer, PolyakOptimizer):
             "f_star": f_star,
             "maximize": maximize,
             "max_grad_norm": max_grad_norm,
+            "row_norm": row_norm,
             "state_format": state_format,
             "rounding_seed": rounding_seed,
         }

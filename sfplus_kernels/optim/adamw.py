@@ -33,6 +33,8 @@ class AdamW(PlainAdam):
             ``metrics()["skipped_steps"]``.
         process_group, shard_group: with whom the look at the gradients is shared, as in
             ``AdamCScheduleFreePlus``.
+        row_norm: the L2 norm that each row of these weights is brought to at every step: a row of a parameter
+            with two or more dimensions is ``p[i]``, all that belongs to one output. None leaves them alone.
         state_format: "float32", "16bit" for half the state, or "8bit" for about a quarter (docs/memory.md);
             that of float16 parameters stays in float32.
         rounding_seed: of the roundings by chance of these, 0 to 4294967295; the same in all processes.
@@ -63,6 +65,7 @@ class AdamW(PlainAdam):
         skip_nonfinite: bool = False,
         process_group: Any = None,
         shard_group: Any = None,
+        row_norm: float | None = None,
         state_format: str = "float32",
         rounding_seed: int = 0,
         backend: str | None = None,
@@ -80,6 +83,7 @@ class AdamW(PlainAdam):
             "fused": fused,
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
+            "row_norm": row_norm,
             "state_format": state_format,
             "rounding_seed": rounding_seed,
         }

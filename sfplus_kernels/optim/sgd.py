@@ -40,6 +40,8 @@ class SGD(PlainOptimizer):
         maximize: ascend.
         foreach, fused: accepted for torch's sake; have no effect.
         max_grad_norm, skip_nonfinite, process_group, shard_group: as in ``AdamW``.
+        row_norm: the L2 norm that each row of these weights is brought to at every step: a row of a parameter
+            with two or more dimensions is ``p[i]``, all that belongs to one output. None leaves them alone.
         state_format: "float32", or "16bit" for half the state, in which nothing is rounded by chance. "8bit"
             is the same here: momentum alone has no unit that 8 bits could count in (docs/memory.md).
         backend: "cpu", "cuda", "triton" or "eager"; None takes ``SFPLUS_BACKEND`` or the best available.
@@ -73,6 +75,7 @@ class SGD(PlainOptimizer):
         skip_nonfinite: bool = False,
         process_group: Any = None,
         shard_group: Any = None,
+        row_norm: float | None = None,
         state_format: str = "float32",
         backend: str | None = None,
     ) -> None:
@@ -90,6 +93,7 @@ class SGD(PlainOptimizer):
             "fused": fused,
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
+            "row_norm": row_norm,
             "state_format": state_format,
         }
         super().__init__(

@@ -41,6 +41,9 @@ class SGDScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
             ``metrics()["skipped_steps"]``.
         process_group, shard_group: with whom the look at the gradients is shared, as in
             ``AdamCScheduleFreePlus``.
+        row_norm: the L2 norm that each row of these weights is brought to at every step: a row of a parameter
+            with two or more dimensions is ``p[i]``, all that belongs to one output. z is projected; x and y,
+            averages of it, are within. With ``state_format="float32"`` only. None leaves the norms alone.
         state_format: "float32", "16bit" for half the state, or "8bit" for a third (docs/memory.md); that of
             float16 parameters stays in float32.
         rounding_seed: of the roundings by chance of these, 0 to 4294967295; the same in all processes.
@@ -69,6 +72,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
         skip_nonfinite: bool = False,
         process_group: Any = None,
         shard_group: Any = None,
+        row_norm: float | None = None,
         state_format: str = "float32",
         rounding_seed: int = 0,
         backend: str | None = None,
@@ -84,6 +88,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
             "maximize": maximize,
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
+            "row_norm": row_norm,
             "state_format": state_format,
             "rounding_seed": rounding_seed,
         }

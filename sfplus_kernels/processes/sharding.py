@@ -92,6 +92,15 @@ def rows_in_blocks(param: Tensor, block: int) -> bool:
     return width % pieces == 0 and width // pieces * within % block == 0
 
 
+def cuts_rows(param: Tensor) -> bool:
+    """Whether processes hold parts of its rows, those of dimension 0."""
+    if not is_dtensor(param):
+        return False
+    like: Any = param
+    pairs = zip(like.device_mesh.shape, like.placements, strict=True)
+    return any(size > 1 and getattr(placement, "dim", 0) != 0 for size, placement in pairs)
+
+
 def shards(param: Tensor) -> int:
     """Among how many processes the elements of ``param`` are divided: 1 where each holds all of them."""
     count = 1

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfplus_kernels.reference.projection import project_rows
+
 
 class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
     """The oracle of the tests and the plain peer of the benchmarks: simplest code, more memory.
@@ -35,6 +37,7 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
         warmup_steps: int = 0,
         max_lr: float | None = None,
         f_star: float = 0.0,
+        row_norm: float | None = None,
         maximize: bool = False,
     ) -> None:
         per_group = {
@@ -47,6 +50,7 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
             "weight_lr_power": weight_lr_power,
             "warmup_steps": warmup_steps,
             "max_lr": max_lr,
+            "row_norm": row_norm,
         }
         run_state = {"k": 0, "lr_max": None, "weight_sum": 0.0, "ckp1": 0.0, "scheduled_lr": 0.0}
         super().__init__(params, per_group | run_state)
@@ -171,6 +175,7 @@ class AdamCScheduleFreePlusReference(torch.optim.Optimizer):
 
         # z <- z - gamma u - gamma^2 weight_decay y
         z.sub_(u, alpha=gamma).sub_(y, alpha=gamma**2 * group["weight_decay"])
+        project_rows(z, group["row_norm"])
         # x <- (1 - c) x + c z
         x.mul_(1 - c).add_(z, alpha=c)
         self.follow_beta(p, beta_k)

@@ -28,6 +28,7 @@ class AdamWScheduleFreeReference(GivenLrReference):
         weight_lr_power: float = 2.0,
         *,
         inner_momentum: float = 0.0,
+        row_norm: float | None = None,
         maximize: bool = False,
     ) -> None:
         per_group = {
@@ -39,6 +40,7 @@ class AdamWScheduleFreeReference(GivenLrReference):
             "r": r,
             "weight_lr_power": weight_lr_power,
             "inner_momentum": inner_momentum,
+            "row_norm": row_norm,
         }
         super().__init__(params, per_group, maximize=maximize)
 

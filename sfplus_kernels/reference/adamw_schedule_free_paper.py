@@ -27,6 +27,7 @@ class AdamWScheduleFreePaperReference(GivenLrReference):
         r: float = 0.0,
         weight_lr_power: float = 2.0,
         *,
+        row_norm: float | None = None,
         maximize: bool = False,
     ) -> None:
         per_group = {
@@ -37,6 +38,7 @@ class AdamWScheduleFreePaperReference(GivenLrReference):
             "warmup_steps": warmup_steps,
             "r": r,
             "weight_lr_power": weight_lr_power,
+            "row_norm": row_norm,
         }
         super().__init__(params, per_group, maximize=maximize)
 

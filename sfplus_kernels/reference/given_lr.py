@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfplus_kernels.reference.projection import project_rows
+
 AVERAGING = {"k": 0, "lr_max": -1.0, "weight_sum": 0.0, "ckp1": 0.0, "scheduled_lr": 0.0}
 """Run state of a group before its first step."""
 
@@ -74,6 +76,7 @@ class GivenLrReference(torch.optim.Optimizer):
 
         # z <- z - gamma u - gamma weight_decay y
         state["z"].sub_(u, alpha=gamma).sub_(state["y"], alpha=gamma * group["weight_decay"])
+        project_rows(state["z"], group["row_norm"])
         average(state, c, self.momentum(group))
         p.copy_(state["y"])
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfplus_kernels.reference.projection import project_rows
+
 
 class PlainReference(torch.optim.Optimizer):
     """An algorithm says what one tensor's step is; the rest is here."""
@@ -29,6 +31,7 @@ class PlainReference(torch.optim.Optimizer):
                     self.state[p].setdefault("step", 0)
                     self.state[p]["step"] += 1
                     self.step_one(p, g, group, decay)
+                    project_rows(p, group["row_norm"])
 
 
 def corrected_decay(group: dict[str, Any]) -> float:

@@ -27,6 +27,7 @@ class RAdamScheduleFreeReference(GivenLrReference):
         weight_lr_power: float = 2.0,
         silent_sgd_phase: bool = True,
         *,
+        row_norm: float | None = None,
         maximize: bool = False,
     ) -> None:
         per_group = {
@@ -37,6 +38,7 @@ class RAdamScheduleFreeReference(GivenLrReference):
             "r": r,
             "weight_lr_power": weight_lr_power,
             "silent_sgd_phase": silent_sgd_phase,
+            "row_norm": row_norm,
         }
         super().__init__(params, per_group, maximize=maximize)
 

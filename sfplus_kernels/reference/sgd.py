@@ -25,6 +25,7 @@ class SGDReference(PlainReference):
         *,
         normalized: bool = False,
         max_lr: float | None = None,
+        row_norm: float | None = None,
         maximize: bool = False,
     ) -> None:
         per_group = {
@@ -35,6 +36,7 @@ class SGDReference(PlainReference):
             "normalized": normalized,
             "max_lr": max_lr,
             "maximize": maximize,
+            "row_norm": row_norm,
         }
         super().__init__(params, per_group)
 

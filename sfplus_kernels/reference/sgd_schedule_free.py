@@ -25,6 +25,7 @@ class SGDScheduleFreeReference(GivenLrReference):
         r: float = 0.0,
         weight_lr_power: float = 2.0,
         *,
+        row_norm: float | None = None,
         maximize: bool = False,
     ) -> None:
         per_group = {
@@ -34,6 +35,7 @@ class SGDScheduleFreeReference(GivenLrReference):
             "warmup_steps": warmup_steps,
             "r": r,
             "weight_lr_power": weight_lr_power,
+            "row_norm": row_norm,
         }
         super().__init__(params, per_group, maximize=maximize)
 

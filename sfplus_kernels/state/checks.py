@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.formats import FLOAT_DTYPES, STATE_FORMATS
-from sfplus_kernels.processes.sharding import holds_sums, local, plain
+from sfplus_kernels.processes.sharding import cuts_rows, holds_sums, local, plain
 from sfplus_kernels.state.containers import Containers
 
 
@@ -70,6 +70,8 @@ def check_containers(containers: Containers) -> None:
             expected = f"{', '.join(first)} or {last}"
             raise ValueError(f"state_format is {state_format!r}; expected {expected}")
         params = containers.groups[index]["params"] if state_format != "float32" else []
+        if containers.projected[index]:
+            _check_rows(containers.groups[index]["params"], touched, state_format)
         if any(p.dtype == torch.float64 and id(p) in touched for p in params):
             raise ValueError(
                 f"state_format is {state_format!r}, but a parameter is float64; expected 'float32', which "
@@ -81,6 +83,31 @@ def check_containers(containers: Containers) -> None:
                 "state_format is '8bit', but a closure form writes y and x into a bfloat16 parameter in turn "
                 "and would round it to 24 bits twice a step; expected '16bit' or 'float32', or float32 "
                 "parameters"
+            )
+
+
+def _check_rows(params: Iterable[Tensor], touched: set[int], state_format: str) -> None:
+    """Raise ValueError unless the rows of these have a norm that can be kept."""
+    if state_format != "float32":
+        raise ValueError(
+            f"state_format is {state_format!r} in a group with a row_norm; expected 'float32', which alone "
+            "is exact enough to keep a norm, or row_norm=None"
+        )
+    for param in params:
+        if id(param) not in touched:
+            continue
+        if param.dim() < 2:
+            raise ValueError(
+                f"a parameter of shape {tuple(param.shape)} is in a group with a row_norm; expected two "
+                "dimensions or more, the first being that of the rows. Put biases and the gains of "
+                "normalisations into a group with row_norm=None"
+            )
+        if cuts_rows(param):
+            raise ValueError(
+                f"a parameter of shape {tuple(param.shape)} in a group with a row_norm is a DTensor with the "
+                f"placements {param.placements}; expected whole rows on each process: "  # type: ignore[attr-defined]
+                "replicas, or shards along dimension 0. Divide it that way, or put it into a group with "
+                "row_norm=None"
             )
 
 

@@ -34,6 +34,11 @@ class Containers:
         """In which of ``formats.STATE_FORMATS`` each group keeps them."""
         return [group["state_format"] for group in self.groups]
 
+    @property
+    def projected(self) -> list[bool]:
+        """Whether the rows of each group's parameters get a fixed norm."""
+        return [group["row_norm"] is not None for group in self.groups]
+
     @cached_property
     def params(self) -> list[Tensor]:
         """Of all groups, in their order."""

@@ -26,6 +26,8 @@ from sfplus_kernels.contract.formats import (
     is_half,
     is_quarter,
     nearest,
+    rows_are_runs,
+    strides_row_by_row,
 )
 from sfplus_kernels.contract.layout import Format
 from sfplus_kernels.processes.sharding import as_part_of, is_dtensor, local, part_of_whole, shards
@@ -98,9 +100,10 @@ def bring_to_parameters(containers: Containers) -> None:
         needed = (*(["displacement"] if averages(containers.buffers[group]) else []), STEP)
         _check_fits(slot, param, state, containers.formats[group], needed)
     seen: set[int] = set()
+    projected = containers.projected
     for group, _, param, state in states:
         state_format = containers.formats[group]
-        layout = _layout(state)
+        layout = _layout(state, by_rows=projected[group])
         for name, dtype in _dtypes(param, state, state_format).items():
             _bring(param, state, name, dtype, None if name == EXPONENTS else layout, seen)
 
@@ -116,6 +119,7 @@ def make_entries(
         grad_dtypes: dtype of each gradient by the parameter's id, or None where none is read.
     """
     places = {id(param): (index, slot) for index, slot, param in containers.places()}
+    projected = containers.projected
     entries = []
     for param in params:
         state = containers.own_state(param)
@@ -136,6 +140,7 @@ def make_entries(
             y_low=buffers.get("y_low"),
             y_high=buffers.get("y_high"),
             exponents=buffers.get("exponents"),
+            projected=projected[group_index],
         )
         if entry.format != Format.FULL:
             entry = entry._replace(part=part_of_whole(param, containers.rank))
@@ -248,13 +253,19 @@ def has_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _layout(state: TensorState) -> tuple[int, ...]:
-    """The strides of all that has the parameter's shape; codes are kept row by row."""
+def _layout(state: TensorState, *, by_rows: bool) -> tuple[int, ...]:
+    """The strides of all that has the parameter's shape; codes are kept row by row.
+
+    Args:
+        by_rows: whether each row has to lie in one piece.
+    """
     kept = _one_of(state)
     if kept is None:
         return ()
-    whole_rows = is_quarter(state)
-    return torch.empty(kept.shape, device="meta").stride() if whole_rows else _dense_strides(kept)
+    strides = _dense_strides(kept)
+    if is_quarter(state) or (by_rows and not rows_are_runs(kept.shape, strides)):
+        return strides_row_by_row(kept.shape)
+    return strides
 
 
 def _one_of(state: Mapping[str, Any]) -> Tensor | None:

@@ -26,6 +26,7 @@ import test_family
 import test_family_inputs
 import test_parity
 import test_plain
+import test_projection
 from cuda_on_host import CudaOnHost
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
@@ -79,6 +80,19 @@ def test_without_averaging_it_is_torchs(name: str) -> None:
 @pytest.mark.parametrize("name", test_plain.CORRECTED)
 def test_corrected_decay_is_the_references(name: str) -> None:
     test_plain.test_corrected_decay_is_the_references(name, BACKEND, None)
+
+
+@pytest.mark.parametrize("case", ["plus", "sgd, averaged", "adamw", "sgd without momentum"])
+def test_rows_of_a_fixed_norm(case: str) -> None:
+    test_projection.test_the_references_trajectory(BACKEND, case)
+
+
+def test_rows_of_a_fixed_norm_in_other_dtypes() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        test_projection.test_z_on_the_sphere_x_and_y_within("adamw, averaged", dtype, BACKEND)
+    test_projection.test_torchs_adamw_with_a_projection_after_it(BACKEND, torch.bfloat16)
+    test_projection.test_layouts_in_memory(BACKEND, "SGD")
+    test_projection.test_a_skipped_step_projects_nothing(BACKEND)
 
 
 @pytest.mark.parametrize("grad", [torch.float32, torch.bfloat16])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -182,6 +183,11 @@ class TritonBackend:
                     "group_coefs_ptr": run.group_coefs,
                     "tensor_coefs_ptr": run.tensor_coefs,
                     **({} if full else {"settings_ptr": run.settings, "tensors_ptr": run.tensors}),
+                    **(
+                        {"groups_ptr": run.groups, "hyper_ptr": run.hyper}
+                        if launch.projects
+                        else {}
+                    ),
                 },
                 drift_ptr=None if plan.drift is None else plan.drift.slots,
                 **FINISH,
@@ -247,7 +253,8 @@ def _config(pass_name: str, launch: Launch) -> LaunchConfig:
     widest = state_dtype(launch.param_dtype)
     if launch.format != layout.Format.FULL:  # of what is written: y too, where it is in one piece
         widest = torch.float16 if pass_name == "reduce" else launch.param_dtype
-    return launch_config(pass_name, widest, INTERPRETED)
+    config = launch_config(pass_name, widest, INTERPRETED)
+    return replace(config, chunk_size=0) if launch.projects else config  # a chunk is a row
 
 
 def _e_dtype(launch: Launch) -> tl.dtype:

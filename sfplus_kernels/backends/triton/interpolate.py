@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from sfplus_kernels.backends.triton import eight_bits, sixteen_bits
-from sfplus_kernels.backends.triton.memory import round_to, y_or_written
+from sfplus_kernels.backends.triton.memory import chunk_length, round_to, y_or_written
 
 
 @triton.jit
@@ -174,7 +174,7 @@ def interpolate_kernel(
         kept_ptr = kept_address.to(tl.pointer_type(PARAM_DTYPE))
 
     # whole aligned blocks without a mask, so that accesses are vectors; then what is left
-    length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
+    length = chunk_length(tensor, start, numel, COLUMNS, CHUNK_SIZE)
     whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
     lanes = tl.arange(0, BLOCK_SIZE)
     for offset in range(0, whole, BLOCK_SIZE):

@@ -24,6 +24,14 @@ def round_to(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def chunk_length(tensor, start, numel, COLUMNS: tl.constexpr, CHUNK_SIZE: tl.constexpr):
+    """Elements of a chunk: where CHUNK_SIZE is 0, rows of its tensor are projected, and it is one of them."""
+    if CHUNK_SIZE == 0:
+        return tl.load(tensor + COLUMNS.Row.ROW_LENGTH).to(tl.int32)
+    return tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
+
+
+@triton.jit
 def y_or_written(y, param):
     """y of a parameter that was left as its rounding: where it is anything else, what was written wins."""
     return tl.where(round_to(y, param.dtype) == param, y, param.to(y.dtype))

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from sfplus_kernels.backends.triton.finish import finish_step
+from sfplus_kernels.backends.triton.memory import chunk_length
 from sfplus_kernels.backends.triton.tickets import draws_last
 
 
@@ -71,7 +72,7 @@ def reduce_kernel(
         aligned = (e_address % 16 == 0) & (g_address % GRAD_ALIGNMENT == 0)
 
         # whole aligned blocks without a mask, so that loads are vectors; then what is left
-        length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
+        length = chunk_length(tensor, start, numel, COLUMNS, CHUNK_SIZE)
         whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
         e_vec = tl.multiple_of(e_address.to(tl.pointer_type(E_DTYPE)), 16)
         g_vec = tl.multiple_of(g_address.to(tl.pointer_type(GRAD_DTYPE)), GRAD_ALIGNMENT)

@@ -9,6 +9,8 @@ import triton.language as tl
 
 from sfplus_kernels.backends.triton import sixteen_bits
 from sfplus_kernels.backends.triton.finish import finish_step
+from sfplus_kernels.backends.triton.memory import chunk_length
+from sfplus_kernels.backends.triton.project import project_row
 from sfplus_kernels.backends.triton.tickets import draws_first, meet
 from sfplus_kernels.backends.triton.update_blocks import (
     add_drift,
@@ -151,7 +153,7 @@ def update_kernel(
             param_ptr = param_address.to(tl.pointer_type(PARAM_DTYPE))
 
         # whole aligned blocks without a mask, so that accesses are vectors; then what is left
-        length = tl.minimum(numel - start, CHUNK_SIZE).to(tl.int32)
+        length = chunk_length(tensor, start, numel, COLUMNS, CHUNK_SIZE)
         whole = tl.where(aligned, length // BLOCK_SIZE * BLOCK_SIZE, 0)
         if QUARTER:
             exponents_address = tl.load(tensor + COLUMNS.Row.EXPONENTS) + start // 32
@@ -226,3 +228,9 @@ def update_kernel(
             tl.store(slot + COLUMNS.Drift.GRAD_SQ, total(gradient, gradients))
             tl.store(slot + COLUMNS.Drift.UPDATE_SQ, total(update, updates))
             tl.store(slot + COLUMNS.Drift.WEIGHT_DOT_UPDATE, total(dot, dots))
+        if CHUNK_SIZE == 0:
+            tl.debug_barrier()  # what other threads of this program have written is there
+            project_row(
+                y_ptr, param_ptr, e_ptr, length, group, groups_ptr, hyper_ptr, group_coefs_ptr,
+                COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_DISPLACEMENT, BLOCK_SIZE,
+            )  # fmt: skip

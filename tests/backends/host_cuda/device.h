@@ -115,6 +115,15 @@ inline unsigned __shfl_xor_sync(unsigned mask, unsigned value, int distance) {
   host_cuda::barrier_of(mask);
   return result;
 }
+inline double __shfl_xor_sync(unsigned mask, double value, int distance) {
+  const unsigned self = threadIdx.x, other = self ^ static_cast<unsigned>(distance);
+  if (mask != 0xFFFFFFFFu) throw std::runtime_error("only whole warps exchange a double");
+  host_cuda::shuffle_slot(self) = value;
+  host_cuda::warp_barrier(false);
+  const double result = host_cuda::shuffle_slot(other);
+  host_cuda::warp_barrier(false);
+  return result;
+}
 inline double __shfl_down_sync(unsigned, double value, unsigned distance) {
   const unsigned self = threadIdx.x, other = self + distance;
   host_cuda::shuffle_slot(self) = value;
