@@ -22,6 +22,7 @@ from bench.measure.held import (
 )
 from bench.measure.race import Races
 from bench.record import rows, table
+from bench.record.provenance import ROOT
 from bench.record.rows import relate
 from bench.work import traffic
 from bench.work.arrays import Arrays
@@ -294,3 +295,10 @@ def test_what_seems_quicker_than_its_ceiling_is_measured_longer(
     row = timed("a", 3600, rounds["a"])
     hold_against(row, rounds["a"], held["a"], found, rounds, has_loops=True)
     assert row.percent_of_roofline == pytest.approx(125 if stays else 100 / 1.2)
+
+
+def test_saved_runs_name_what_is_above_its_ceiling() -> None:
+    for path in (ROOT / "bench" / "results").glob("*-cpu/results.json"):
+        run = rows.read(path)
+        if "above_ceilings" in run.about:  # older runs do not say
+            assert run.about["above_ceilings"] == rows.above_ceilings(run.rows)
