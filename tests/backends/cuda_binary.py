@@ -108,7 +108,8 @@ class Kernel:
             return [16, BITS[self.arguments[1]]], []
         if self.is_update:
             moments = {"adam": 2, "momentum": 1, "sgd": 0}[self.name.split()[-1]]
-            state = [moment] * moments + [16] + y
+            e = [] if "plain" in self.name.split() else [16]
+            state = [moment] * moments + e + y
             return [*state, BITS[self.arguments[1]]], state
         if self.arguments == ("bf16", "to_x"):  # the parameter is written only
             return [16, 16, lower], [16]

@@ -269,7 +269,7 @@ def test_state_of_fewer_bits_has_few_loops() -> None:
         for isa in _C.available_isas()
         for loop in ("update_8bit", "update_16bit", "move_16bit")
     }
-    expected = {"update_8bit": 5, "update_16bit": 6, "move_16bit": 8}
+    expected = {"update_8bit": 7, "update_16bit": 11, "move_16bit": 8}
     assert per_isa == {(isa, loop): expected[loop] for isa, loop in per_isa}
     streams = {} if _C.CUDA_MISSING else {stream for stream, _, _ in _C.CUDA_IMAGES.values()}
     images = sum(map(len, streams))
