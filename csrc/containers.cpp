@@ -249,6 +249,7 @@ bool Witness::see_gradient(Look& look, PyObject* tensor) {
 void bind_containers(py::module_& m) {
   py::class_<Witness>(m, "Witness", py::module_local())
       .def(py::init<py::object, py::tuple>(), py::arg("reader"), py::arg("names"))
+      .def_property_readonly("knows_dicts", &Witness::knows_dicts)
       .def("note", &Witness::note, py::arg("groups"), py::arg("state"), py::arg("gradients"))
       .def("look", &Witness::look, py::arg("groups"), py::arg("state"), py::arg("gradients"));
 }

@@ -30,6 +30,8 @@ class Witness {
   pybind11::object look(const pybind11::object& groups, const pybind11::object& state,
                         const pybind11::object& gradients);
 
+  bool knows_dicts() const { return quick_.knows_dicts(); }
+
  private:
   struct Look;  // one pass
 

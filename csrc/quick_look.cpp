@@ -1,5 +1,7 @@
 #include "quick_look.h"
 
+#include "fetch.h"
+
 namespace py = pybind11;
 
 namespace sfplus {
@@ -14,19 +16,6 @@ PyObject* params_of(PyObject* group) {
   if (params == nullptr) PyErr_Clear();
   return params != nullptr && PyList_Check(params) ? params : nullptr;
 }
-
-// Of any address: there is no fault.
-void fetch_lines(std::uintptr_t from, std::uintptr_t bytes) {
-#if defined(__GNUC__)
-  for (std::uintptr_t at = from & ~std::uintptr_t{63}; at < from + bytes; at += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(at));
-  }
-#else
-  static_cast<void>(from), static_cast<void>(bytes);
-#endif
-}
-
-std::uintptr_t address(const void* object) { return reinterpret_cast<std::uintptr_t>(object); }
 
 }  // namespace
 
@@ -66,8 +55,7 @@ bool QuickLook::note_groups(PyObject* groups, bool reads) {
           given.row = static_cast<std::int32_t>(gradients_.size() - 1);
         }
         given.impl = reader_.object_of(param.ptr());
-        // the fourth word in all releases so far; elsewhere the guess is of no use
-        given.autograd = reinterpret_cast<const std::uintptr_t*>(given.impl)[3];
+        given.way = reader_.way_to_gradient(given.impl);
       }
       given_.push_back(given);
     }
@@ -76,6 +64,8 @@ bool QuickLook::note_groups(PyObject* groups, bool reads) {
 }
 
 bool QuickLook::note_states(PyObject* state) {
+  state_ = state;
+  state_version_ = versions_.of(state);
   PyObject *param, *own, *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(state, &at, &param, &own);) {
     if (!PyDict_Check(own) || !note_tensor(param, rows_)) return false;
@@ -87,7 +77,7 @@ bool QuickLook::note_states(PyObject* state) {
       keys |= static_cast<std::uint64_t>(place) << 4 * (rows_.size() - first);
       if (!note_tensor(value, rows_)) return false;
     }
-    owns_.push_back({param, own, address(reinterpret_cast<PyDictObject*>(own)->ma_keys), keys,
+    owns_.push_back({param, own, versions_.of(own), address(reinterpret_cast<PyDictObject*>(own)->ma_keys), keys,
                      static_cast<std::uint32_t>(rows_.size() - first)});
   }
   return true;
@@ -142,9 +132,9 @@ bool QuickLook::same_groups(PyObject* groups, py::list& gradients) const {
         const Given& ahead = given_[next + kGradientsAhead];
         fetch_lines(address(ahead.param), 24);
         fetch_lines(ahead.impl, 40);
-        fetch_lines(ahead.autograd, 56);
+        fetch_lines(ahead.way, 8);
         if (ahead.row >= 0) {
-          fetch_lines(gradients_[ahead.row].impl, 16);
+          fetch_lines(gradients_[ahead.row].impl, 64);
           fetch_lines(address(gradients_[ahead.row].object), 24);
         }
       }
@@ -159,29 +149,43 @@ bool QuickLook::same_groups(PyObject* groups, py::list& gradients) const {
   return true;
 }
 
-bool QuickLook::same_states(PyObject* state) const {
+bool QuickLook::same_states(PyObject* state) {
   PyObject *param, *dict;
   Py_ssize_t at = 0;
   const Row* row = rows_.data();
+  // A dict that was not modified holds what was noted, alive, and need not be gone through.
+  const bool unmodified = state == state_ && versions_.same(state, state_version_);
   if (PyDict_GET_SIZE(state) != static_cast<Py_ssize_t>(owns_.size())) return false;
   for (std::size_t i = 0; i < owns_.size(); ++i) {
-    const Own& own = owns_[i];
+    Own& own = owns_[i];
     if (i + 2 < owns_.size()) {
       fetch_lines(address(owns_[i + 2].dict), 48);
-      fetch_lines(owns_[i + 2].entries, 160);
+      if (!versions_.known()) fetch_lines(owns_[i + 2].entries, 160);
     }
-    if (!PyDict_Next(state, &at, &param, &dict) || param != own.param || dict != own.dict) return false;
+    if (!unmodified && (!PyDict_Next(state, &at, &param, &dict) || param != own.param || dict != own.dict || !PyDict_Check(dict))) {
+      return false;
+    }
     fetch(row[kAhead]);
-    if (!same_tensor(*row++) || !same_state(own, row)) return false;
-    row += own.n_rows;
+    if (!same_tensor(*row++)) return false;
+    if (!versions_.same(own.dict, own.version)) {
+      if (!same_state(own, row)) return false;
+      own.version = versions_.of(own.dict);
+      row += own.n_rows;
+      continue;
+    }
+    for (const Row* end = row + own.n_rows; row != end; ++row) {
+      fetch(row[kAhead]);
+      if (!same_tensor(*row)) return false;
+    }
   }
+  state_ = state;
+  state_version_ = versions_.of(state);
   return true;
 }
 
 bool QuickLook::same_state(const Own& own, const Row* rows) const {
   PyObject *key, *value;
   Py_ssize_t at = 0;
-  if (!PyDict_Check(own.dict)) return false;
   std::uint32_t seen = 0;
   while (PyDict_Next(own.dict, &at, &key, &value)) {
     const std::uint64_t expected = own.keys >> 4 * seen & 15;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "dict_versions.h"
 #include "tensor_reader.h"
 
 namespace sfplus {
@@ -30,6 +31,9 @@ class QuickLook {
   // Whether all is as it was noted. Gradients, which are written to `gradients`, may be others of the same kind.
   bool same(PyObject* groups, PyObject* state, pybind11::list& gradients, bool& moved);
 
+  // Whether dicts that were not modified are known by their number.
+  bool knows_dicts() const { return versions_.known(); }
+
   // Say nothing until the next note; whether there was anything to forget.
   bool forget() { return std::exchange(valid_, false); }
 
@@ -47,13 +51,14 @@ class QuickLook {
   };
   struct Own {  // of the dict of states
     PyObject *param, *dict;
+    std::uint64_t version;   // of `dict`
     std::uintptr_t entries;  // where Python keeps those of `dict`: for fetching ahead
     std::uint64_t keys;      // which names its tensors have, in their order, four bits each
     std::uint32_t n_rows;    // so many
   };
   struct Given {  // of a parameter in the groups
     PyObject* param;
-    std::uintptr_t impl, autograd;  // for fetching ahead
+    std::uintptr_t impl, way;       // for fetching ahead
     std::int32_t row;               // of its gradient, or -1
   };
 
@@ -62,7 +67,7 @@ class QuickLook {
   bool note_tensor(PyObject* tensor, std::vector<Row>& rows);
   std::uint32_t form_of(PyObject* tensor, const Words& words);
   bool same_groups(PyObject* groups, pybind11::list& gradients) const;
-  bool same_states(PyObject* state) const;
+  bool same_states(PyObject* state);
   bool same_state(const Own& own, const Row* rows) const;
   bool same_tensor(const Row& row) const;
   bool same_gradient(Row& row, PyObject* gradient, bool& moved);
@@ -72,6 +77,9 @@ class QuickLook {
   const std::vector<PyObject*>& names_;
   std::vector<Py_ssize_t> sizes_;  // of the groups
   std::vector<Given> given_;
+  const DictVersions versions_;
+  PyObject* state_ = nullptr;
+  std::uint64_t state_version_ = 0;
   std::vector<Own> owns_;
   std::vector<Row> rows_, gradients_;
   std::vector<Form> forms_;

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <utility>
 
+#include "fetch.h"
+
 namespace py = pybind11;
 
 namespace sfplus {
@@ -35,15 +37,6 @@ py::object call(PyObject* object, PyObject* method) {
   return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, method));
 }
 
-// Of any address: there is no fault.
-void fetch_ahead(const void* address) {
-#ifdef __GNUC__
-  __builtin_prefetch(address);
-#else
-  static_cast<void>(address);
-#endif
-}
-
 bool same_strides(const Facts& facts, PyObject* strides) {
   if (!PyTuple_Check(strides) || PyTuple_GET_SIZE(strides) != facts.ndim) return false;
   for (Py_ssize_t i = 0; i < facts.ndim; ++i) {
@@ -54,7 +47,7 @@ bool same_strides(const Facts& facts, PyObject* strides) {
 
 }  // namespace
 
-TensorReader::TensorReader(py::tuple plain, const py::tuple& probes, const py::tuple& versioned)
+TensorReader::TensorReader(py::tuple plain, const py::tuple& probes, const py::tuple& versioned, const py::tuple& graded)
     : plain_types_(std::move(plain)) {
   PyGetSetDef* grad = nullptr;
   bool alike = true;
@@ -71,7 +64,7 @@ TensorReader::TensorReader(py::tuple plain, const py::tuple& probes, const py::t
   }
   if (alike) grad_ = grad;
   direct_ = !probes.empty() && find_interface() && find_handle(probes) && is_true(probes);
-  if (direct_ && find_words(probes)) find_versions(versioned);
+  if (direct_ && find_words(probes)) find_versions(versioned), find_gradients(graded);
 }
 
 bool TensorReader::find_interface() {
@@ -137,6 +130,19 @@ bool TensorReader::find_versions(const py::tuple& versioned) {
   return words_.find_versions(known);
 }
 
+// Where a Python tensor begins with its at::Tensor, it holds torch's object, always; in releases before there is a mark
+// in front that says whether it does.
+bool TensorReader::find_gradients(const py::tuple& graded) {
+  std::vector<GradientWords::Probe> known;
+  for (const py::handle& tensor : graded) {
+    const py::object gradient = tensor.attr("grad");
+    if (!is_plain(tensor.ptr()) || !(gradient.is_none() || is_plain(gradient.ptr()))) return false;
+    const bool none = gradient.is_none();
+    known.push_back({object_of(tensor.ptr()), none ? 0 : object_of(gradient.ptr()), none ? 0 : address(gradient.ptr())});
+  }
+  return handle_ == sizeof(PyObject) && gradients_.find(known);
+}
+
 bool TensorReader::is_true(const py::tuple& probes) const {
   Facts asked{}, called{};
   std::vector<std::pair<std::int64_t, std::int64_t>> dtypes;  // as told by the two
@@ -184,6 +190,11 @@ std::int64_t TensorReader::itemsize(PyObject* tensor, const Facts& facts) const 
 }
 
 py::object TensorReader::grad(PyObject* tensor) const {
+  if (gradients_.known() && is_plain(tensor)) {
+    const std::uintptr_t gradient = gradients_.gradient_of(object_of(tensor));
+    if (gradient == 0) return py::none();
+    if (PyObject* known = gradients_.python_of(gradient)) return py::reinterpret_borrow<py::object>(known);
+  }
   PyObject* found = grad_ != nullptr && is_plain(tensor) ? grad_->get(tensor, grad_->closure)
                                                          : PyObject_GetAttr(tensor, names().grad);
   if (found == nullptr) PyErr_Clear();
@@ -260,11 +271,11 @@ bool TensorReader::count_versions(const py::list& tensors) const {
   if (!words_.knows_versions()) return false;
   std::vector<std::uint32_t*> counters(static_cast<std::size_t>(n));
   for (Py_ssize_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) fetch_ahead(PyList_GET_ITEM(tensors.ptr(), i + kAhead));
+    if (i + kAhead < n) fetch_lines(address(PyList_GET_ITEM(tensors.ptr(), i + kAhead)), 8);
     PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), i);
     std::uint32_t* counter = is_plain(tensor) ? words_.counter_of(object_of(tensor)) : nullptr;
     if (counter == nullptr) return false;
-    fetch_ahead(counter);
+    fetch_lines(address(counter), 4);
     counters[static_cast<std::size_t>(i)] = counter;
   }
   // as torch does it
@@ -274,11 +285,13 @@ bool TensorReader::count_versions(const py::list& tensors) const {
 
 void bind_tensor_reader(py::module_& m) {
   py::class_<TensorReader>(m, "TensorReader", py::module_local())
-      .def(py::init<py::tuple, const py::tuple&, const py::tuple&>(), py::arg("plain"), py::arg("probes"),
-           py::arg("versioned") = py::tuple())
+      .def(py::init<py::tuple, const py::tuple&, const py::tuple&, const py::tuple&>(), py::arg("plain"), py::arg("probes"),
+           py::arg("versioned") = py::tuple(), py::arg("graded") = py::tuple())
       .def_property_readonly("direct", &TensorReader::direct)
       .def_property_readonly("knows_words", &TensorReader::knows_words)
       .def_property_readonly("knows_versions", &TensorReader::knows_versions)
+      .def_property_readonly("knows_gradients", &TensorReader::knows_gradients)
+      .def("grad", [](const TensorReader& reader, const py::object& tensor) { return reader.grad(tensor.ptr()); }, py::arg("tensor"))
       .def("count_versions", &TensorReader::count_versions, py::arg("tensors"))
       .def("addresses", &TensorReader::addresses, py::arg("tensors"), py::arg("strides"));
 }

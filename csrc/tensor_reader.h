@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "facts.h"
+#include "gradient_words.h"
 #include "tensor_words.h"
 
 namespace sfplus {
@@ -16,8 +17,10 @@ class TensorReader {
  public:
   // `plain`: the types of tensors that are what they look like, the first of them torch.Tensor. `probes`: a few
   // tensors, on which the C interface is tried; without any, or if it does not say what the methods say, methods are
-  // called. `versioned`: tensors that were written differently often, each with a view.
-  TensorReader(pybind11::tuple plain, const pybind11::tuple& probes, const pybind11::tuple& versioned);
+  // called. `versioned`: tensors that were written differently often, each with a view. `graded`: tensors with and
+  // without a gradient; see GradientWords.
+  TensorReader(pybind11::tuple plain, const pybind11::tuple& probes, const pybind11::tuple& versioned,
+               const pybind11::tuple& graded);
 
   bool is_plain(PyObject* tensor) const {
     for (const PyObject* type : plain_) {
@@ -55,6 +58,9 @@ class TensorReader {
   // Whether the storage of `tensor`, whose facts these are, holds all of its elements.
   bool has_room(PyObject* tensor, const Facts& facts) const;
 
+  // Where a look for the gradient of torch's object at this address will lead, for fetching ahead; 0 if that is not known.
+  std::uintptr_t way_to_gradient(std::uintptr_t object) const { return gradients_.known() ? gradients_.ahead_of(object) : 0; }
+
   // As the attribute; a null object, and no error, where there is none.
   pybind11::object grad(PyObject* tensor) const;
 
@@ -68,6 +74,7 @@ class TensorReader {
   bool direct() const { return direct_; }
   bool knows_words() const { return words_.known(); }
   bool knows_versions() const { return words_.knows_versions(); }
+  bool knows_gradients() const { return gradients_.known(); }
 
  private:
   using Ask = std::int32_t (*)(void* tensor, void* answer);
@@ -80,6 +87,7 @@ class TensorReader {
   bool find_handle(const pybind11::tuple& probes);
   bool find_words(const pybind11::tuple& probes);
   bool find_versions(const pybind11::tuple& versioned);
+  bool find_gradients(const pybind11::tuple& graded);
   bool is_true(const pybind11::tuple& probes) const;
   bool ask(PyObject* tensor, Facts& facts) const;
   bool call_methods(PyObject* tensor, Facts& facts) const;
@@ -91,6 +99,7 @@ class TensorReader {
   Py_ssize_t handle_ = 0;  // bytes from a Python tensor's beginning to its at::Tensor, which is what torch_ takes
   bool direct_ = false;
   TensorWords words_;
+  GradientWords gradients_;
 };
 
 void bind_tensor_reader(pybind11::module_& m);

@@ -97,6 +97,7 @@ class TensorReader:
         probes: tensors on which torch's C interface is tried. Without any, or if it is another one, tensors
             are asked by their methods, which takes ten times as long.
         versioned: tensors that were written differently often, each with a view of it.
+        graded: tensors with a gradient and without: two of each, and one that never had to do with any.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class TensorReader:
         plain: tuple[type, ...],
         probes: tuple[Tensor, ...],
         versioned: tuple[tuple[Tensor, Tensor], ...] = (),
+        graded: tuple[Tensor, ...] = (),
     ) -> None: ...
     @property
     def direct(self) -> bool:
@@ -116,6 +118,13 @@ class TensorReader:
     @property
     def knows_versions(self) -> bool:
         """Whether it was found where torch counts how often a tensor was written."""
+
+    @property
+    def knows_gradients(self) -> bool:
+        """Whether it was found by which way torch gets from a tensor to its gradient."""
+
+    def grad(self, tensor: Tensor) -> Tensor | None:
+        """As the attribute."""
 
     def count_versions(self, tensors: list[Tensor]) -> bool:
         """Count a write of each; False, and nothing is counted, where torch has to do it."""
@@ -135,6 +144,9 @@ class Witness:
     """
 
     def __init__(self, reader: TensorReader, names: tuple[str, ...]) -> None: ...
+    @property
+    def knows_dicts(self) -> bool:
+        """Whether it is seen by a number of Python's that a dict was not modified."""
     def note(self, groups: object, state: object, gradients: object) -> bool:
         """Remember what is there; False if it cannot be compared."""
 

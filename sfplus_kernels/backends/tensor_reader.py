@@ -36,7 +36,8 @@ def tensor_reader() -> Any | None:
         torch.zeros((), device="cpu"),
         torch.zeros(0, 2, dtype=torch.float16, device="cpu"),
     )
-    return compiled.TensorReader(PLAIN, probes, tuple(_written(times) for times in (3, 50, 400)))
+    versioned = tuple(_written(times) for times in (3, 50, 400))
+    return compiled.TensorReader(PLAIN, probes, versioned, _graded())
 
 
 @torch.inference_mode(False)
@@ -47,6 +48,16 @@ def _written(times: int) -> tuple[Tensor, Tensor]:
     for _ in range(times):
         torch.autograd.graph.increment_version(tensor)
     return tensor, tensor.detach()
+
+
+@torch.inference_mode(False)
+def _graded() -> tuple[Tensor, ...]:
+    """Tensors with a gradient, without one, without one any more, and that never had to do with any."""
+    params = [nn.Parameter(torch.zeros(n, device="cpu")) for n in (1, 2, 3, 4, 5)]
+    for param in params[1:]:
+        param.grad = torch.zeros_like(param)
+    params[1].grad = None
+    return (*params, torch.zeros(1, device="cpu"))
 
 
 def increment_version(tensors: list[Tensor]) -> None:

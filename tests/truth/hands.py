@@ -1,7 +1,7 @@
 """Ways in which trainers, pruners, offloaders and people lay hands on an optimizer between two steps.
 
 A hand is a function of an optimizer, or of whatever has ``param_groups`` and ``state`` like one, and the list
-of its parameters, which it may change.
+of its parameters, which it may change. ``LAYOUTS`` are of gradients, which each step has anew.
 """
 
 from __future__ import annotations
@@ -266,3 +266,18 @@ def hyperparameters_change(optimizer: Any, params: list[Tensor]) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 1.25 * group["lr"]  # lowered, it would be warned of
         group["weight_decay"] = 0.125
+
+
+# -- gradients ----------------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "one number for all": lambda g: g.reshape(-1)[:1].expand(g.numel()).view(g.shape),
+    "one row for all": lambda g: g[:1].expand_as(g) if g.dim() else g,
+    "rows that overlap": lambda g: torch.as_strided(g, g.shape, (1,) * g.dim()),
+    "every second of a longer one": lambda g: torch.stack([g, g + 1], -1)[..., 0],
+    "columns first": lambda g: g.t().contiguous().t() if g.dim() == 2 else g,
+    "behind others": lambda g: torch.cat([g.new_ones(3), g.reshape(-1)])[3:].view(g.shape),
+    "sign put off": lambda g: torch._neg_view(-g),
+}
+"""Gradients as autograd and users make them: what they show counts, wherever it is in memory. Some of these
+make another gradient of it."""

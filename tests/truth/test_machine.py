@@ -20,8 +20,9 @@ from hypothesis.stateful import (
 )
 from support import device_of, make_params
 from torch import Tensor
-from truth.hands import HANDS
+from truth.hands import HANDS, LAYOUTS
 from truth.plain_model import PlainModel
+from truth.test_hands import dense
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
 
@@ -68,8 +69,12 @@ class Machine(RuleBasedStateMachine):
             self.model = PlainModel(halves[1], polyak=False, **ADAMW, inner_momentum=0.5)
         self.saved: tuple[Any, Any, list[Tensor], bool] | None = None
 
-    @rule(missing=st.sets(st.integers(0, 8), max_size=4), steps=st.integers(1, 3))
-    def steps(self, missing: set[int], steps: int) -> None:
+    @rule(
+        missing=st.sets(st.integers(0, 8), max_size=4),
+        steps=st.integers(1, 3),
+        layout=st.sampled_from([None, *LAYOUTS]),
+    )
+    def steps(self, missing: set[int], steps: int, layout: str | None) -> None:
         self.optimizer.train()
         self.model.train()
         for _ in range(steps):
@@ -78,7 +83,8 @@ class Machine(RuleBasedStateMachine):
             for number, (p, twin) in enumerate(zip(self.params, self.twins, strict=True)):
                 grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
                 absent = number in missing or not p.requires_grad
-                p.grad, twin.grad = (None, None) if absent else (grad, grad.clone())
+                grad = grad if layout is None else LAYOUTS[layout](grad)
+                p.grad, twin.grad = (None, None) if absent else (grad, dense(grad))
             self.optimizer.step(*([lambda: 1.5] if self.polyak else []))
             self.model.step(1.5)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from truth.trained import trained
 
 from sfplus_kernels import AdamWScheduleFree
 from sfplus_kernels.backends import native
@@ -170,97 +171,6 @@ def test_a_sparse_gradient_after_dense_ones_is_refused() -> None:
     assert optimizer.state[param]["step"] == 3
 
 
-def looked_at_quickly(state_keys: tuple[str, ...]) -> tuple[list[dict], dict[Tensor, dict], Any]:
-    """After two looks: the third is the quick one."""
-    groups, _ = at_rest()
-    state = {p: {key: torch.zeros(2, 3) for key in state_keys} for p in groups[0]["params"]}
-    witness = native._C.Witness(tensor_reader(), ("exp_avg", "exp_avg_sq"))
-    assert witness.note(groups, state, True)
-    for moved in (True, False):
-        assert witness.look(groups, state, True) == ([p.grad for p in groups[0]["params"]], moved)
-    return groups, state, witness
-
-
-def exchange_names(own: dict[str, Tensor]) -> None:
-    """The same tensors in the same order, each under the other's name."""
-    one, other = own["exp_avg"], own["exp_avg_sq"]
-    own.clear()
-    own.update(exp_avg_sq=one, exp_avg=other)
-
-
-HANDS: dict[str, tuple[bool, Callable[[list[dict], dict[Tensor, dict]], object]]] = {
-    "another's key": (False, lambda g, s: s[g[0]["params"][1]].update(copy=3)),
-    "another's key is gone": (False, lambda g, s: s[g[0]["params"][1]].pop("theirs")),
-    "another tensor": (
-        True,
-        lambda g, s: s[g[0]["params"][1]].update(exp_avg=torch.zeros(2, 3)),
-    ),
-    "names exchanged": (True, lambda g, s: exchange_names(s[g[0]["params"][1]])),
-    "one is gone": (True, lambda g, s: s[g[0]["params"][1]].pop("exp_avg_sq")),
-    "no tensor": (True, lambda g, s: s[g[0]["params"][1]].update(exp_avg=3)),
-    "another dict": (False, lambda g, s: s.update({p: dict(o) for p, o in s.items()})),
-    "a state more": (True, lambda g, s: s.update({torch.zeros(1): {}})),
-    "a state less": (True, lambda g, s: s.pop(g[0]["params"][2])),
-    "parameters exchanged": (True, lambda g, s: g[0]["params"].reverse()),
-    "a parameter more": (True, lambda g, s: g[0]["params"].append(nn.Parameter(torch.zeros(1)))),
-    "another list": (False, lambda g, s: g[0].update(params=list(g[0]["params"]))),
-    "a group more": (True, lambda g, s: g.append({"params": []})),
-    "no parameters": (True, lambda g, s: g[0].pop("params")),
-    "swapped": (
-        False,  # but for their gradients, which are exchanged too, the two are alike
-        lambda g, s: torch.utils.swap_tensors(*(o["exp_avg_sq"] for o in list(s.values())[:1] * 2)),
-    ),
-}
-
-
-@pytest.mark.parametrize("hand", HANDS)
-def test_hands_after_a_quick_look(hand: str) -> None:
-    groups, state, witness = looked_at_quickly(("exp_avg", "theirs", "exp_avg_sq"))
-    other, act = HANDS[hand]
-    act(groups, state)
-    assert (witness.look(groups, state, True) is None) is other
-    if not other:
-        assert witness.look(groups, state, True)[1] is False
-
-
-def test_tensors_swapped_after_a_quick_look() -> None:
-    groups, state, witness = looked_at_quickly(("exp_avg", "exp_avg_sq"))
-    torch.utils.swap_tensors(*state[groups[0]["params"][1]].values())
-    assert witness.look(groups, state, True) is None
-
-
-def test_a_name_in_another_string() -> None:
-    groups, state, witness = looked_at_quickly(("exp_avg", "exp_avg_sq"))
-    own = state[groups[0]["params"][0]]
-    own["".join(["exp", "_avg_sq"])] = own.pop("exp_avg_sq")
-    for _ in range(3):
-        assert witness.look(groups, state, True) is not None
-    own["exp_avg_sq"] = own["exp_avg_sq"].clone()
-    assert witness.look(groups, state, True) is None
-
-
-def test_a_look_from_closer_knows_what_quick_ones_saw_of_gradients() -> None:
-    """A gradient goes away and comes back: whoever looks second must not think that it never moved."""
-    groups, state, witness = looked_at_quickly(("exp_avg",))
-    param = groups[0]["params"][0]
-    first, second = param.grad, torch.ones(2, 3)
-    param.grad = second
-    assert witness.look(groups, state, True)[1] is True
-    param.grad = first
-    state[param] = dict(state[param])  # the quick look says nothing
-    assert witness.look(groups, state, True)[1] is True
-    assert witness.look(groups, state, True)[1] is False
-
-
-def test_gradients_that_look_different_each_time_are_seen_all_the_same() -> None:
-    groups, state, witness = looked_at_quickly(("exp_avg",))
-    for step in range(400):
-        for p in groups[0]["params"]:
-            p.grad = torch.ones(6 + step)[step:].view(2, 3)
-        seen = witness.look(groups, state, True)
-        assert seen == ([p.grad for p in groups[0]["params"]], True)
-
-
 def test_versions_are_counted_as_torch_does() -> None:
     reader = tensor_reader()
     assert reader is not None
@@ -286,3 +196,55 @@ def test_negated_gradients_have_no_plain_address() -> None:
     strides = [(1,), (1,)]
     assert reader.addresses([plain, torch.ones(3)], strides) is not None
     assert reader.addresses([plain, negated], strides) is None
+
+
+def test_memory_of_another_tensor_is_not_written() -> None:
+    """The native look and its twin see the same."""
+    from sfplus_kernels.engine.validity import PythonWitness, new_witness
+
+    optimizer, params = trained("adamw", "cpu", torch.float32)
+    seen: list[list[bool]] = [[], []]
+    tensor = optimizer.state[params[1]]["exp_avg_sq"]
+    changes: list[Any] = [
+        lambda: None,
+        lambda: tensor.set_(tensor.clone()),
+        lambda: setattr(tensor, "data", tensor.detach().t()),
+        lambda: optimizer.state.pop(params[0], None),
+        lambda: setattr(params[1], "grad", None),
+        lambda: optimizer.param_groups[0]["params"].reverse(),
+        lambda: optimizer.state[params[1]].pop("exp_avg_sq"),
+        lambda: params[0].grad.untyped_storage().resize_(4),
+    ]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    for change in changes:
+        witnesses = (new_witness(), PythonWitness())
+        for witness in witnesses:
+            assert witness.note(optimizer.param_groups, optimizer.state, True)
+        change()
+        for results, witness in zip(seen, witnesses, strict=True):
+            results.append(witness.look(optimizer.param_groups, optimizer.state, True) is None)
+    assert seen[0] == seen[1] == [False, *[True] * 7]
+    assert type(new_witness()) is not PythonWitness
+
+
+def test_a_tensor_reader_without_torchs_c_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another torch, another platform: it asks the methods, and what it sees is the same."""
+    from sfplus_kernels.backends import native
+    from sfplus_kernels.backends.tensor_reader import PLAIN, tensor_reader
+    from sfplus_kernels.engine import validity
+
+    fast, slow = tensor_reader(), native._C.TensorReader(PLAIN, ())
+    assert fast is not None
+    assert (fast.direct, slow.direct) == (True, False)
+    tensors = [torch.ones(3), torch.ones(3, 2).t()[1:], torch.ones(()), torch.ones(0, 2)]
+    strides = [t.stride() for t in tensors]
+    for reader in (fast, slow):
+        found = reader.addresses(tensors, strides)
+        assert torch.frombuffer(found, dtype=torch.int64).tolist() == [
+            t.data_ptr() for t in tensors
+        ]
+        assert reader.addresses(tensors, [*strides[:1], (2, 1), *strides[2:]]) is None
+        assert reader.addresses([torch.ones(2).to_sparse()], [(1,)]) is None
+    monkeypatch.setattr(validity, "tensor_reader", lambda: slow)
+    test_memory_of_another_tensor_is_not_written()
