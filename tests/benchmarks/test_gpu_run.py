@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from support import ROOT
 
+from sfplus_kernels.backends.native import _C
+
 sys.path.insert(0, str(ROOT / "tools"))
+import every_kernel
 import gpu_run
 
 
@@ -109,3 +112,17 @@ def test_parts_are_chosen_in_order_and_begun_while_there_is_time(
     with pytest.raises(SystemExit):
         gpu_run.main()
     assert "no part is called 'brew'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(bool(_C.CUDA_MISSING), reason=f"no CUDA kernels: {_C.CUDA_MISSING}")
+def test_sanitizers_see_each_update_once() -> None:
+    """What --few leaves out has a kernel of its own nowhere."""
+    kept = {"mve": "adam", "ve": "no_momentum", "e": "sgd"}
+    kept |= {"mv": "plain_adam", "m": "plain_momentum", "": "plain_sgd"}
+    names = [
+        f"update_{kept[buffers]}_{param}_{grad}".replace("torch.", "")
+        for param, grad, buffers in every_kernel.kinds(few=True)
+    ]
+    small = ("half", "quarter")
+    there = {name for name in _C.CUDA_KERNELS if name.split("_")[0] == "update"}
+    assert sorted(names) == sorted(n for n in there if not any(word in n for word in small))
