@@ -169,7 +169,8 @@ def pytest(run: Run, name: str, arguments: list[str], most: float) -> str:
 
 def tests(run: Run) -> str:
     """The tests marked gpu, the two that want most of the memory by themselves at the end."""
-    return pytest(run, "gpu-tests", ["-m", "gpu", "tests/backends/test_gpu.py"], 200)
+    files = sorted(map(str, (ROOT / "tests" / "backends").glob("test_gpu*.py")))
+    return pytest(run, "gpu-tests", ["-m", "gpu", *files], 200)
 
 
 def suite(run: Run) -> str:

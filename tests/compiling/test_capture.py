@@ -1,7 +1,7 @@
 """What a step does while a CUDA graph is being captured, without a GPU: the capture is only claimed.
 
 Copies that a graph would record are made at once here. What stays out of sight is the replay: see
-test_gpu.py.
+test_gpu_graphs.py.
 """
 
 from __future__ import annotations
