@@ -8,7 +8,7 @@
 #define SFPLUS_HYPER(X)                                                                    \
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \
   X(WARMUP_STEPS) X(WEIGHT_LR_POWER) X(SILENT_SGD_PHASE) X(ASCENDS) X(MAX_LR)  \
-  X(DECAY_PEAK) X(NESTEROV) X(ROW_NORM)
+  X(DECAY_PEAK) X(NESTEROV) X(ROW_NORM) X(C_FACTOR)
 #define SFPLUS_SETTING(X)                                                                  \
   X(RULE) X(SF_BETA1_MAX) X(SF_BETA1_ANNEAL_STEPS) X(POLYAK_BETA) X(F_STAR) X(GRAD_SIGN)   \
   X(MAX_GRAD_NORM) X(ROUNDING_SEED)

@@ -102,6 +102,8 @@ SFPLUS_INLINE GroupStep group_step(const double* hyper, const double* settings, 
                           std::pow(step.lr_max, hyper[Hyper::WEIGHT_LR_POWER]);
     step.weight_sum += weight;
     step.c = step.weight_sum > 0 ? weight / step.weight_sum : 0.0;
+    const double c_factor = hyper[Hyper::C_FACTOR];
+    if (c_factor > 0) step.c = step.c * c_factor < 1 ? step.c * c_factor : 1.0;
   }
   double decay = hyper[Hyper::WEIGHT_DECAY];
   if (hyper[Hyper::DECAY_PEAK] != 0) {

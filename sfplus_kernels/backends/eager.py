@@ -93,7 +93,7 @@ class EagerBackend:
     def finalize(self, plan: EagerPlan, run: RunState, partials: Tensor | None) -> None:
         (
             lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent, ascends,
-            max_lr, decay_peak, nesterov, _,
+            max_lr, decay_peak, nesterov, _, c_factor,
         ) = _columns(run.hyper, Hyper)  # fmt: skip
         rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm, _ = (
             run.settings.unbind()
@@ -133,6 +133,7 @@ class EagerBackend:
         weight = torch.where(k < c_warmup, 0, (k + 1) ** r * lr_max**power)
         weight_sum = run.groups[:, Group.WEIGHT_SUM] + weight
         c = torch.where(weight_sum > 0, weight / weight_sum, 0)
+        c = torch.where(c_factor > 0, (c * c_factor).clamp(max=1), c)
         c = torch.where(k < c_warmup, 1, c)
         peak = torch.where(decay_peak > 0, decay_peak, lr_max)
         share = torch.where(peak > 0, gamma / peak, 0)

@@ -35,6 +35,7 @@ ONLY_OURS: dict[str, tuple[Any, str]] = {
     "max_grad_norm": (None, "upstream does not clip, unless clip_grad_norm_ is called there"),
     "max_lr": (None, "upstream has no cap on gamma, and its steps could be far larger"),
     "row_norm": (None, "upstream does not bring rows to a norm"),
+    "decoupling_c": (None, "upstream has no such factor on the averaging weight"),
     "f_star": (0.0, "upstream's Polyak step aims at a loss of 0"),
 }
 """What changes the steps here and does not exist there: its value where it does nothing, and what is lost."""

@@ -84,6 +84,7 @@ class Hyper(HostRow):
     ROW_NORM = (
         15  # what the norm of each row of z is brought to after a step; 0: nothing is projected
     )
+    C_FACTOR = 16  # c_k is multiplied by this and cut down to 1; 0: it is not
 
 
 class Setting(HostRow):

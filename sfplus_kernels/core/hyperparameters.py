@@ -75,6 +75,22 @@ def check_row_norm(value: object) -> float:
     return 0.0 if value is None else check_number("row_norm", value, 0, open_low=True)
 
 
+def check_decoupling_c(value: object, beta: float) -> float:
+    """(1 - beta) C, above 0, which the averaging weight is multiplied by; 0 stands for None, it is not."""
+    if value is None:
+        return 0.0
+    try:
+        c = check_number("decoupling_c", value, 0, open_low=True)
+    except ValueError as error:
+        raise ValueError(f"{error}, or None for the averages of Schedule-Free") from None
+    if beta == 1:
+        raise ValueError(
+            f"decoupling_c is {value!r} and beta is 1; expected a beta below 1, for the averaging weight is "
+            "multiplied by (1 - beta) decoupling_c: with 0 nothing would be averaged"
+        )
+    return (1 - beta) * c
+
+
 def largest_gamma(group: Mapping[str, Any], k: float) -> float:
     """What ``max_lr`` lets through at the step that made a group's count ``k``, as finalize forms it."""
     cap, warmup_steps = check_max_lr(group["max_lr"]), float(group["warmup_steps"])

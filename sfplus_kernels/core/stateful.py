@@ -281,7 +281,7 @@ class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
 
         Save the parameters with it, in the same mode. Each tensor's own count of steps is lost: upstream
         has one for the group. ``inner_momentum`` needs upstream's development version;
-        ``maximize`` and ``max_grad_norm`` raise ValueError, for upstream has neither.
+        ``maximize``, ``max_grad_norm`` and ``decoupling_c`` raise ValueError, for upstream has none of them.
         """
         return self._upstream_state_dict(with_x_and_y=False)
 

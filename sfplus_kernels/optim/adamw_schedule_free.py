@@ -11,6 +11,7 @@ from sfplus_kernels.contract.layout import Hyper
 from sfplus_kernels.core.given_lr import GivenLrOptimizer
 from sfplus_kernels.core.hyperparameters import (
     check_betas,
+    check_decoupling_c,
     check_lr,
     check_number,
     check_steps,
@@ -38,6 +39,10 @@ class AdamWScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
         foreach: accepted for upstream's sake; has no effect.
         inner_momentum: decay of Adam's first moment, in [0, 1); 0 keeps none. A setting of the whole
             run: it cannot go from or to 0 once there is state.
+        decoupling_c: C of refined Schedule-Free (arXiv 2507.09846), above 0: the averaging weight c becomes
+            min(c (1 - beta) C, 1), so that the width of the average depends on C alone, and beta is a
+            momentum. 1 / (1 - beta) changes nothing, nor does None; more is a shorter average. Upstream has
+            none.
         maximize: ascend.
         max_grad_norm: clip to this L2 norm over all gradients, as ``torch.nn.utils.clip_grad_norm_``
             does, but without writing them; None is off. Looks at all gradients first, as the next one.
@@ -76,6 +81,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
         foreach: bool | None = None,
         *,
         inner_momentum: float = 0.0,
+        decoupling_c: float | None = None,
         maximize: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -96,6 +102,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
             "weight_lr_power": weight_lr_power,
             "foreach": foreach,
             "inner_momentum": inner_momentum,
+            "decoupling_c": decoupling_c,
             "maximize": maximize,
             "max_grad_norm": max_grad_norm,
             "skip_nonfinite": skip_nonfinite,
@@ -120,6 +127,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer, GivenLrOptimizer):
             r=check_number("r", group["r"]),
             warmup_steps=check_steps("warmup_steps", group["warmup_steps"]),
             weight_lr_power=check_number("weight_lr_power", group["weight_lr_power"], 0),
+            c_factor=check_decoupling_c(group["decoupling_c"], sf_beta1),
         )
 
     def buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:

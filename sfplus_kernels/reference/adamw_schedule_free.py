@@ -29,6 +29,7 @@ class AdamWScheduleFreeReference(GivenLrReference):
         *,
         inner_momentum: float = 0.0,
         row_norm: float | None = None,
+        decoupling_c: float | None = None,
         maximize: bool = False,
     ) -> None:
         per_group = {
@@ -41,8 +42,17 @@ class AdamWScheduleFreeReference(GivenLrReference):
             "weight_lr_power": weight_lr_power,
             "inner_momentum": inner_momentum,
             "row_norm": row_norm,
+            "decoupling_c": decoupling_c,
         }
         super().__init__(params, per_group, maximize=maximize)
+
+    def averaging_weight(self, group: dict[str, Any], gamma: float) -> float:
+        """c_k; with a C it is min(c_k (1 - beta) C, 1) (arXiv 2507.09846)."""
+        c = super().averaging_weight(group, gamma)
+        if group["decoupling_c"] is not None:
+            c = min(c * (1 - group["betas"][0]) * group["decoupling_c"], 1.0)
+            group["ckp1"] = c
+        return c
 
     def direction(self, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """m_hat / (sqrt(v_hat) + eps)"""

@@ -32,6 +32,10 @@ class GivenLrReference(torch.optim.Optimizer):
         """beta"""
         return float(group["betas"][0])
 
+    def averaging_weight(self, group: dict[str, Any], gamma: float) -> float:
+        """c_k"""
+        return averaging_weight(group, gamma)
+
     def direction(self, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """u of one tensor; ``state["step"]`` counts its own steps from 1."""
         raise NotImplementedError
@@ -56,7 +60,7 @@ class GivenLrReference(torch.optim.Optimizer):
         assert self.train_mode, "call train() first"
         for group in self.param_groups:
             gamma = float(group["lr"]) * self.lr_factor(group)
-            c = averaging_weight(group, gamma)
+            c = self.averaging_weight(group, gamma)
             for p in group["params"]:
                 if p.grad is not None:
                     self.step_one(p, group, gamma, c)

@@ -280,6 +280,7 @@ ONLY_OURS = [
     ("AdamCScheduleFreePlus", "max_grad_norm", 1.0, None, "upstream does not clip"),
     ("AdamWScheduleFree", "maximize", True, False, "upstream descends"),
     ("AdamWScheduleFree", "max_grad_norm", 1.0, None, "upstream does not clip"),
+    ("AdamWScheduleFree", "decoupling_c", 20.0, None, "upstream has no such factor"),
     ("SGDScheduleFreeClosure", "max_grad_norm", 1.0, None, "upstream does not clip"),
     ("RAdamScheduleFree", "maximize", True, False, "upstream descends"),
 ]

@@ -80,8 +80,10 @@ BEYOND: list[tuple[str, dict[str, Any]]] = [  # what upstream lacks or cannot do
     ("sgd closure", {"momentum": 0.0, "maximize": True}),
     ("sgd closure", {"momentum": 1.0}),
     ("radam closure", {}),
+    ("adamw", {"decoupling_c": 20.0}),
+    ("adamw closure", {"decoupling_c": 0.5, "inner_momentum": 0.9}),
 ]
-IN_THE_INTERPRETER = [BEYOND[i] for i in (2, 8, 12, 15, 17, 19)]
+IN_THE_INTERPRETER = [BEYOND[i] for i in (2, 8, 12, 15, 17, 19, 22)]
 
 
 @functools.cache

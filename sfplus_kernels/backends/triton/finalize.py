@@ -61,6 +61,7 @@ def _group_step(hyper, groups, rule, polyak_lr, mask, COLUMNS: tl.constexpr):
     silent = tl.load(hyper + COLUMNS.Hyper.SILENT_SGD_PHASE, mask, 0.0)
     max_lr = tl.load(hyper + COLUMNS.Hyper.MAX_LR, mask, 0.0)
     decay_peak = tl.load(hyper + COLUMNS.Hyper.DECAY_PEAK, mask, 0.0)
+    c_factor = tl.load(hyper + COLUMNS.Hyper.C_FACTOR, mask, 0.0)
     beta1 = tl.load(hyper + COLUMNS.Hyper.BETA1, mask, 0.0)
     polyak = rule == COLUMNS.Rule.POLYAK
     k = tl.load(groups + COLUMNS.Group.K, mask, 0.0)
@@ -76,11 +77,12 @@ def _group_step(hyper, groups, rule, polyak_lr, mask, COLUMNS: tl.constexpr):
     cap = max_lr * warmup
     gamma = tl.where((cap > 0) & (gamma > cap), cap, gamma)
     lr_max = tl.where(gamma > lr_max, gamma, lr_max)
-    # c_k = w / weight_sum, w = (k+1)^r lr_max^p; 1 during c_warmup
+    # c_k = min(w / weight_sum c_factor, 1), w = (k+1)^r lr_max^p; 1 during c_warmup
     weight = _power(k + 1, r) * _power(lr_max, weight_lr_power)
     weight = tl.where(k < c_warmup, 0.0, weight)
     weight_sum = weight_sum + weight
     c = tl.where(weight_sum > 0, weight / tl.where(weight_sum > 0, weight_sum, 1.0), 0.0)
+    c = tl.where(c_factor > 0, tl.minimum(c * c_factor, 1.0), c)
     c = tl.where(k < c_warmup, 1.0, c)
     peak = tl.where(decay_peak > 0, decay_peak, lr_max)
     share = tl.where(peak > 0, gamma / tl.where(peak > 0, peak, 1.0), 0.0)
