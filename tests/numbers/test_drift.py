@@ -363,3 +363,48 @@ def test_a_compiled_step_is_monitored_too() -> None:
             take()
         found.append({k: v for k, v in optimizer.metrics().items() if "steady" not in k})
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "state_format"),
+    [
+        (kind, dtype, state_format)
+        for kind in (AdamW, SGD)
+        for dtype in (torch.float32, torch.bfloat16)
+        for state_format in ("16bit", "8bit")
+    ],
+)
+def test_formats_without_averaging(make: Any, dtype: torch.dtype, state_format: str) -> None:
+    """The compiled loops against plain torch operations, which read y as it is stored."""
+    found = []
+    for backend in ("eager", "cpu"):
+        params = make_params([(40, 64), (7,)], dtype)
+        more = {} if make is AdamW else {"momentum": 0.8}
+        optimizer = make(params, lr=0.02, state_format=state_format, backend=backend, **more)
+        optimizer.monitor_drift("tensor")
+        for _, gradients in stream([p.shape for p in params], 3):
+            set_gradients(params, gradients)
+            optimizer.step()
+        found.append({k: v for k, v in optimizer.metrics().items() if k.startswith("tensor_")})
+    expected, figures = found
+    assert min(expected["tensor_rotation"]) > 1e-3
+    for key, values in expected.items():
+        assert figures[key] == pytest.approx(values, rel=1e-4, nan_ok=True), key
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "eager"])
+def test_rows_of_a_fixed_norm(backend: str) -> None:
+    """Figures are of the step before rows are brought to their norm."""
+    found = []
+    for name in ("eager", backend):
+        params = make_params([(6, 5), (9, 2)], device=device_of(name))
+        optimizer = AdamWScheduleFree(params, lr=0.02, row_norm=1.0, backend=name)
+        optimizer.monitor_drift("tensor")
+        optimizer.train()
+        for _, gradients in stream([p.shape for p in params], 2):
+            set_gradients(params, gradients)
+            optimizer.step()
+        found.append({k: v for k, v in optimizer.metrics().items() if k.startswith("tensor_")})
+    for key, values in found[0].items():
+        assert found[1][key] == pytest.approx(values, rel=1e-9, nan_ok=True), key
+    assert found[0]["tensor_weight_norm"] != pytest.approx([6**0.5, 9**0.5], rel=1e-6)
