@@ -35,7 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {**DECAYS, "momentum": 0.8, "nesterov": True}),
     "sgd without momentum": ("SGD", DECAYS),
 }
-AVERAGED = [case for case, (name, _) in CASES.items() if "ScheduleFree" in name]
+RARE = ("plus, annealed", "adamw with m, averaged", "radam, averaged", "paper, averaged", "adamc")
+"""Whose direction another one has, too."""
 SHAPES = [(0, 4), (5, 7), (7,), (3, 0), (2, 3, 2, 5), (1, 9), (6, 1), (257,), (3, 33)]
 
 
@@ -84,7 +85,9 @@ def norms(tensor: Tensor) -> Tensor:
 
 
 @ON_ALL
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in RARE else c for c in CASES]
+)
 def test_the_references_trajectory(backend: str, case: str) -> None:
     """In float64, with late and missing gradients and a row of zeros, which stays."""
     name, arguments = CASES[case]
@@ -198,8 +201,14 @@ def test_layouts_in_memory(backend: str, name: str) -> None:
         torch.testing.assert_close(p.detach().cpu(), q.detach(), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["AdamWScheduleFree", "AdamW"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("AdamWScheduleFree", torch.bfloat16),
+        pytest.param("AdamWScheduleFree", torch.float32, marks=pytest.mark.slow),
+        pytest.param("AdamW", torch.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_same_bits_with_any_threads_and_instructions(name: str, dtype: torch.dtype) -> None:
     """Rows longer than what stays in a cache together, and short ones, of which many do."""
     before, isa = torch.get_num_threads(), _C.isa()
