@@ -19,6 +19,11 @@ DTYPES = [torch.float32, torch.bfloat16]
 FORMATS = ["16bit", "8bit"]
 
 
+def or_slow(values: list[Any], always: list[Any]) -> list[Any]:
+    """All of them, those that are like the others among the slow tests."""
+    return [v if v in always else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 def make(
     name: str,
     dtype: torch.dtype,
@@ -41,9 +46,9 @@ def y_of(optimizer: Any, p: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("state_format", FORMATS)
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-@pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", or_slow([*DTYPES, torch.float16], DTYPES))
+@pytest.mark.parametrize("name", or_slow(list(PLAIN), ["adamw", "sgd"]))
+@pytest.mark.parametrize("backend", or_slow(BACKENDS, ["cpu"]))
 def test_every_class_runs(backend: str, name: str, dtype: torch.dtype, state_format: str) -> None:
     """Close to what it does with float32 state, with half of the bytes, or less."""
     if backend == "triton" and (name == "adamc" or dtype == torch.float16):
@@ -74,7 +79,7 @@ def test_every_class_runs(backend: str, name: str, dtype: torch.dtype, state_for
 
 @pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["adamw", "adamc", "sgd"])
+@pytest.mark.parametrize("name", or_slow(["adamw", "adamc", "sgd"], ["adamw", "sgd"]))
 def test_a_resumed_run_and_a_copy_are_the_uninterrupted_one(
     name: str, dtype: torch.dtype, state_format: str
 ) -> None:
@@ -94,7 +99,7 @@ def test_a_resumed_run_and_a_copy_are_the_uninterrupted_one(
 
 @pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["adamw", "sgd", "sgd, no momentum"])
+@pytest.mark.parametrize("name", or_slow(["adamw", "sgd", "sgd, no momentum"], ["adamw"]))
 def test_any_format_loads_into_any_other(name: str, dtype: torch.dtype, state_format: str) -> None:
     optimizer, params = make(name, dtype, "float32")
     go_on(optimizer, params, 6)
@@ -157,7 +162,7 @@ def test_a_state_dict_in_another_format(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("state_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["adamw", "sgd", "sgd, no momentum"])
+@pytest.mark.parametrize("name", or_slow(["adamw", "sgd", "sgd, no momentum"], ["adamw"]))
 def test_torch_and_back(name: str, dtype: torch.dtype, state_format: str) -> None:
     """torch's class gets the moments as numbers, and goes on; its state is taken into any format."""
     optimizer, params = make(name, dtype, state_format)
