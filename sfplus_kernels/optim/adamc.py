@@ -26,8 +26,9 @@ class AdamC(PlainAdam):
             and the embedding.
         max_lr: gamma_max, the largest learning rate of the schedule. None is the largest so far: the decay
             is then not corrected during a warmup. ``OneCycleLR`` sets it.
-        row_norm, max_grad_norm, skip_nonfinite, process_group, shard_group, state_format, rounding_seed,
-            backend: as in ``AdamW``.
+        row_norm: as in ``AdamW``.
+        max_grad_norm, skip_nonfinite, process_group, shard_group, state_format, rounding_seed, backend: as in
+            ``AdamW``.
 
     Raises:
         TypeError, ValueError: as in ``AdamW``; ``lr`` above ``max_lr``.
