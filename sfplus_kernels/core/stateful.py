@@ -29,7 +29,7 @@ from sfplus_kernels.core.wrappers import of_the_inner
 from sfplus_kernels.engine.engine import check_backend
 from sfplus_kernels.engine.runtime import Runtime
 from sfplus_kernels.state import run
-from sfplus_kernels.state.checks import check_containers
+from sfplus_kernels.state.checks import check_containers, parameters_or_groups
 from sfplus_kernels.state.containers import Containers, TensorState
 
 
@@ -59,19 +59,9 @@ class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any], backend: str | None) -> None:
         check_backend(backend)
         self._backend_name = backend
-        if isinstance(params, torch.nn.Module):
-            raise TypeError(
-                f"got a model ({type(params).__name__}); expected its parameters: pass model.parameters()"
-            )
-        params = [params] if isinstance(params, Tensor) else list(params)
-        if not any(p["params"] if isinstance(p, dict) else True for p in params):
-            raise ValueError(
-                "got an empty parameter list; expected at least one parameter: is it an iterator that "
-                "was used up, or a model without parameters?"
-            )
         run_state = dict.fromkeys((*self.global_keys, *run.KEPT_KEYS), 0)
         mode = {"train_mode": not self.has_modes, "optimizer": type(self).__name__, "probe": ()}
-        super().__init__(params, DEFAULTS | defaults | run_state | mode)
+        super().__init__(parameters_or_groups(params), DEFAULTS | defaults | run_state | mode)
         if backend is not None:
             self._get_runtime()  # a named backend that is unavailable raises here, not at step 1
 

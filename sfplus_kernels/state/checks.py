@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,26 @@ from torch import Tensor
 from sfplus_kernels.contract.formats import FLOAT_DTYPES, STATE_FORMATS
 from sfplus_kernels.processes.sharding import cuts_rows, holds_sums, local, plain
 from sfplus_kernels.state.containers import Containers
+
+
+def parameters_or_groups(params: Any) -> list[Any]:
+    """What an optimizer is given, as a list of at least one parameter.
+
+    Raises:
+        TypeError: a model.
+        ValueError: nothing.
+    """
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(
+            f"got a model ({type(params).__name__}); expected its parameters: pass model.parameters()"
+        )
+    listed: list[Any] = [params] if isinstance(params, Tensor) else list(params)
+    if not any(p["params"] if isinstance(p, dict) else True for p in listed):
+        raise ValueError(
+            "got an empty parameter list; expected at least one parameter: is it an iterator that "
+            "was used up, or a model without parameters?"
+        )
+    return listed
 
 
 def check_parameters(params: Iterable[tuple[int, Tensor]]) -> None:
