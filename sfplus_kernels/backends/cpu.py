@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.backends.drift import drift_of_entries
+from sfplus_kernels.backends.gradient_addresses import bring_gradients
 from sfplus_kernels.backends.native import _C, DTYPES
 from sfplus_kernels.backends.table import (
     AddressTable,
     Launch,
-    bring_gradients,
     build_table,
     load_param_stages,
     store_param_stages,

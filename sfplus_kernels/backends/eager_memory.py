@@ -52,3 +52,8 @@ def take_what_was_written(entry: Entry, skip: Tensor | None = None) -> None:
         y, param = entry.y.detach(), entry.param.detach()
         untouched = y.to(param.dtype) == param
         y.copy_(torch.where(untouched if skip is None else untouched | skip, y, param.to(y.dtype)))
+
+
+def columns(table: Tensor, columns: type) -> tuple[Tensor, ...]:
+    """The columns of a buffer in the order of its enum."""
+    return tuple(table[..., column] for column in columns)  # type: ignore[attr-defined]

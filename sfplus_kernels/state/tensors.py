@@ -16,7 +16,6 @@ from sfplus_kernels.contract.formats import (
     CODES,
     EXPONENTS,
     FIELDS,
-    HALF_DTYPES,
     LOW,
     STEP,
     asked,
@@ -31,9 +30,9 @@ from sfplus_kernels.contract.formats import (
 )
 from sfplus_kernels.contract.layout import Format
 from sfplus_kernels.processes.sharding import as_part_of, is_dtensor, local, part_of_whole, shards
-from sfplus_kernels.state.checks import check_memory
 from sfplus_kernels.state.containers import Containers, TensorState
-from sfplus_kernels.state.moments import fits_blocks, goes_in_blocks
+from sfplus_kernels.state.fitting import check_fits, dtypes_of
+from sfplus_kernels.state.moments import goes_in_blocks
 
 
 def new_state(param: Tensor, names: Sequence[str], state_format: str) -> TensorState:
@@ -98,13 +97,13 @@ def bring_to_parameters(containers: Containers) -> None:
     ]
     for group, slot, param, state in states:
         needed = (*(["displacement"] if averages(containers.buffers[group]) else []), STEP)
-        _check_fits(slot, param, state, containers.formats[group], needed)
+        check_fits(slot, param, state, containers.formats[group], needed)
     seen: set[int] = set()
     projected = containers.projected
     for group, _, param, state in states:
         state_format = containers.formats[group]
         layout = _layout(state, by_rows=projected[group])
-        for name, dtype in _dtypes(param, state, state_format).items():
+        for name, dtype in dtypes_of(param, state, state_format).items():
             _bring(param, state, name, dtype, None if name == EXPONENTS else layout, seen)
 
 
@@ -148,86 +147,6 @@ def make_entries(
     return entries
 
 
-def _dtypes(param: Tensor, state: TensorState, state_format: str) -> dict[str, torch.dtype]:
-    """Of the buffers that a parameter has, or should have beside those that its algorithm asked for."""
-    names = asked(state)
-    in_blocks = goes_in_blocks(param, state)
-    kept = format_of(param.dtype, names, state_format, in_blocks=in_blocks)
-    dtypes = buffer_dtypes(param.dtype, names, kept)
-    if "y_high" in state and any(name in dtypes for name in LOW):
-        dtypes["y_high"] = HALF_DTYPES["y_high"]
-    return dtypes
-
-
-def _check_fits(
-    slot: int, param: Tensor, state: TensorState, state_format: str, needed: Sequence[str]
-) -> None:
-    part = local(param)
-    names = [name for name in BUFFERS if name in state]
-    for name in needed:
-        if name not in state:
-            raise RuntimeError(
-                f"the state of parameter {slot} has {sorted(state)}; expected {name!r} too. Put it back, or "
-                "let the parameter begin anew with optimizer.state.pop(param)"
-            )
-    for name in (*names, STEP):
-        if not isinstance(state[name], Tensor) and (name in names or not has_number(state[name])):
-            raise TypeError(
-                f"state[{name!r}] of parameter {slot} is a {type(state[name]).__name__}; expected a tensor"
-            )
-    step = state[STEP]
-    if isinstance(step, Tensor) and step.numel() != 1:
-        raise ValueError(
-            f"state['step'] of parameter {slot} has shape {tuple(step.shape)}; expected a scalar"
-        )
-    buffers = {name: local(state[name]) for name in names}
-    dtypes = _dtypes(param, state, state_format)
-    if EXPONENTS in buffers:
-        _check_blocks(slot, param, state)
-    fits = dtypes.keys() == buffers.keys()
-    fits = fits and all(b.shape == part.shape for n, b in buffers.items() if n != EXPONENTS)
-    fits = fits and all(
-        b.dtype.is_floating_point == dtypes[name].is_floating_point for name, b in buffers.items()
-    )
-    fits = fits and all(b.dtype == dtypes[n] for n, b in buffers.items() if _is_code(dtypes[n]))
-    # a single one of another dtype was replaced; where all are, the model was converted
-    fits = fits and (not buffers or any(b.dtype == dtypes[n] for n, b in buffers.items()))
-    fits = fits and all(shards(state[name]) == shards(param) for name in names)
-    if not fits:
-        made_for = {name: (b.dtype, tuple(b.shape)) for name, b in buffers.items()}
-        raise RuntimeError(
-            f"parameter {slot} is now {param.dtype}, of which this process holds shape {tuple(part.shape)}, "
-            f"and state_format is {state_format!r}, but its state is {made_for}; make a new optimizer after "
-            "model.to(dtype) or after the model is divided among processes, and for another state_format, "
-            "which then loads this one's state_dict()"
-        )
-    for name, buffer in buffers.items():
-        check_memory(buffer, f"state[{name!r}] of parameter {slot}")
-
-
-def _check_blocks(slot: int, param: Tensor, state: TensorState) -> None:
-    part = local(param)
-    if part.dim() < 2:
-        return
-    if is_dtensor(param) and not fits_blocks(param):
-        rows, width = part.shape[0], part.shape[1:].numel()
-        raise RuntimeError(
-            f"a parameter of shape {tuple(param.shape)} is divided so that this process holds {rows} x "
-            f"{width} of it, which cuts blocks of 32, but its state is '8bit'; make a new optimizer after "
-            "the model is divided"
-        )
-    found, expected = tuple(local(state[EXPONENTS]).shape), exponents_shape(part.shape)
-    if found != expected:
-        raise ValueError(
-            f"{EXPONENTS} of parameter {slot} has shape {found}; expected {expected}: one for 32 elements of "
-            "a row"
-        )
-
-
-def _is_code(dtype: torch.dtype) -> bool:
-    return not dtype.is_floating_point
-
-
 def elements_by_format(states: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Of those that there are: how many elements are kept in which of ``formats.STATE_FORMATS``."""
     counts: dict[str, int] = {}
@@ -246,11 +165,6 @@ def of_others(param: Tensor, state: Mapping[str, Any], known: Iterable[str]) -> 
         for name, value in state.items()
         if name not in known
     }
-
-
-def has_number(value: object) -> bool:
-    """Whether a count of steps may be kept like this: older versions of torch had it as a Python number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _layout(state: TensorState, *, by_rows: bool) -> tuple[int, ...]:

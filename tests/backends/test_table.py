@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import make_params
 
+from sfplus_kernels.backends.gradient_addresses import bring_gradients
 from sfplus_kernels.backends.table import (
     Launch,
-    bring_gradients,
     build_table,
     cut_into_chunks,
     same_layout,
