@@ -64,6 +64,15 @@ class Kernel:
         return self.name.startswith(("update", "step"))
 
     @property
+    def is_project(self) -> bool:
+        return self.name.startswith("project")
+
+    @property
+    def sweeps(self) -> int:
+        """How often the kernel goes over its tensors: for the norm of a row, then for what is too much."""
+        return 2 if self.is_project else 1
+
+    @property
     def label(self) -> str:
         return " ".join((self.name, *self.arguments))
 
@@ -98,6 +107,9 @@ class Kernel:
             counts |= {"plain adam": 3, "plain momentum": 2, "plain sgd": 1}
             n_state = counts[self.name.partition(" ")[2]]
             return [state] * n_state + [BITS[self.arguments[1]], *own], [state] * n_state + own
+        if self.is_project:
+            y_and_e = [state] * (1 if "plain" in self.name else 2)
+            return y_and_e * self.sweeps, y_and_e + own
         writes_e = [state] if self.arguments[1] in ("expose_z", "absorb_z") else []
         return [state] * 2 + own, [state, *writes_e, *own]
 
@@ -128,7 +140,7 @@ class Kernel:
     def bytes_in_flight(self) -> int:
         """Of loads, per multiprocessor, when every warp waits for those of one turn."""
         elements = self.pack * self.turns
-        return self.resident_warps * 32 * elements * sum(self.element_bits[0]) // 8
+        return self.resident_warps * 32 * elements * sum(self.element_bits[0]) // self.sweeps // 8
 
     def accesses(self, operation: str, kind: str = "") -> Counter[int]:
         """LDG or STG whose suffixes contain ``kind``, by bits."""

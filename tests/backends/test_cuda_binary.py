@@ -88,7 +88,8 @@ def test_registers_leave_room_for_enough_loads_in_flight(arch: str) -> None:
         least = 32_000 if kernel.is_quarter else least
         # without e 7 bytes, and from sm_100 on four blocks of a multiprocessor
         least = 28_000 if kernel.is_quarter and "plain" in kernel.name else least
-        least = 20_000 if "fp64" in kernel.arguments else least
+        # what it reads, update has just written: most of it is in the L2 cache
+        least = 20_000 if "fp64" in kernel.arguments or kernel.is_project else least
         assert kernel.bytes_in_flight >= least, (kernel.label, kernel.registers)
 
 
@@ -113,7 +114,8 @@ def test_whole_packs_are_accessed_in_vectors(disassembled: dict[str, Kernel]) ->
         hint = "CONSTANT" if kernel.name.startswith("reduce") else "EF"
         expected = expected_accesses(kernel, loads) + exponents
         assert kernel.accesses("LDG", hint) == expected, kernel.label
-        if kernel.name.startswith(("update", "interpolate")):  # others write coefficients too
+        if kernel.name.startswith(("update", "interpolate", "project")):
+            # others write coefficients too
             expected = expected_accesses(kernel, stores) + exponents
             assert kernel.accesses("STG") == expected, kernel.label
 

@@ -47,7 +47,11 @@ HANDED_ON = {"optim": {"core", "state"}, "backends": {"backends"}}
 DOORS = {
     "_C": {"backends.native"},
     "backends.registry": {"backends", "cli.report", "engine.engine"},
-    "backends.tensor_reader": {"backends.table", "engine.plans", "engine.validity"},
+    "backends.tensor_reader": {
+        "backends.gradient_addresses",
+        "engine.plans",
+        "engine.validity",
+    },
     "compiling.operator": {"compiling.tracing"},
 }
 
