@@ -15,7 +15,7 @@ from support import make_params, set_gradients, stream
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SFPlusWarning
-from sfplus_kernels.backends import table
+from sfplus_kernels.backends import gradient_addresses
 from sfplus_kernels.contract import capture
 from sfplus_kernels.contract.capture import STEPS, HostStock
 from sfplus_kernels.contract.layout import Global
@@ -29,7 +29,7 @@ Claim = Callable[[bool], None]
 def claim(monkeypatch: pytest.MonkeyPatch) -> Claim:
     """``claim(True)``: from now on a graph is being captured."""
     state = {"capturing": False}
-    for module in (capture, table, engine, runtime, delayed_figures):
+    for module in (capture, gradient_addresses, engine, runtime, delayed_figures):
         monkeypatch.setattr(module, "capturing", lambda device: state["capturing"])
     original = HostStock.__init__
 

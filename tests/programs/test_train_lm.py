@@ -226,6 +226,15 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert_same_checkpoint(folder, tmp_path / "whole")
 
 
+@pytest.fixture
+def as_in_a_terminal() -> Iterator[None]:
+    """A shell has its background jobs, and what they start, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_second_ctrl_c_kills() -> None:
     with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)

@@ -153,6 +153,7 @@ def test_tab_completion_offers_what_is_for_users(make: Callable[..., Any]) -> No
         "eval",
         "iterates",
         "metrics",
+        "monitor_drift",
         "train",
     }
     expected |= {"to_upstream_state_dict"} | ({"step_func"} if make is plus else set())
