@@ -116,7 +116,8 @@ if __name__ == "__main__":
     what, commands = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     if what == "kill":
         codes = {where: killed(where, command) for where, command in commands.items()}
-        print(json.dumps(codes))
+        # a line of its own: what was killed may have left half of one
+        print(f"\n{json.dumps(codes)}")
     else:
         results = run_all(commands)
         Path(what, f"{RANK}.json").write_text(json.dumps(results))
