@@ -14,7 +14,7 @@ PLAN = Path(__file__).with_name("plan.toml")
 OPTIMIZERS = ("adamw", "adamw-schedulefree", "schedule-free-plus")
 CAPPED = "schedule-free-plus, capped"  # with a cap on gamma it is told apart
 SCHEDULES = ("linear", "wsd", "cosine")
-MODELS = {"31k": (32, 1), "135k": (64, 2), "467k": (128, 2), "1.9m": (192, 4)}  # width, layers
+MODELS = {"31k": (32, 1), "135k": (64, 2), "467k": (128, 2), "1.0m": (160, 3)}  # width, layers
 PLAIN_BATCH = 32  # sequences: 2,048 bytes
 READ_OFF = (20, 50, 100, 200, 300, 600, 1000)  # tokens per parameter
 
