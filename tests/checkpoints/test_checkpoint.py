@@ -1,6 +1,5 @@
 """Saving and resuming: bit for bit, in either mode, across backends, every dtype kept."""
 
-import io
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from support import (
     make_params,
     run,
     snapshot,
+    through_a_file,
     two_groups,
 )
 from torch import nn
@@ -21,13 +21,6 @@ from sfplus_kernels import AdamCScheduleFreePlus
 from sfplus_kernels.checkpoints import own
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
-
-
-def through_a_file(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def make(backend: str, dtype: torch.dtype) -> tuple[AdamCScheduleFreePlus, list[nn.Parameter]]:

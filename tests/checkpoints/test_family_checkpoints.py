@@ -1,13 +1,20 @@
 """State of the family's classes: what it holds, saving and resuming bit for bit, across backends."""
 
 import copy
-import io
 from typing import Any
 
 import pytest
 import schedulefree
 import torch
-from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients
+from support import (
+    BACKENDS,
+    assert_same_bits,
+    device_of,
+    everything_of,
+    make_params,
+    set_gradients,
+    through_a_file,
+)
 from support.family import FAMILY, drive, groups_of
 from torch import nn
 
@@ -52,17 +59,6 @@ def resume(kind: str, backend: str, dtype: torch.dtype, saved: Any) -> tuple[Any
             p.copy_(value)
     optimizer.load_state_dict(saved[0])
     return optimizer, params
-
-
-def everything_of(optimizer: Any, params: list) -> Any:
-    return copy.deepcopy((optimizer.state_dict(), [p.detach() for p in params]))
-
-
-def through_a_file(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

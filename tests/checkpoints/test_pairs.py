@@ -1,13 +1,12 @@
 """A model and an optimizer that were saved in different modes do not belong together: that is told."""
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from support import device_of
+from support import device_of, through_a_file
 from torch import nn
 
 from sfplus_kernels import (
@@ -55,10 +54,7 @@ def saved(kind: Any, backend: str, dtype: torch.dtype) -> dict[str, dict[str, An
         states[mode] = copy.deepcopy(
             {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         )
-    file = io.BytesIO()
-    torch.save(states, file)
-    file.seek(0)
-    loaded: dict[str, dict[str, Any]] = torch.load(file, weights_only=True)
+    loaded: dict[str, dict[str, Any]] = through_a_file(states)
     return loaded
 
 

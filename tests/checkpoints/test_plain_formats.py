@@ -5,9 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from support import BACKENDS, assert_same_bits, bits, device_of, make_params, steps_for
+from format_runs import BYTES_OF_8, DTYPES, FORMATS, compare_codes, load
+from support import (
+    BACKENDS,
+    assert_same_bits,
+    bits,
+    device_of,
+    everything_of,
+    make_params,
+    steps_for,
+    through_a_file,
+)
 from support.plain import PLAIN, plain_groups
-from test_state_formats import BYTES_OF_8, compare_codes, everything_of, load, through_a_file
 from test_torch_state import go_on
 
 from sfplus_kernels import SGD, AdamW
@@ -15,8 +24,6 @@ from sfplus_kernels.contract.formats import whole
 from sfplus_kernels.state.moments import moments_of
 
 SHAPES = [(0,), (7,), (33, 5), (), (64, 3), (64, 2, 32), (0, 64)]
-DTYPES = [torch.float32, torch.bfloat16]
-FORMATS = ["16bit", "8bit"]
 
 
 def or_slow(values: list[Any], always: list[Any]) -> list[Any]:

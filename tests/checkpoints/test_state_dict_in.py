@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, make_params, set_gradients, stream
+from support import assert_same_bits, everything_of, make_params, set_gradients, stream
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFreeClosure
@@ -67,7 +67,7 @@ def test_it_is_the_state_beside_the_same_parameters(
     optimizer, params = trained(dtype, state_format)
     if halfway and dtype == torch.bfloat16:
         with_halfway_numbers(optimizer, params, state_format)
-    before = copy.deepcopy((optimizer.state_dict(), [p.detach() for p in params]))
+    before = everything_of(optimizer, params)
     saved = optimizer.state_dict_in(into)
     assert_same_bits((optimizer.state_dict(), [p.detach() for p in params]), before)
     other, others = loaded(saved, params, dtype, into)

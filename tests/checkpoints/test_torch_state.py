@@ -1,7 +1,6 @@
 """State of the optimizers that average nothing: torch's loaded, loaded by torch's, and their own resumed."""
 
 import copy
-import io
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from support import (
     make_params,
     set_gradients,
     stream,
+    through_a_file,
 )
 from support.plain import PLAIN, plain_groups
 
@@ -21,14 +21,6 @@ from sfplus_kernels import SGD, AdamC, AdamW, AdamWScheduleFree
 from sfplus_kernels.checkpoints.found import CannotTellError, check_optimizer
 
 KINDS = pytest.mark.parametrize("name", PLAIN)
-
-
-def saved(value: Any) -> Any:
-    """Through a file."""
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def go_on(optimizer: Any, params: list, steps: int, skip: int = 0) -> None:
@@ -59,7 +51,7 @@ def test_torchs_state_is_continued(name: str, backend: str) -> None:
     go_on(theirs, others, 7)
     params = [torch.nn.Parameter(p.detach().to(device_of(backend))) for p in twin(others)]
     mine = member.ours(plain_groups(params, name), backend=backend, lr=1.0, **off)
-    mine.load_state_dict(saved(theirs.state_dict()))
+    mine.load_state_dict(through_a_file(theirs.state_dict()))
     for group, other in zip(mine.param_groups, theirs.param_groups, strict=True):
         assert all(group[key] == other[key] for key in ("lr", "weight_decay", "maximize"))
     go_on(mine, params, 15, skip=7)
@@ -81,7 +73,7 @@ def test_torch_continues_ours(name: str, form: str) -> None:
     go_on(mine, params, 7)
     others = twin(params)
     theirs = member.torchs(plain_groups(others, name))
-    theirs.load_state_dict(saved(getattr(mine, form)()))
+    theirs.load_state_dict(through_a_file(getattr(mine, form)()))
     go_on(theirs, others, 15, skip=7)
     go_on(mine, params, 15, skip=7)
     assert_near(params, others)
@@ -97,7 +89,7 @@ def test_resumes_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     go_on(optimizer, params, 6)
     others = twin(params)
     resumed = member.ours(plain_groups(others, name), backend="cpu")
-    resumed.load_state_dict(saved(optimizer.state_dict()))
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     copies, copied = copy.deepcopy((params, optimizer))
     go_on(optimizer, params, 12, skip=6)
     for run, its in ((resumed, others), (copied, copies)):
@@ -115,7 +107,7 @@ def test_bfloat16_of_torch_gets_a_master_of_the_weights() -> None:
     go_on(theirs, others, 3)
     params = make_params(dtype=torch.bfloat16, seed=5)
     mine = AdamW(params)
-    mine.load_state_dict(saved(theirs.state_dict()))
+    mine.load_state_dict(through_a_file(theirs.state_dict()))
     with torch.no_grad():
         for p, q in zip(params, others, strict=True):
             p.copy_(q)

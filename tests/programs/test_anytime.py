@@ -1,6 +1,5 @@
 """examples/anytime.py without its long runs: the plan, a run that stops and goes on, the table of results."""
 
-import io
 import json
 import math
 from pathlib import Path
@@ -12,7 +11,7 @@ from anytime_parts import charts, report, run
 from anytime_parts.corpus import Corpus, Stream
 from anytime_parts.methods import schedule
 from anytime_parts.plan import MODELS, SCHEDULES, Point, read_plan
-from support import ROOT
+from support import ROOT, through_a_file
 
 RESULTS = ROOT / "examples" / "anytime_results"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -42,10 +41,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(optimizer: str, corpus: Cor
     for current in (whole, first):
         for _ in range(9):
             current._bin()
-    file = io.BytesIO()
-    torch.save(first._state(), file)
-    file.seek(0)
-    second.restore(torch.load(file, weights_only=True))
+    second.restore(through_a_file(first._state()))
     assert second.done == 9
     for current in (whole, second):
         current.train(Path("not-written"), lambda _: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -154,6 +155,19 @@ def snapshot(optimizer: AdamCScheduleFreePlus, params: Sequence[Tensor]) -> dict
         group.pop("skipped_steps")
         group.pop("consecutive_skipped_steps")
     return {"params": [p.detach().clone() for p in params], "state": state}
+
+
+def everything_of(optimizer: Any, params: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
+    """Copies of the state dict and of the parameters."""
+    return copy.deepcopy((optimizer.state_dict(), [p.detach() for p in params]))
+
+
+def through_a_file(value: Any) -> Any:
+    """What is found where ``value`` was saved."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def assert_same_bits(a: Any, b: Any, where: str = "") -> None:

@@ -1,13 +1,20 @@
 """The closure forms: the parameters hold x between steps, whatever happens inside one."""
 
 import contextlib
-import copy
 import functools
 from typing import Any
 
 import pytest
 import torch
-from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients, stream
+from support import (
+    BACKENDS,
+    assert_same_bits,
+    device_of,
+    everything_of,
+    make_params,
+    set_gradients,
+    stream,
+)
 from support.family import CLOSURE, drive, groups_of
 from test_wrapper import awkward
 from torch import Tensor, nn
@@ -151,7 +158,7 @@ def test_what_a_closure_sees(name: str, dtype: torch.dtype) -> None:
         )
         optimizer.eval()
         optimizer.train()
-        looked.append(copy.deepcopy((optimizer.state_dict(), values(params))))
+        looked.append(everything_of(optimizer, params))
         ones_for(params)
 
     optimizer.step(closure)

@@ -1,13 +1,20 @@
 """ScheduleFreeWrapper as an optimizer among others: faults of the base, checkpoints, groups, hooks."""
 
 import copy
-import io
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from support import BACKENDS, assert_same_bits, device_of, make_params, set_gradients
+from support import (
+    BACKENDS,
+    assert_same_bits,
+    device_of,
+    everything_of,
+    make_params,
+    set_gradients,
+    through_a_file,
+)
 from test_wrapper import BASES, EVERYTHING, SHAPES, feed, groups_of, iterates_of
 from torch import Tensor, nn
 
@@ -24,10 +31,6 @@ def make(
 
 def values(params: list) -> list[Tensor]:
     return [p.detach().clone() for p in params]
-
-
-def everything_of(optimizer: ScheduleFreeWrapper, params: list) -> Any:
-    return copy.deepcopy((optimizer.state_dict(), values(params)))
 
 
 class Faulty(torch.optim.SGD):
@@ -191,10 +194,7 @@ def test_resumed_run_is_the_uninterrupted_one(
     for optimizer, params in runs:
         feed(optimizer, params, 5)
         getattr(optimizer, mode)()
-    file = io.BytesIO()
-    torch.save(everything_of(*runs[0]), file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
+    saved = through_a_file(everything_of(*runs[0]))
     assert_same_bits(saved, everything_of(*runs[1]))
     optimizer, params = runs[0]
     feed(optimizer, params, 9, skip=5)
