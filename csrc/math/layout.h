@@ -8,7 +8,7 @@
 #define SFPLUS_HYPER(X)                                                                    \
   X(LR) X(SF_BETA1) X(BETA1) X(BETA2) X(EPS) X(WEIGHT_DECAY) X(R) X(C_WARMUP)              \
   X(WARMUP_STEPS) X(WEIGHT_LR_POWER) X(SILENT_SGD_PHASE) X(ASCENDS) X(MAX_LR)  \
-  X(DECAY_PEAK) X(NESTEROV) X(ROW_NORM) X(C_FACTOR)
+  X(DECAY_PEAK) X(NESTEROV) X(ROW_NORM) X(C_FACTOR) X(DAMPENING)
 #define SFPLUS_SETTING(X)                                                                  \
   X(RULE) X(SF_BETA1_MAX) X(SF_BETA1_ANNEAL_STEPS) X(POLYAK_BETA) X(F_STAR) X(GRAD_SIGN)   \
   X(MAX_GRAD_NORM) X(ROUNDING_SEED)
@@ -22,7 +22,7 @@
 #define SFPLUS_GROUP_COEF(X)                                                               \
   X(BETA1) X(GRAD_TO_M) X(BETA2) X(GRAD_TO_V) X(EPS) X(OMEGA) X(E_KEPT) X(DELTA_TO_Y)  \
   X(M_TO_U) X(GRAD_TO_U)
-#define SFPLUS_TENSOR_COEF(X) X(STEP_SIZE) X(INV_SQRT_BC2) X(E_TO_Y)
+#define SFPLUS_TENSOR_COEF(X) X(STEP_SIZE) X(INV_SQRT_BC2) X(E_TO_Y) X(GRAD_SHARE)
 #define SFPLUS_SUM(X) X(GRAD_L1) X(GRAD_DOT_E) X(GRAD_SQ)
 #define SFPLUS_DRIFT(X) X(WEIGHT_SQ) X(GRAD_SQ) X(UPDATE_SQ) X(WEIGHT_DOT_UPDATE)
 #define SFPLUS_ROW(X)                                                                      \

@@ -145,6 +145,7 @@ SFPLUS_INLINE void advance_tensor(const double* hyper, const double* settings, c
   coefs[TensorCoef::STEP_SIZE] = group[Group::SCHEDULED_LR] / bc1;
   coefs[TensorCoef::INV_SQRT_BC2] = group[Group::ADAPTIVE] != 0 ? 1 / std::sqrt(bc2) : 0.0;
   coefs[TensorCoef::E_TO_Y] = scalars[Scalar::Y_BETA] - beta * (1 - group[Group::CKP1]);
+  coefs[TensorCoef::GRAD_SHARE] = step > 1 ? 1 - hyper[Hyper::DAMPENING] : 1.0;
   scalars[Scalar::STEP] = step;
   scalars[Scalar::Y_BETA] = beta;
 }

@@ -14,7 +14,7 @@ inline namespace SFPLUS_ISA {
 template <class T>
 struct UpdateCoefs {
   T beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u;  // of the group
-  T step_size, inv_sqrt_bc2, e_to_y;                                                        // of the tensor
+  T step_size, inv_sqrt_bc2, e_to_y, grad_share;                                            // of the tensor
 };
 
 // Rows of group_coefs and tensor_coefs: formed in double, rounded once.
@@ -27,7 +27,7 @@ SFPLUS_INLINE UpdateCoefs<T> update_coefs(const double* group, const double* ten
           static_cast<T>(group[GroupCoef::M_TO_U]),     static_cast<T>(group[GroupCoef::GRAD_TO_U]),
           static_cast<T>(tensor[TensorCoef::STEP_SIZE]),
           static_cast<T>(tensor[TensorCoef::INV_SQRT_BC2]),
-          static_cast<T>(tensor[TensorCoef::E_TO_Y])};
+          static_cast<T>(tensor[TensorCoef::E_TO_Y]),     static_cast<T>(tensor[TensorCoef::GRAD_SHARE])};
 }
 
 // Of T, which may be a vector of values: see csrc/cpu/lanes.h.
@@ -40,7 +40,7 @@ template <Direction direction, class T, class Coef>
 SFPLUS_INLINE void update_element(T g, T& m, T& v, T& y, T& e, const UpdateCoefs<Coef>& c) {
   if constexpr (direction == Direction::PLAIN_MOMENTUM) {  // the decay is part of the gradient
     const T decayed = c.grad_to_m * g + c.omega * y;
-    m = c.beta1 * m + decayed;
+    m = c.beta1 * m + c.grad_share * decayed;
     y = y + c.delta_to_y * (c.step_size * (c.m_to_u * m + c.grad_to_u * decayed));
     return;
   }

@@ -106,13 +106,14 @@ class EagerBackend:
             (
                 beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
             ) = columns(group_coefs, GroupCoef)  # fmt: skip
-            step_size, inv_sqrt_bc2, e_to_y = columns(tensor_coefs, TensorCoef)
+            step_size, inv_sqrt_bc2, e_to_y, grad_share = columns(tensor_coefs, TensorCoef)
             g = gradient.to(y.dtype)
             kept, new = moments(entry), {}
             plain_momentum = e is None and kept.keys() == {"exp_avg"}
             m = grad_to_m * g
             if plain_momentum:  # the decay is part of the gradient
-                g = m = m + omega * y
+                g = m + omega * y
+                m = grad_share * g
             if "exp_avg" in kept:
                 m = new["exp_avg"] = beta1 * kept["exp_avg"] + m
             if plain_momentum:

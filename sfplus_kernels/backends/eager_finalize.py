@@ -26,7 +26,7 @@ def finalize(run: RunState, sums: Tensor, slots: Tensor, groups: Tensor) -> None
     """
     (
         lr, sf_beta1, beta1, beta2, eps, weight_decay, r, c_warmup, warmup_steps, power, silent, ascends,
-        max_lr, decay_peak, nesterov, _, c_factor,
+        max_lr, decay_peak, nesterov, _, c_factor, dampening,
     ) = columns(run.hyper, Hyper)  # fmt: skip
     rule, sf_beta1_max, anneal_steps, polyak_beta, f_star, sign, max_norm, _ = run.settings.unbind()
     polyak = rule == Rule.POLYAK
@@ -108,7 +108,8 @@ def finalize(run: RunState, sums: Tensor, slots: Tensor, groups: Tensor) -> None
     inv_sqrt_bc2 = torch.where(rule == Rule.PAPER, 1, (1 - beta2[groups] ** step).rsqrt())
     inv_sqrt_bc2 = inv_sqrt_bc2 * adaptive[groups]
     e_to_y = b - (beta * (1 - c))[groups]
-    new = torch.stack((step_size, inv_sqrt_bc2, e_to_y), dim=1)
+    grad_share = torch.where(step > 1, 1 - dampening[groups], 1)
+    new = torch.stack((step_size, inv_sqrt_bc2, e_to_y, grad_share), dim=1)
     run.tensor_coefs[slots] = torch.where(skip, run.tensor_coefs[slots], new)
     new = torch.stack((step, beta[groups]), dim=1)
     run.tensors[slots] = torch.where(skip, run.tensors[slots], new)

@@ -19,7 +19,9 @@ from sfplus_kernels.contract.formats import (
     HALF_DTYPES,
     LOW,
     STEP,
+    asked,
     averages,
+    begun_otherwise,
     buffer_dtypes,
     is_half,
     is_quarter,
@@ -122,7 +124,9 @@ def _copied(
     if not has_own(state):  # the parameter has not begun, and others keep something of theirs there
         return of_others(param, state, ())
     kept = _format_of_saved(state)
-    dtypes = buffer_dtypes(param.dtype, buffers, kept)
+    found = asked(state)
+    names = buffers if begun_otherwise(buffers, found) else found
+    dtypes = buffer_dtypes(param.dtype, names, kept)
     if any(name in dtypes for name in LOW) and not train_mode:
         dtypes["y_high"] = HALF_DTYPES["y_high"]
     missing = sorted({*dtypes, STEP} - set(state))

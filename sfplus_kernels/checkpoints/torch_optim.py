@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfplus_kernels.contract.algorithm import Algorithm
-from sfplus_kernels.contract.formats import BUFFERS, STEP, state_dtype
+from sfplus_kernels.contract.formats import BUFFERS, STEP, begun_otherwise, state_dtype
 from sfplus_kernels.processes.sharding import as_part_of, local, placed_as
 from sfplus_kernels.state.containers import TensorState, has_own
 from sfplus_kernels.state.moments import moments_of
@@ -63,13 +63,14 @@ def unsettled_state(
     own = {key for key in saved if key not in others and saved[key] is not None}
     if not own and (buffers or "momentum_buffer" not in saved):  # it has not begun
         return others
-    if own - {STEP} != set(buffers) or (STEP not in own and "exp_avg" in buffers):
+    kept = sorted(own - {STEP})
+    if begun_otherwise(buffers, kept) or (STEP not in own and "exp_avg" in buffers):
         raise ValueError(
             f"the state of parameter {index} has the keys {sorted(map(str, saved))}; expected "
             f"{sorted((*buffers, STEP))}, as torch.optim saves them"
         )
     state: TensorState = {}
-    for name in buffers:
+    for name in kept:
         value = saved[name]
         if value.shape != param.shape:
             raise ValueError(
@@ -78,7 +79,8 @@ def unsettled_state(
             )
         part = torch.empty_like(local(param).detach(), dtype=state_dtype(param.dtype))
         state[name] = as_part_of(part.copy_(placed_as(value, param)), param)
-    step = float(saved[STEP]) if STEP in own else 0.0
+    # torch does not count the steps of SGD: a momentum that there is has begun
+    step = float(saved[STEP]) if STEP in own else float(bool(kept))
     state[STEP] = torch.tensor(step, dtype=torch.float64, device=param.device)
     return {**state, **others}
 
@@ -105,21 +107,21 @@ def torch_state_dict(
             )
     names = (
         *algorithm.upstream_arguments(),
-        "dampening",
         "maximize",
         "foreach",
         "fused",
+        "capturable",
         "initial_lr",
         "params",
     )
     groups = [{n: group[n] for n in names if n in group} for group in saved["param_groups"]]
     states = {}
     for number, own in saved["state"].items():
-        if has_own(own):
+        # a momentum without a step has not begun: torch's begins with its first gradient, and from nothing
+        if has_own(own) and (moments := moments_of(own)) and float(own[STEP]) > 0:
             full = state_dtype(params[number].dtype)
             kept = {
-                name: as_part_of(value.to(full), params[number])
-                for name, value in moments_of(own).items()
+                name: as_part_of(value.to(full), params[number]) for name, value in moments.items()
             }
             step = torch.as_tensor(float(own[STEP]), dtype=torch.float32)
             states[number] = {**({} if "momentum_buffer" in kept else {STEP: step}), **kept}

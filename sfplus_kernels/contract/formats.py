@@ -30,6 +30,10 @@ checkpoints copies values from name to name, and codes are none."""
 EXPONENTS = "exp_avg_sq_exponents"
 """Of v in ``Format.QUARTER``: one for 32 elements of a row, in a shape of its own."""
 
+COMES_AND_GOES = frozenset({"momentum_buffer"})
+"""Of ``ALGORITHM_BUFFERS`` what may be asked for at some time and not at another. As in torch, it is made at
+the first step that needs it, and stays as it is while none does."""
+
 LOW = ("y_low", "y_low_byte")
 """The lower half of y of a bfloat16 parameter, in ``Format.HALF`` and ``Format.QUARTER``."""
 
@@ -131,6 +135,11 @@ def averages(names: Collection[str]) -> bool:
 def asked(state: Mapping[str, Any]) -> list[str]:
     """Those of ``ALGORITHM_BUFFERS`` that were asked for, whatever they are kept as."""
     return [name for name in ALGORITHM_BUFFERS if name in state or CODES.get(name) in state]
+
+
+def begun_otherwise(names: Collection[str], kept: Collection[str]) -> bool:
+    """Whether state with ``kept`` of ``ALGORITHM_BUFFERS`` cannot be of one that asks for ``names`` now."""
+    return set(names) != set(kept) and not COMES_AND_GOES.issuperset({*names, *kept})
 
 
 def is_quarter(state: Mapping[str, Any]) -> bool:

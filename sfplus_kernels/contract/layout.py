@@ -85,6 +85,7 @@ class Hyper(HostRow):
         15  # what the norm of each row of z is brought to after a step; 0: nothing is projected
     )
     C_FACTOR = 16  # c_k is multiplied by this and cut down to 1; 0: it is not
+    DAMPENING = 17  # SGD's momentum takes 1 minus this of the gradient, all of the first one
 
 
 class Setting(HostRow):
@@ -154,7 +155,8 @@ class GroupCoef(IntEnum):
 
     With exp_avg and no exp_avg_sq, which is SGD's momentum, the decay is part of the gradient:
 
-    g <- GRAD_TO_M g + OMEGA y     m <- BETA1 m + g     delta = STEP_SIZE (M_TO_U m + GRAD_TO_U g)
+    g <- GRAD_TO_M g + OMEGA y     m <- BETA1 m + GRAD_SHARE g
+    delta = STEP_SIZE (M_TO_U m + GRAD_TO_U g)
     """
 
     BETA1 = 0
@@ -175,6 +177,7 @@ class TensorCoef(IntEnum):
     STEP_SIZE = 0  # gamma / (1 - beta1^step); gamma in ``Rule.MOMENTUM``
     INV_SQRT_BC2 = 1  # 1 / sqrt(1 - beta2^step); 1 where v is not bias corrected
     E_TO_Y = 2  # b - beta_k (1 - c_k)
+    GRAD_SHARE = 3  # of SGD's momentum: 1 - dampening; 1 in the first step
 
 
 class Sum(IntEnum):

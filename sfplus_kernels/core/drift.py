@@ -48,7 +48,11 @@ def grad_factor(coefs: Sequence[float], rule: Rule) -> float:
 
 
 def steady(
-    coefs: Sequence[float], group: Sequence[float], rule: Rule, buffers: Sequence[str]
+    coefs: Sequence[float],
+    group: Sequence[float],
+    rule: Rule,
+    buffers: Sequence[str],
+    dampening: float = 0.0,
 ) -> Steady:
     """What |g| / |y| and |y - old y| / |y| tend to for weights whose gradient is orthogonal to them.
 
@@ -56,6 +60,7 @@ def steady(
         coefs: the group's, as in ``layout.GroupCoef``.
         group: as in ``layout.Group``.
         buffers: what it keeps of a tensor.
+        dampening: of SGD's momentum.
     """
     gamma, sf_beta, c = group[Group.SCHEDULED_LR], group[Group.Y_BETA], 1 - coefs[GroupCoef.E_KEPT]
     decay = coefs[GroupCoef.OMEGA]
@@ -63,7 +68,7 @@ def steady(
     # of one gradient, over all steps that it is part of: the sum of its coefficients in u, and of their
     # squares
     if rule == Rule.MOMENTUM and beta > 0:
-        of_m, of_g = coefs[GroupCoef.M_TO_U], coefs[GroupCoef.GRAD_TO_U]
+        of_m, of_g = coefs[GroupCoef.M_TO_U] * (1 - dampening), coefs[GroupCoef.GRAD_TO_U]
         total = of_m / (1 - beta) + of_g
         squares = (of_m + of_g) ** 2 + (of_m * beta) ** 2 / (1 - beta**2)
         decay *= (
@@ -118,7 +123,9 @@ def drift_figures(
         size = len(group["params"])
         own, place = of_tensors[place : place + size], place + size
         factor = grad_factor(coefs[number], rule)
-        balance = steady(coefs[number], of_groups[number], rule, buffers[number])
+        balance = steady(
+            coefs[number], of_groups[number], rule, buffers[number], group.get("dampening", 0.0)
+        )
         known = [sums for sums in own if not math.isnan(sums[0])]
         total = [math.fsum(column) for column in zip(*known, strict=True)]
         add("group", total or [math.nan] * len(Drift), factor, balance)

@@ -12,7 +12,6 @@ from sfplus_kernels.core.hyperparameters import check_lr, check_number
 from sfplus_kernels.core.plain import PlainOptimizer, check_decay_peak, check_refused
 
 REFUSED = {
-    "dampening": "leave it at 0",
     "differentiable": "the step is outside of autograd: leave it off",
 }
 
@@ -28,11 +27,13 @@ class SGD(PlainOptimizer):
         params: parameters or groups; float64, float32, bfloat16 or float16, all on one device. bfloat16
             and float16 ones get a float32 ``master_param`` that holds the weight.
         lr: learning rate, at least 0; may be a 0-dim tensor.
-        momentum: m <- momentum m + g, in [0, 1); 0 keeps none. It cannot go from or to 0 once there is state.
-        dampening: only 0; there are no kernels for it.
+        momentum: m <- momentum m + (1 - dampening) g, in [0, 1), and m = g at first; 0 keeps none. It may be
+            changed during training, from and to 0 as well: a tensor's momentum begins at its first step with
+            one, and rests, kept as it is, while there is none.
+        dampening: in [0, 1].
         weight_decay: coefficient of an L2 penalty: times the weight, it is added to the gradient, and so goes
             into the momentum, as in torch.
-        nesterov: step along g + momentum m.
+        nesterov: step along g + momentum m; without dampening.
         normalized: whether a normalisation (LayerNorm, BatchNorm, RMSNorm) follows what these tensors make.
             True multiplies ``weight_decay`` by gamma / gamma_max, as ``AdamC`` does.
         max_lr: gamma_max, the largest learning rate of the schedule; None is the largest so far.
@@ -54,7 +55,7 @@ class SGD(PlainOptimizer):
     """
 
     rule = Rule.MOMENTUM
-    needed_of_torch = ("lr", "momentum", "weight_decay", "nesterov")
+    needed_of_torch = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
 
     def __init__(
         self,
@@ -80,6 +81,11 @@ class SGD(PlainOptimizer):
         backend: str | None = None,
     ) -> None:
         check_refused({"differentiable": differentiable}, type(self).__name__, REFUSED)
+        if nesterov and (momentum == 0 or dampening != 0):  # groups may differ, as in torch
+            raise ValueError(
+                f"nesterov is True, momentum is {momentum!r} and dampening is {dampening!r}; expected a "
+                "momentum above 0 and no dampening"
+            )
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -104,14 +110,13 @@ class SGD(PlainOptimizer):
         """A row of ``layout.Hyper``."""
         check_refused(group, type(self).__name__, REFUSED)
         momentum = check_number("momentum", group["momentum"], 0, 1, open_high=True)
-        if group["nesterov"] and momentum == 0:
-            raise ValueError("nesterov is True and momentum is 0; expected a momentum above 0")
         return Hyper.row(
             lr=check_lr(group["lr"]),
             beta1=momentum,
             weight_decay=check_number("weight_decay", group["weight_decay"], 0),
             decay_peak=check_decay_peak(group),
             nesterov=float(bool(group["nesterov"])),
+            dampening=check_number("dampening", group["dampening"], 0, 1),
         )
 
     def buffers(self, group: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sfplus_kernels.reference.plain import PlainReference, buffer
+from sfplus_kernels.reference.plain import PlainReference
 
 
 class SGDReference(PlainReference):
@@ -20,6 +20,7 @@ class SGDReference(PlainReference):
         params: Any,
         lr: float = 1e-3,
         momentum: float = 0.0,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
@@ -31,6 +32,7 @@ class SGDReference(PlainReference):
         per_group = {
             "lr": lr,
             "momentum": momentum,
+            "dampening": dampening,
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "normalized": normalized,
@@ -41,8 +43,14 @@ class SGDReference(PlainReference):
         super().__init__(params, per_group)
 
     def step_one(self, p: Tensor, g: Tensor, group: dict[str, Any], decay: float) -> None:
-        """m <- momentum m + g + decay p;  p <- p - gamma m"""
-        g = g + decay * p
-        momentum = group["momentum"]
-        m = buffer(self.state[p], "momentum_buffer", p).mul_(momentum).add_(g)
-        p.sub_(g + momentum * m if group["nesterov"] else m, alpha=float(group["lr"]))
+        """m <- momentum m + (1 - dampening) (g + decay p), all of the first one;  p <- p - gamma m"""
+        u = g = g + decay * p
+        momentum, state = group["momentum"], self.state[p]
+        if momentum > 0:
+            if "momentum_buffer" in state:
+                state["momentum_buffer"].mul_(momentum).add_(g, alpha=1 - group["dampening"])
+            else:
+                state["momentum_buffer"] = g.clone()
+            u = state["momentum_buffer"]
+            u = g + momentum * u if group["nesterov"] else u
+        p.sub_(u, alpha=float(group["lr"]))

@@ -14,12 +14,14 @@ from sfplus_kernels.contract.formats import (
     ALGORITHM_BUFFERS,
     BUFFERS,
     CODES,
+    COMES_AND_GOES,
     EXPONENTS,
     FIELDS,
     LOW,
     STEP,
     asked,
     averages,
+    begun_otherwise,
     buffer_dtypes,
     format_of,
     is_half,
@@ -56,7 +58,7 @@ def new_state(param: Tensor, names: Sequence[str], state_format: str) -> TensorS
 @torch.inference_mode(False)
 @torch.no_grad()
 def create_missing_state(containers: Containers, gradients: Sequence[Tensor | None]) -> None:
-    """New state for each parameter that has a gradient and no state.
+    """New state for each parameter that has a gradient and no state, and the buffers that come later.
 
     Args:
         gradients: one for each of ``containers.params``.
@@ -71,15 +73,21 @@ def create_missing_state(containers: Containers, gradients: Sequence[Tensor | No
             continue
         if state is None:
             missing.append((param, buffers, containers.formats[index]))
-        elif set(asked(state)) != set(buffers):
+            continue
+        kept = asked(state)
+        if begun_otherwise(buffers, kept):
             raise RuntimeError(
                 f"the settings of a group now ask for the buffers {buffers}, but the state of parameter "
                 f"{slot} has {sorted(state)}; put the settings back, or the state, or let the parameter "
                 "begin anew with optimizer.state.pop(param)"
             )
+        if not set(buffers).issubset(kept):
+            check_fits(slot, param, state, containers.formats[index], (STEP,))
+            missing.append((param, buffers, containers.formats[index]))
     for param, buffers, state_format in missing:
-        fresh, beside = new_state(param, buffers, state_format), containers.state.get(param)
-        containers.state[param] = fresh if beside is None else {**beside, **fresh}
+        fresh, own = new_state(param, buffers, state_format), containers.state.setdefault(param, {})
+        # where a buffer comes later, steps are counted from there on
+        own.update({n: value for n, value in fresh.items() if n == STEP or n not in own})
 
 
 @torch.inference_mode(False)
@@ -125,7 +133,9 @@ def make_entries(
         if state is None:
             continue
         group_index, slot = places[id(param)]
-        buffers = {FIELDS[name]: local(state[name]) for name in BUFFERS if name in state}
+        resting = COMES_AND_GOES.difference(containers.buffers[group_index])
+        kept = [name for name in BUFFERS if name in state and name not in resting]
+        buffers = {FIELDS[name]: local(state[name]) for name in kept}
         entry = Entry(
             param=local(param),
             master_param=buffers.get("master_param"),

@@ -312,7 +312,7 @@ def test_many_steps_on_every_instruction_set() -> None:
             _C.set_isa(name)
             entry, run = make_entry(torch.bfloat16), make_run()
             run.group_coefs[0, :8] = torch.tensor([0.9, 0.1, 0.95, 0.05, 1e-8, 1e-3, 0.99, -0.02])
-            run.tensor_coefs[1] = torch.tensor([1e-3, 1.0, 0.01])
+            run.tensor_coefs[1] = torch.tensor([1e-3, 1.0, 0.01, 1.0])
             generator = torch.Generator().manual_seed(1)
             backend = cpu.CpuBackend()
             plan = backend.plan([entry], CPU)

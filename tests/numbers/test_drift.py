@@ -290,6 +290,7 @@ def test_the_papers_formula() -> None:
 SIMULATED: dict[str, tuple[Callable[[list], Any], int]] = {
     "SGD": (lambda p: SGD(p, lr=0.1, weight_decay=0.1), 400),
     "momentum": (lambda p: SGD(p, lr=0.1, weight_decay=0.04, momentum=0.8), 500),
+    "dampening": (lambda p: SGD(p, lr=0.2, weight_decay=0.04, momentum=0.8, dampening=0.5), 500),
     "Nesterov": (lambda p: SGD(p, lr=0.1, weight_decay=0.04, momentum=0.8, nesterov=True), 500),
     "AdamW": (lambda p: AdamW(p, lr=0.01, weight_decay=1.0, betas=(0.8, 0.99)), 800),
     "Schedule-Free SGD, beta 0.5": (

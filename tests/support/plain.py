@@ -21,8 +21,10 @@ class PlainMember(NamedTuple):
 
 ADAM = {"lr": 0.02, "betas": (0.8, 0.97), "weight_decay": 0.3}
 ADAM_SECOND = {"lr": 0.05, "betas": (0.6, 0.9), "eps": 1e-3, "weight_decay": 0.05}
-SGD = {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.3}
-SGD_SECOND = {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True}
+SGD = {"lr": 0.02, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.3}
+SGD_SECOND = {
+    "lr": 0.01, "momentum": 0.5, "dampening": 0.0, "weight_decay": 0.1, "nesterov": True,
+}  # fmt: skip
 NO_MOMENTUM = {"lr": 0.02, "momentum": 0.0, "weight_decay": 0.3}
 
 PLAIN = {

@@ -286,10 +286,12 @@ def finish_tensors(
     inv_sqrt_bc2 = tl.where(adaptive > 0, 1 / tl.sqrt(bc2), 0.0)
     # y was last written with b, and is now written with beta_k
     e_to_y = b - beta * (1 - c)
+    dampening = tl.load(hyper + COLUMNS.Hyper.DAMPENING, mask, 0.0)
 
     tl.debug_barrier()
     tl.store(coefs + COLUMNS.TensorCoef.STEP_SIZE, step_size, mask)
     tl.store(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2, inv_sqrt_bc2, mask)
     tl.store(coefs + COLUMNS.TensorCoef.E_TO_Y, e_to_y, mask)
+    tl.store(coefs + COLUMNS.TensorCoef.GRAD_SHARE, tl.where(step > 1, 1 - dampening, 1.0), mask)
     tl.store(tensors + COLUMNS.Scalar.STEP, step, mask)
     tl.store(tensors + COLUMNS.Scalar.Y_BETA, beta, mask)

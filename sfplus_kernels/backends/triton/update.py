@@ -126,6 +126,7 @@ def update_kernel(
         step_size = tl.load(coefs + COLUMNS.TensorCoef.STEP_SIZE).to(STATE_DTYPE)
         inv_sqrt_bc2 = tl.load(coefs + COLUMNS.TensorCoef.INV_SQRT_BC2).to(STATE_DTYPE)
         e_to_y = tl.load(coefs + COLUMNS.TensorCoef.E_TO_Y).to(STATE_DTYPE)
+        grad_share = tl.load(coefs + COLUMNS.TensorCoef.GRAD_SHARE).to(STATE_DTYPE)
 
         key_a, key_b = slot, slot
         if HALF or QUARTER:
@@ -195,7 +196,7 @@ def update_kernel(
                 old_y, y, g = update_block(
                     y_vec, param_vec, m_vec, v_vec, e_vec, g_vec, offset + lanes, None,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
-                    step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                    step_size, inv_sqrt_bc2, e_to_y, grad_share, key_a, key_b, start, tensor, numel,
                     COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
                     HALF,
                 )  # fmt: skip
@@ -214,7 +215,7 @@ def update_kernel(
                 old_y, y, g = update_block(
                     y_ptr, param_ptr, m_ptr, v_ptr, e_ptr, g_ptr, tail, tail < length,
                     beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u, grad_to_u,
-                    step_size, inv_sqrt_bc2, e_to_y, key_a, key_b, start, tensor, numel,
+                    step_size, inv_sqrt_bc2, e_to_y, grad_share, key_a, key_b, start, tensor, numel,
                     COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ, HAS_DISPLACEMENT,
                     HALF,
                 )  # fmt: skip

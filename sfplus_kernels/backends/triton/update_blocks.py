@@ -27,6 +27,7 @@ def _update_element(
     step_size,
     inv_sqrt_bc2,
     e_to_y,
+    grad_share,
     STATE_DTYPE: tl.constexpr,
     HAS_EXP_AVG: tl.constexpr,
     HAS_EXP_AVG_SQ: tl.constexpr,
@@ -35,7 +36,7 @@ def _update_element(
     """m, v, y and e after the step, of those before it; of one that there is not anything."""
     if HAS_EXP_AVG and not HAS_EXP_AVG_SQ:  # SGD's momentum: the decay is part of the gradient
         g = grad_to_m * g + omega * y
-        m = beta1 * m + g
+        m = beta1 * m + grad_share * g
         delta = step_size * (m_to_u * m + grad_to_u * g)
     else:
         # moments
@@ -86,6 +87,7 @@ def update_block(
     step_size,
     inv_sqrt_bc2,
     e_to_y,
+    grad_share,
     key_a,
     key_b,
     start,
@@ -119,7 +121,7 @@ def update_block(
 
     m, v, y, e = _update_element(
         g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, m_to_u,
-        grad_to_u, step_size, inv_sqrt_bc2, e_to_y, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+        grad_to_u, step_size, inv_sqrt_bc2, e_to_y, grad_share, STATE_DTYPE, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
         HAS_DISPLACEMENT,
     )  # fmt: skip
 
@@ -202,7 +204,7 @@ def update_quarter_block(
     old_y, old_g = y, g
     m, v, y, e = _update_element(
         g, m, v, y, e, beta1, grad_to_m, beta2, grad_to_v, eps, omega, e_kept, delta_to_y, 1.0, 0.0,
-        step_size, inv_sqrt_bc2, e_to_y, tl.float32, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
+        step_size, inv_sqrt_bc2, e_to_y, 1.0, tl.float32, HAS_EXP_AVG, HAS_EXP_AVG_SQ,
         HAS_DISPLACEMENT,
     )  # fmt: skip
     words = sixteen_bits.random_words(key_a, key_b, start + offsets, tensor, numel, COLUMNS)
