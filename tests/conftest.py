@@ -36,13 +36,19 @@ IN_ONE_PROCESS = (
     "test_follow_ranks.py",
     "test_train_lm.py",
     "test_train_lm_parallel.py",
-    "test_triton_compile.py",
 )
 """Files whose tests share something that takes long to make. By this name and not by xdist's mark for groups,
 which has no effect with pytest 9.2."""
 
-OF_THE_SITE = ("test_figures.py", "test_site.py")
-"""Files that visit the site, which is built once for all of them."""
+TOGETHER = {
+    "the site": ("test_figures.py", "test_site.py"),
+    "Triton's compiler": (
+        "test_triton_compile.py",
+        "test_triton_memory.py",
+        "test_triton_resources.py",
+    ),
+}
+"""Files that share it with each other."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -52,8 +58,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            if file.endswith(OF_THE_SITE):
-                return "the site"
+            for what, files in TOGETHER.items():
+                if file.endswith(files):
+                    return what
             return file if file.endswith(IN_ONE_PROCESS) else nodeid
 
     return Scheduler(config, log)

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels without a GPU: the program that ``test_triton_compile`` runs.
+"""Compiles the Triton kernels without a GPU: the program that ``conftest.py`` runs.
 
 The backend itself makes the launches; they are recorded instead of run, so that what is compiled has
 the arguments, the compile-time constants and the options of a real step. It is a program of its own

@@ -7,13 +7,7 @@ from typing import Any
 import pytest
 import torch
 from format_runs import DTYPES, FORMATS, MODES, compare_codes, load, make, steps
-from support import (
-    BACKENDS,
-    assert_same_bits,
-    everything_of,
-    make_params,
-    through_a_file,
-)
+from support import BACKENDS, assert_same_bits, everything_of, make_params, through_a_file
 
 from sfplus_kernels import AdamWScheduleFree, SGDScheduleFree
 from sfplus_kernels.state.moments import moments_of

@@ -1,4 +1,4 @@
-"""Everyday lines that ruin a run: one warning, from the figures of an older step."""
+"""Everyday lines that ruin a run: one warning, mostly from the figures of an older step."""
 
 import re
 import warnings
@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from support import ROOT, device_of
+from support import ROOT, device_of, make_params, set_gradients
 from torch import Tensor, nn
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SFPlusWarning
+from sfplus_kernels import (
+    AdamCScheduleFreePlus,
+    AdamWScheduleFree,
+    AdamWScheduleFreeClosure,
+    ScheduleFreeWrapper,
+    SFPlusWarning,
+)
 from sfplus_kernels.core import warnings_once
 from sfplus_kernels.engine import delayed_figures
 from sfplus_kernels.engine.runtime import LOOK_EVERY
@@ -179,6 +185,34 @@ def test_skipped_steps_of_a_class_without_a_polyak_step(backend: str) -> None:
 
 
 # -- how it is told -----------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_that_falls_is_found() -> None:
+    """Once; not where it rises, and not where it is that of the base of a wrapper."""
+    for make in (AdamWScheduleFree, AdamWScheduleFreeClosure, AdamCScheduleFreePlus):
+        optimizer = make(params := make_params([(3,)]), lr=0.1)
+        optimizer.train()
+
+        def step(lr: float, optimizer: Any = optimizer, params: Any = params) -> None:
+            optimizer.param_groups[0]["lr"] = lr
+
+            def closure() -> float:
+                set_gradients(params, [torch.ones(3)])
+                return 1.0
+
+            optimizer.step(closure)
+
+        for lr in (0.01, 0.1, 0.1):
+            step(lr)
+        with pytest.warns(SFPlusWarning, match=r"\[scheduler\] *: lr was lowered from 0.1 to 0.09"):
+            step(0.09)
+        step(0.08)
+    wrapper = ScheduleFreeWrapper(torch.optim.SGD(params := make_params([(3,)]), lr=0.1))
+    wrapper.train()
+    for lr in (0.1, 0.05):
+        wrapper.param_groups[0]["lr"] = lr
+        set_gradients(params, [torch.ones(3)])
+        wrapper.step()
 
 
 def test_as_an_error_it_leaves_the_optimizer_as_it_was(backend: str) -> None:
