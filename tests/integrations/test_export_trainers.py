@@ -25,7 +25,7 @@ def loaded(path: Path) -> dict[str, Tensor]:
 def test_hugging_faces_checkpoint(tmp_path: Path, names: bool) -> None:
     """With param_names, and without: then by the class in config.json, and the Trainer's two groups."""
     needs("transformers", "accelerate")
-    import test_transformers as tests
+    import transformers_runs as runs
     from transformers import GPT2LMHeadModel, Trainer
 
     class Plain(Trainer):
@@ -39,8 +39,8 @@ def test_hugging_faces_checkpoint(tmp_path: Path, names: bool) -> None:
                     group["param_names"] = [order[id(p)] for p in group["params"]]
             return optimizer
 
-    trainer = tests.run(
-        tmp_path / "run", Plain, (AdamWScheduleFree, {"lr": 0.02}), **tests.SAVES["steps"]
+    trainer = runs.run(
+        tmp_path / "run", Plain, (AdamWScheduleFree, {"lr": 0.02}), **runs.SAVES["steps"]
     )
     folder = tmp_path / "run" / "checkpoint-3"
     assert "holds y" in check(folder)
@@ -49,20 +49,20 @@ def test_hugging_faces_checkpoint(tmp_path: Path, names: bool) -> None:
     assert same(loaded(tmp_path / "x" / "model.safetensors"), x)
     again = GPT2LMHeadModel.from_pretrained(tmp_path / "x")
     assert same(again.state_dict(), x)
-    saved = tests.run(tmp_path / "good", **tests.SAVES["steps"])
+    saved = runs.run(tmp_path / "good", **runs.SAVES["steps"])
     assert "holds x" in check(tmp_path / "good" / "checkpoint-3")
     assert saved.inner.metrics()["k"] == 3
 
 
 def test_pefts_checkpoint(tmp_path: Path) -> None:
     needs("peft", "transformers")
-    import test_transformers as tests
+    import transformers_runs as runs
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
-        tests.gpt2(), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+        runs.gpt2(), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     )
-    trainer = tests.run(tmp_path / "run", model=model, **tests.SAVES["steps"])
+    trainer = runs.run(tmp_path / "run", model=model, **runs.SAVES["steps"])
     folder = tmp_path / "run" / "checkpoint-3"
     assert "holds x" in check(folder)
     export(folder, tmp_path / "x")
@@ -99,14 +99,15 @@ def test_accelerates_checkpoint(tmp_path: Path) -> None:
 
 def test_lightnings_checkpoint(tmp_path: Path) -> None:
     needs("lightning")
-    import test_lightning as tests
+    import lightning_runs as runs
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
-    module = tests.Module(tests.adamw)
-    saver = tests.ModelCheckpoint(tmp_path / "steps", every_n_train_steps=5)
-    trainer = tests.fit(
+    module = runs.Module(runs.adamw)
+    saver = ModelCheckpoint(tmp_path / "steps", every_n_train_steps=5)
+    trainer = runs.fit(
         tmp_path,
         module,
-        tests.TrainOnly(),
+        runs.TrainOnly(),
         saver,
         adapter=False,
         enable_checkpointing=True,

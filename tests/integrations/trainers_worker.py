@@ -46,12 +46,12 @@ def transformers(rank: int, world: int) -> dict[str, Any]:
     as_launched(rank, world)
     if not importlib.util.find_spec("transformers"):
         return {}
-    import test_transformers as tests
+    import transformers_runs as runs
     from safetensors.torch import load_file
 
     folder, owner = shared_folder(rank)
     batch = 4 // world  # for the same steps with one process and with two
-    trainer = tests.run(
+    trainer = runs.run(
         folder,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=2,
@@ -69,7 +69,7 @@ def transformers(rank: int, world: int) -> dict[str, Any]:
         "losses": trainer.watch.losses,
         "norms": trainer.watch.norms,
         "polyak": trainer.watch.polyak,
-        "logged": tests.logged(trainer, "loss"),
+        "logged": runs.logged(trainer, "loss"),
         "x": x,
         "held": held(trainer.model),
         "saved": same(load_file(folder / "checkpoint-4" / "model.safetensors"), x),
@@ -112,13 +112,13 @@ def lightning(rank: int, world: int) -> dict[str, Any]:
     if not importlib.util.find_spec("lightning"):
         return {}
     import lightning.pytorch as pl
-    import test_lightning as tests
+    import lightning_runs as runs
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from sfplus_kernels.integrations.lightning import ScheduleFreeCallback
 
     folder, owner = shared_folder(rank)
-    module, watcher = tests.Module(), tests.Watcher()
+    module, watcher = runs.Module(), runs.Watcher()
     saver = ModelCheckpoint(folder / "steps", every_n_train_steps=1, save_top_k=-1)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -160,7 +160,7 @@ def transformers_with_deepspeed(rank: int, world: int) -> dict[str, Any]:
     if not (importlib.util.find_spec("transformers") and importlib.util.find_spec("deepspeed")):
         return {}
     import deepspeed_worker  # noqa: F401  no operators of DeepSpeed's own
-    import test_transformers as tests
+    import transformers_runs as runs
     from safetensors.torch import load_file
 
     folder, owner = shared_folder(rank)
@@ -172,12 +172,12 @@ def transformers_with_deepspeed(rank: int, world: int) -> dict[str, Any]:
         def __init__(self, params: Any, **keywords: Any) -> None:
             super().__init__([p for group in params for p in group["params"]], **keywords)
 
-    class Evaluations(tests.Watcher):
+    class Evaluations(runs.Watcher):
         def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
             evaluated.append(held(model))
 
     watcher = Evaluations()
-    trainer = tests.make(
+    trainer = runs.make(
         folder,
         optimizer=(OneGroup, {"lr": 0.1, "weight_decay": 5.0}),
         callbacks=[watcher],
@@ -210,7 +210,7 @@ def transformers_with_deepspeed(rank: int, world: int) -> dict[str, Any]:
         "losses": [metrics["function_value"] for metrics in step],
         "norms": [metrics["grad_norm"] for metrics in step],
         "polyak": [metrics["polyak_lr"] for metrics in step],
-        "logged": tests.logged(trainer, "loss"),
+        "logged": runs.logged(trainer, "loss"),
         "evaluated": evaluated[-1],
         "file": {name: file[name] for name in evaluated[-1]},
     }
