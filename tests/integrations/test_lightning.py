@@ -1,4 +1,4 @@
-"""Lightning's Trainer with ScheduleFreeCallback, and without it: losses, clipping, manual optimization, logs."""
+"""Lightning's Trainer with ScheduleFreeCallback and without: loss, clipping, manual optimization, logs."""
 
 from pathlib import Path
 from typing import Any
