@@ -19,6 +19,8 @@ FOR_USERS = {
         "iterates",
         "metrics",
         "monitor_drift",
+        "state_dict_in",
+        "state_formats",
         "step_func",
         "train",
     ),
@@ -32,15 +34,18 @@ def offered(names: Iterable[str]) -> list[str]:
     return [name for name in names if name in FOR_USERS or name.startswith("_")]
 
 
-def described(optimizer: torch.optim.Optimizer, backend: str | None) -> str:
+def described(
+    optimizer: torch.optim.Optimizer, backend: str | None, *, has_modes: bool = True
+) -> str:
     """One line, and one for each group with its ``lr`` and what else is not the class's default.
 
     Args:
         backend: None if it is not chosen yet.
+        has_modes: whether it is one thing in train mode and another in eval mode.
     """
     groups, parameters = optimizer.param_groups, inspect.signature(type(optimizer)).parameters
-    mode = "train" if groups[0]["train_mode"] else "eval"
-    lines = [f"{type(optimizer).__name__} (backend {backend or 'not chosen yet'}, {mode} mode)"]
+    mode = f", {'train' if groups[0]['train_mode'] else 'eval'} mode" if has_modes else ""
+    lines = [f"{type(optimizer).__name__} (backend {backend or 'not chosen yet'}{mode})"]
     for number, group in enumerate(groups):
         settings = {
             name: _plain(group[name])

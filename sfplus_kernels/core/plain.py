@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -44,6 +45,10 @@ class PlainOptimizer(GivenLrOptimizer):
     def averaged(self) -> Iterator[None]:
         """Does nothing: there is no average."""
         yield
+
+    def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
+        """A copy of ``model.state_dict()``: there is no average."""
+        return copy.deepcopy(model.state_dict())
 
     @torch.no_grad()
     @of_the_inner

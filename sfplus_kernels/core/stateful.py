@@ -203,7 +203,7 @@ class StatefulOptimizer(TorchHabits, torch.optim.Optimizer):
     def __repr__(self) -> str:
         runtime = self._runtime
         backend = self._backend_name if runtime is None else runtime.engine.backend_name
-        return described(self, backend)
+        return described(self, backend, has_modes=self.has_modes)
 
     def __dir__(self) -> list[str]:
         return offered(super().__dir__())

@@ -31,7 +31,8 @@ def follow(model: nn.Module, optimizer: Any) -> Follower:
         model: the module whose forward is called, after ``fully_shard``. What wraps it later (DDP,
             ``torch.compile``) may; copies of it (EMA models) and pickles are not followed. A model that an
             earlier optimizer with the same parameters was to follow no longer does.
-        optimizer: a Schedule-Free optimizer, or a trainer's wrapper around one.
+        optimizer: a Schedule-Free optimizer, or a trainer's wrapper around one. With one that averages
+            nothing the parameters stay what they are.
 
     Returns:
         A handle whose ``remove()`` takes the hooks away.
@@ -133,7 +134,8 @@ class Follower:
         closure = kwargs.get(
             "closure", args[1] if len(args) > 1 else None
         )  # args[0] is the optimizer
-        if closure is None and self._at_x and not self._at_y:
+        averages = getattr(both[1], "has_modes", True)
+        if closure is None and averages and self._at_x and not self._at_y:
             raise RuntimeError(
                 "step() after a forward pass in evaluation mode: its gradients were taken at x and belong "
                 "to y; call model.train() before training (and then eval() of those parts alone that are "

@@ -1,11 +1,12 @@
 """Runs that were saved half-way, and how to go on with them.
 
 ``python tests/checkpoints/saved_states.py FOLDER`` writes a file for each class and dtype of the parameters.
-Those in tests/checkpoints/saved_states were written by the package at commit 4388da7 and are not to be
-written again: where a format changes, files of the new one go into a folder of their own.
+Those in tests/checkpoints/saved_states were written by the package at commit 4388da7, those of the classes
+without averages, in a folder in it, when SGD had got its dampening. None is to be written again: where a
+format changes, files of the new one go into a folder of their own.
 
 A file has, for each mode, ``params`` and ``optimizer`` (the state dict) after ``BEFORE`` steps, and
-``iterates``, which are x, y and z of each parameter ``AFTER`` steps later.
+``iterates``, which are x, y and z of each parameter ``AFTER`` steps later, or the weight where they are one.
 """
 
 import argparse
@@ -38,6 +39,8 @@ PLUS = {
     "sf_beta1_anneal_steps": 20,
     "warmup_steps": 7,
 }
+PLAIN_ADAM = {"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.97)}
+PLAIN_SGD = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.8, "dampening": 0.3}
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "plus": ("AdamCScheduleFreePlus", PLUS),
     "adamw": ("AdamWScheduleFree", {**ADAM, "warmup_steps": 7}),
@@ -50,6 +53,11 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd-closure": ("SGDScheduleFreeClosure", SGD),
     "wrapped-adamw": ("ScheduleFreeWrapper", {"momentum": 0.8, "weight_decay_at_y": 0.1}),
     "wrapped-sgd": ("ScheduleFreeWrapper", {"momentum": 0.8, "r": 1.0}),
+    "plain-adamw": ("AdamW", PLAIN_ADAM),
+    "plain-adamw-16bit": ("AdamW", {**PLAIN_ADAM, "state_format": "16bit", "rounding_seed": 3}),
+    "plain-adamc": ("AdamC", PLAIN_ADAM),
+    "plain-sgd": ("SGD", PLAIN_SGD),
+    "plain-sgd-16bit": ("SGD", {**PLAIN_SGD, "state_format": "16bit"}),
 }
 BASES: dict[str, Any] = {
     "wrapped-adamw": lambda params: torch.optim.AdamW(params, lr=0.05, betas=(0.7, 0.97)),
@@ -97,7 +105,10 @@ def drive(name: str, optimizer: Any, params: list[nn.Parameter], steps: Iterable
 
 
 def iterates(optimizer: Any, params: list[nn.Parameter]) -> list[list[Tensor]]:
-    """x, y and z of each parameter."""
+    """x, y and z of each parameter; of one that averages nothing the weight."""
+    if not hasattr(optimizer, "iterates"):
+        kept = [optimizer.state.get(p, {}).get("master_param", p) for p in params]
+        return [[value.detach().cpu().clone()] for value in kept]
     return [[value.cpu() for value in optimizer.iterates(p)] for p in params]
 
 
@@ -124,7 +135,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in CLASSES:
         for dtype in DTYPES if name in ("plus", "adamw") else DTYPES[:2]:
-            modes = MODES if has_modes(name) else ("train",)
+            modes = MODES if has_modes(name) and not name.startswith("plain") else ("train",)
             runs = {mode: saved_run(name, dtype, mode) for mode in modes}
             torch.save(runs, folder / f"{name}-{str(dtype).removeprefix('torch.')}.pt")
 

@@ -64,12 +64,13 @@ def test_torchs_state_is_continued(name: str, backend: str) -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", ["state_dict", "to_upstream_state_dict"])
-def test_torch_continues_ours(name: str, form: str) -> None:
+def test_torch_continues_ours(name: str, backend: str, form: str) -> None:
     member = PLAIN[name]
     off = {"normalized": False} if name == "adamc" else {}
-    params = make_params()
-    mine = member.ours(plain_groups(params, name), **member.everything, **off)
+    params = make_params(device=device_of(backend))
+    mine = member.ours(plain_groups(params, name), backend=backend, **member.everything, **off)
     go_on(mine, params, 7)
     others = twin(params)
     theirs = member.torchs(plain_groups(others, name))

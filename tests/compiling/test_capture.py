@@ -14,7 +14,7 @@ import torch
 from support import make_params, set_gradients, stream
 from torch import Tensor
 
-from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SFPlusWarning
+from sfplus_kernels import SGD, AdamCScheduleFreePlus, AdamWScheduleFree, SFPlusWarning
 from sfplus_kernels.backends import gradient_addresses
 from sfplus_kernels.contract import capture
 from sfplus_kernels.contract.capture import STEPS, HostStock
@@ -150,6 +150,22 @@ def test_a_loss_on_the_host_cannot_be_recorded(claim: Claim, loss: Any) -> None:
         optimizer.step(loss=loss)
     assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
     optimizer.step(loss=on_device(torch.tensor(1.5)))
+
+
+def test_momentum_cannot_begin_inside_a_graph(claim: Claim) -> None:
+    """A resting one neither: that is another plan."""
+    optimizer, params = start(SGD, momentum=0.0)
+    fresh = fresh_gradients(params, 1)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    claim(True)
+    with pytest.raises(RuntimeError, match="CUDA graph"):
+        optimizer.step()
+    claim(False)
+    optimizer.step()
+    claim(True)
+    optimizer.step()
+    assert table_of(optimizer).gradients.tolist() == addresses(fresh[1])
 
 
 def test_hyperparameters_are_frozen_in_a_graph(claim: Claim) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from traced_runs import SHAPES, Compiler, Make, each_gradient, train_both, training_step
 
 from sfplus_kernels import (
+    SGD,
     AdamCScheduleFreePlus,
     AdamW,
     AdamWScheduleFree,
@@ -69,6 +70,18 @@ def test_state_in_few_bits(state_format: str, monkeypatch: pytest.MonkeyPatch) -
     train_both(compiler, functools.partial(AdamCScheduleFreePlus, state_format=state_format))
     (node,) = compiler.operators
     assert len(node.args[2]) == (4 * 3 if state_format == "16bit" else 5 * 3 + 4)
+
+
+def test_a_momentum_that_is_taken_away_and_given_back(copying: Compiler) -> None:
+    """The graph of a momentum, and that of none; the buffers rest meanwhile."""
+
+    def change(params: list, k: int, optimizer: Any) -> None:
+        optimizer.param_groups[0]["momentum"] = 0.0 if k in (2, 3) else 0.9 - 0.1 * k
+
+    make = functools.partial(SGD, lr=0.1, momentum=0.9, dampening=0.5)
+    optimizer, _ = each_gradient(copying, make, change=change)
+    assert all("momentum_buffer" in state for state in optimizer.state.values())
+    assert 1 <= len(copying.operators) <= 3
 
 
 @pytest.mark.parametrize("make", [AdamCScheduleFreePlus, AdamWScheduleFree])

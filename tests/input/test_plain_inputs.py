@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, make_params
+from support import BACKENDS, assert_same_bits, device_of, make_params
 from support.plain import PLAIN
 
 from sfplus_kernels import SGD, AdamC, AdamW
 
+KINDS = pytest.mark.parametrize("name", PLAIN)
 MAKERS = {"AdamW": AdamW, "AdamC": AdamC, "SGD": SGD}
 
 BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
@@ -120,3 +121,83 @@ def test_state_that_was_moved_or_replaced_is_found(make: Any) -> None:
     del touched.state[params[1]]
     touched.step()
     assert float(touched.state[params[1]]["step"]) == 1
+
+
+@KINDS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_left_alone(name: str, backend: str) -> None:
+    member = PLAIN[name]
+    for more in ({}, {"max_grad_norm": 0.1}, {"skip_nonfinite": True}):
+        params = make_params([(7,), (3, 5)], device=device_of(backend))
+        optimizer = member.ours(params, backend=backend, **member.everything, **more)
+        for p in params:
+            p.grad = torch.full_like(p, 0.7)
+        before = [p.grad.clone() for p in params]
+        optimizer.step()
+        assert_same_bits(before, [p.grad for p in params])
+
+
+@KINDS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_and_no_learning_rate(name: str, backend: str) -> None:
+    """Nothing moves; moments do where there is a gradient, as in torch."""
+    member = PLAIN[name]
+    params, others = (
+        make_params([(7,), (3, 5)], device=device_of(backend)),
+        make_params([(7,), (3, 5)]),
+    )
+    mine = member.ours(params, backend=backend, **{**member.everything, "lr": 0.0})
+    theirs = member.torchs(others, **{**member.everything, "lr": 0.0})
+    mine.step()
+    assert mine.metrics()["no_gradients"] == 1
+    start = [p.detach().clone() for p in params]
+    for lr in (0.0, 0.0, 0.01):
+        assert_same_bits(start, [p.detach() for p in params])
+        for optimizer, its in ((mine, params), (theirs, others)):
+            optimizer.param_groups[0]["lr"] = lr
+            for k, p in enumerate(its):
+                p.grad = torch.full_like(p, 0.5 + k)
+            optimizer.step()
+    more = {"normalized": False} if name == "adamc" else {}
+    if not more:
+        for p, q in zip(params, others, strict=True):
+            torch.testing.assert_close(p.detach().cpu(), q.detach(), rtol=1e-12, atol=1e-12)
+
+
+@KINDS
+def test_a_closure_runs_with_gradients_and_its_loss_comes_back(name: str) -> None:
+    (param,) = make_params([(4,)])
+    optimizer = PLAIN[name].ours([param], **PLAIN[name].everything)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        losses = [float(optimizer.step(closure)) for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    with pytest.raises(TypeError, match="step.. got a Tensor as its closure"):
+        optimizer.step(torch.tensor(1.0))
+
+
+BAD_GROUPS: list[tuple[Any, type[Exception], str]] = [
+    ([], ValueError, "empty parameter list"),
+    ([torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))], TypeError, "complex64"),
+    (
+        [
+            {"params": [torch.nn.Parameter(torch.ones(3))], "skip_nonfinite": True},
+            {"params": [torch.nn.Parameter(torch.ones(3))]},
+        ],
+        ValueError,
+        "skip_nonfinite",
+    ),
+]
+
+
+@pytest.mark.parametrize(("params", "error", "message"), BAD_GROUPS)
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_bad_parameters(make: Any, params: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(params)

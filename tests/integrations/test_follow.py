@@ -10,7 +10,7 @@ from libraries import N_CLASSES, held, iterate, net, same
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from sfplus_kernels import AdamWScheduleFree, AdamWScheduleFreeClosure, follow
+from sfplus_kernels import AdamW, AdamWScheduleFree, AdamWScheduleFreeClosure, follow
 
 
 @KINDS
@@ -199,3 +199,19 @@ def compile_counter() -> Any:
             return graph.forward
 
     return Counter()
+
+
+def test_one_that_averages_nothing_is_followed_too() -> None:
+    """The weights are the weights, also for gradients that were taken in evaluation mode."""
+    runs = []
+    for followed in (False, True):
+        model = net()
+        optimizer = AdamW(model.parameters(), lr=0.1)
+        if followed:
+            follow(model, optimizer)
+        train(model, optimizer, 0, 3)
+        loss_of(model.eval(), 3).backward()
+        optimizer.step()
+        assert same(dict(model.state_dict()), held(model))
+        runs.append(held(model))
+    assert same(*runs)

@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from support import BACKENDS, SHAPES, device_of, make_params, set_gradients, steps_for, stream
+from support import (
+    BACKENDS,
+    SHAPES,
+    assert_same_bits,
+    device_of,
+    make_params,
+    set_gradients,
+    steps_for,
+    stream,
+)
 from support.plain import PLAIN, follow_schedule, plain_groups
 from torch import Tensor
 
@@ -195,6 +204,10 @@ def test_modes_do_nothing() -> None:
         assert torch.equal(params[0], before)
     optimizer.step()  # in no mode
     assert not torch.equal(params[0], before)
+    model = torch.nn.Linear(2, 2)
+    shipped = AdamW(model.parameters()).averaged_state_dict(model)
+    assert_same_bits(dict(shipped), dict(model.state_dict()))
+    assert shipped["weight"].data_ptr() != model.weight.data_ptr()
 
 
 @ON_ALL

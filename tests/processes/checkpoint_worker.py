@@ -25,7 +25,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from sfplus_kernels import (
+    SGD,
     AdamCScheduleFreePlus,
+    AdamW,
     AdamWScheduleFree,
     AdamWScheduleFreeClosure,
     ScheduleFreeWrapper,
@@ -40,6 +42,8 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
     "adamw": lambda params: AdamWScheduleFree(params, lr=0.1, warmup_steps=9),
     "sgd": lambda params: SGDScheduleFree(params, lr=0.1, skip_nonfinite=True),
     "closure": lambda params: AdamWScheduleFreeClosure(params, lr=0.1),
+    "plain adamw": lambda params: AdamW(params, lr=0.1, max_grad_norm=1.0),
+    "plain sgd": lambda params: SGD(params, lr=0.1, momentum=0.9, dampening=0.5),
     "wrapper": lambda params: ScheduleFreeWrapper(torch.optim.RMSprop(params, lr=0.01)),
 }
 
@@ -52,6 +56,8 @@ CASES: dict[str, tuple[str, torch.dtype, bool, str]] = {
     "adamw": ("adamw", torch.float64, True, "fsdp"),
     "sgd, saved in eval mode": ("sgd", torch.float64, False, "fsdp"),
     "closure form": ("closure", torch.float64, True, "fsdp"),
+    "adamw without averages": ("plain adamw", torch.float64, True, "fsdp"),
+    "sgd without averages": ("plain sgd", torch.float64, True, "fsdp"),
     "wrapper": ("wrapper", torch.float64, True, "fsdp"),
 }
 

@@ -251,6 +251,23 @@ def a_group_goes(optimizer: Any, params: list[Tensor]) -> None:
 
 
 @hand
+def momentum_rests(optimizer: Any, params: list[Tensor]) -> None:
+    """Of SGD without averages; its buffers stay."""
+    for group in optimizer.param_groups:
+        if "dampening" in group:
+            group["momentum"] = 0.0
+
+
+@hand
+def momentum_begins_anew(optimizer: Any, params: list[Tensor]) -> None:
+    for group in optimizer.param_groups:
+        if "dampening" in group:
+            group["momentum"] = 0.75
+            for p in group["params"]:
+                optimizer.state.get(p, {}).pop("momentum_buffer", None)
+
+
+@hand
 def groups_change_places(optimizer: Any, params: list[Tensor]) -> None:
     optimizer.param_groups.reverse()
     params[:] = [p for group in optimizer.param_groups for p in group["params"]]

@@ -51,6 +51,14 @@ REGISTERED = [
     ),
     info(ours.RAdamScheduleFree, {"weight_decay": 0.1}, {"silent_sgd_phase": False}, TENSOR_LR),
     info(ours.AdamWScheduleFreePaper, {"weight_decay": 0.1}, {"maximize": True}, TENSOR_LR),
+    info(ours.AdamW, {"weight_decay": 0.1}, {"maximize": True, "capturable": True}, TENSOR_LR),
+    info(ours.AdamC, {"weight_decay": 0.1}, {"maximize": True}, TENSOR_LR),
+    info(
+        ours.SGD,
+        {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1},
+        {"momentum": 0.9, "nesterov": True, "maximize": True},
+        TENSOR_LR,
+    ),
 ]
 CASES = [
     pytest.param(one.optim_cls, given.kwargs, id=f"{one.optim_cls.__name__}-{given.desc}")

@@ -29,7 +29,13 @@ from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree
 SHAPES = [(3,), (4, 3), (0,), (2, 5), ()]
 
 # left to test_hands.py: here they would be noise, or are of one side only
-NOT_DRAWN = {"a_moment_of_another_dtype", "groups_are_copied", "parameters_are_swapped"}
+NOT_DRAWN = {
+    "a_moment_of_another_dtype",
+    "groups_are_copied",
+    "momentum_begins_anew",
+    "momentum_rests",
+    "parameters_are_swapped",
+}
 DRAWN = sorted(set(HANDS) - NOT_DRAWN)
 
 ADAMW = {"lr": 0.0625, "betas": (0.8, 0.97), "eps": 1e-8, "weight_decay": 0.125}

@@ -10,7 +10,10 @@ from torch import nn
 
 import sfplus_kernels
 from sfplus_kernels import (
+    SGD,
+    AdamC,
     AdamCScheduleFreePlus,
+    AdamW,
     AdamWScheduleFree,
     AdamWScheduleFreePaper,
     RAdamScheduleFree,
@@ -34,6 +37,9 @@ WITHOUT_A_LOSS = [
     RAdamScheduleFree,
     SGDScheduleFree,
     wrapped_adam,
+    AdamW,
+    AdamC,
+    SGD,
 ]
 
 
@@ -56,7 +62,7 @@ def train(
             loss.backward()
             returned.append(step(optimizer, loss.detach()))
         optimizer.train(False)
-        assert not optimizer_mode(optimizer)
+        assert optimizer_mode(optimizer) == (make in (AdamW, AdamC, SGD))  # which have no modes
     return returned, list(model.parameters())
 
 
@@ -125,6 +131,9 @@ def test_repr_is_short() -> None:
     optimizer.step(loss=1.0)
     assert repr(optimizer).splitlines()[0] == "AdamCScheduleFreePlus (backend cpu, train mode)"
     assert len(repr(optimizer).splitlines()) == 3  # nothing of the run state
+    without = SGD(params, lr=0.1, momentum=0.9, backend="eager")
+    said = "    group 0, 3 parameters: lr=0.1, momentum=0.9"
+    assert repr(without).splitlines() == ["SGD (backend eager)", said]
 
 
 def test_repr_of_the_wrapper() -> None:
@@ -141,7 +150,7 @@ def test_repr_does_not_wait_for_a_device() -> None:
     assert "lr='a tensor on meta'" in repr(optimizer)
 
 
-@pytest.mark.parametrize("make", [plus, AdamWScheduleFree, SGDScheduleFreeClosure])
+@pytest.mark.parametrize("make", [plus, AdamWScheduleFree, SGDScheduleFreeClosure, AdamC])
 def test_tab_completion_offers_what_is_for_users(make: Callable[..., Any]) -> None:
     optimizer = make([nn.Parameter(torch.ones(3))])
     found = {name for name in dir(optimizer) if not name.startswith("_")}
@@ -151,11 +160,13 @@ def test_tab_completion_offers_what_is_for_users(make: Callable[..., Any]) -> No
         "averaged_state_dict",
         "backend",
         "eval",
-        "iterates",
         "metrics",
         "monitor_drift",
+        "state_dict_in",
+        "state_formats",
         "train",
     }
+    expected |= set() if make is AdamC else {"iterates"}
     expected |= {"to_upstream_state_dict"} | ({"step_func"} if make is plus else set())
     assert found == expected
 
