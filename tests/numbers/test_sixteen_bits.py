@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import BACKENDS, bits, device_of, make_params, steps_for
-from support.rounded_state import a_step_beside_float64, on_threads, steps
+from support import BACKENDS, bits, device_of, make_params, run, steps_for
+from support.rounded_state import a_step_beside_float64, on_threads
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
@@ -190,7 +190,7 @@ def test_backends_round_with_the_same_random_bits(backend: str, dtype: torch.dty
         optimizer = AdamCScheduleFreePlus(
             params, lr=0.3, backend=one, state_format="16bit", rounding_seed=11
         )
-        steps(optimizer, params, 2)
+        run(optimizer, params, 2)
         runs.append([optimizer.state[p] for p in params])
     equal = total = 0
     for a, b in zip(*runs, strict=True):
@@ -205,7 +205,7 @@ def test_each_seed_rounds_otherwise() -> None:
     for seed in (0, 0, 1):
         params = make_params(SHAPES, torch.float32)
         optimizer = AdamWScheduleFree(params, state_format="16bit", rounding_seed=seed)
-        steps(optimizer, params, 3)
+        run(optimizer, params, 3)
         runs.append(optimizer.state[params[-1]]["displacement"])
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])

@@ -11,16 +11,7 @@ from torch import Tensor
 
 from sfplus_kernels.state.moments import moments_of
 
-from . import bits, device_of, make_params, set_gradients, stream
-
-
-def steps(optimizer: Any, params: list, n: int, skip: int = 0) -> None:
-    """The first ``n`` of a run, but for those that are skipped."""
-    optimizer.train()
-    for k, (loss, gradients) in enumerate(stream([p.shape for p in params], n)):
-        if k >= skip:
-            set_gradients(params, gradients)
-            optimizer.step(loss=loss)
+from . import bits, device_of, make_params, run, stream
 
 
 def in_float64(
@@ -58,9 +49,9 @@ def a_step_beside_float64(
     cls, arguments = of
     params = make_params(shapes, dtype, device_of(backend))
     optimizer = cls(params, backend=backend, state_format=state_format, **arguments)
-    steps(optimizer, params, n)
+    run(optimizer, params, n)
     twin, twins = in_float64(optimizer, params, cls, arguments)
-    steps(optimizer, params, n + 1, skip=n)
+    run(optimizer, params, n + 1, skip=n)
     loss = list(stream([p.shape for p in params], n + 1))[-1][0]
     for p, q in zip(params, twins, strict=True):
         q.grad = p.grad.double().cpu()  # as it is in the parameter's dtype
@@ -81,7 +72,7 @@ def on_threads(
         torch.set_num_threads(n_threads)
         params = make_params(shapes, dtype)
         optimizer = cls(params, backend="cpu", **arguments)
-        steps(optimizer, params, 3)
+        run(optimizer, params, 3)
         return [bits(t) for p in params for t in (p, *optimizer.state[p].values())]
     finally:
         torch.set_num_threads(before)
