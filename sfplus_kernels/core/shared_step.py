@@ -49,7 +49,8 @@ class SharedStep:
         second.step(loss=loss)
 
     Gradients of all members are scaled, unscaled and clipped alike before the first of them steps. A copy
-    or a pickle of an optimizer shares its step with nobody.
+    or a pickle of an optimizer shares its step with nobody. An optimizer whose global settings (those that
+    groups must agree in) are not the ones of the first is refused when it is made, with a ValueError.
     """
 
     def __init__(self) -> None:

@@ -10,4 +10,9 @@ class RAdamScheduleFreeClosure(ClosureForm, RAdamScheduleFree):
     """``RAdamScheduleFree`` that holds x between steps; ``step`` takes a closure.
 
     Arguments, in upstream's order, are those of ``RAdamScheduleFree``.
+
+    Raises:
+        TypeError, ValueError: as there; ``state_format="8bit"`` with bfloat16 parameters, whose 24 bits of y
+            would be rounded twice a step.
+        RuntimeError: the named backend is unavailable; the message says why.
     """

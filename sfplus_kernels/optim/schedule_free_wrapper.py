@@ -128,11 +128,21 @@ class ScheduleFreeWrapper(TorchHabits, torch.optim.Optimizer):
         return self._averages.averaged()
 
     def averaged_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
-        """``model.state_dict()`` with x in place of the parameters: what to ship."""
+        """``model.state_dict()`` with x in place of the parameters, all of it copies: what to ship.
+
+        Raises:
+            ValueError: trainable parameters of ``model`` are not this optimizer's; their x is not known.
+            RuntimeError: while the base steps, as in one of its hooks: the parameters hold z then.
+        """
         return self._averages.averaged_state_dict(model)
 
     def iterates(self, param: Tensor) -> Iterates:
-        """x, y and z of one parameter; three copies of it before its first step."""
+        """x, y and z of one parameter; three copies of it before its first step.
+
+        Raises:
+            ValueError: ``param`` is not a parameter of this optimizer.
+            RuntimeError: while the base steps.
+        """
         return self._averages.iterates(param)
 
     def metrics(self, *, wait: bool = True) -> dict[str, float | list[float]]:
@@ -185,7 +195,12 @@ class ScheduleFreeWrapper(TorchHabits, torch.optim.Optimizer):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; its average starts with it."""
+        """Add a group to the base; its average starts with it.
+
+        Raises:
+            TypeError, ValueError: what the base refuses, or the other classes of this package in a group
+                (dtypes, devices); the group is in neither of the two then.
+        """
         averaging = self._averages
         self.base.add_param_group(param_group)
         try:
@@ -197,7 +212,11 @@ class ScheduleFreeWrapper(TorchHabits, torch.optim.Optimizer):
     # -- checkpoints --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's, with the averages' state beside each parameter's and in ``"averaging"`` of a group."""
+        """The base's, with the averages' state beside each parameter's and in ``"averaging"`` of a group.
+
+        Raises:
+            RuntimeError: while the base steps.
+        """
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         merged = self._averages.merged_state_dict(self.base.state_dict())
@@ -206,7 +225,13 @@ class ScheduleFreeWrapper(TorchHabits, torch.optim.Optimizer):
         return merged
 
     def to_upstream_state_dict(self) -> dict[str, Any]:
-        """A state dict for upstream's ``ScheduleFreeWrapper`` around the same base."""
+        """A state dict for upstream's ``ScheduleFreeWrapper`` around the same base.
+
+        Save the parameters with it, and note the mode, which upstream does not save.
+
+        Raises:
+            RuntimeError: while the base steps.
+        """
         return self._averages.merged_upstream_state_dict(self.base.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -14,6 +14,11 @@ class SGDScheduleFreeClosure(ClosureForm, SGDScheduleFree):
     """``SGDScheduleFree`` that holds x between steps; ``step`` takes a closure.
 
     Arguments are those of ``SGDScheduleFree``, but as upstream ``weight_decay`` comes before ``momentum``.
+
+    Raises:
+        TypeError, ValueError: as there; ``state_format="8bit"`` with bfloat16 parameters, whose 24 bits of y
+            would be rounded twice a step.
+        RuntimeError: the named backend is unavailable; the message says why.
     """
 
     def __init__(

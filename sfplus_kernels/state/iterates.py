@@ -13,7 +13,10 @@ from sfplus_kernels.state.containers import TensorState
 
 
 class Iterates(NamedTuple):
-    """The three sequences at one parameter: fresh tensors of its shape, in the state's dtype."""
+    """x, y and z at one parameter: fresh tensors of its shape, on its device.
+
+    They are in float32, those of a float64 parameter in float64; of a DTensor DTensors, placed as it is.
+    """
 
     x: Tensor
     y: Tensor
