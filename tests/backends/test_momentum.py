@@ -23,6 +23,9 @@ from sfplus_kernels.reference import SGDReference
 
 ON_HOST = cuda_on_host.RECORD.name
 ALL = [name for name in BACKENDS if name != "cuda"] + [ON_HOST]
+OF_SCHEDULERS = [
+    name if name != "triton" else pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS
+]
 FORMATS = [
     (torch.float32, "float32"),
     (torch.bfloat16, "float32"),
@@ -81,11 +84,12 @@ def make(backend: str, dtype: torch.dtype = torch.float64, **more: Any) -> tuple
 def test_from_zero_and_to_zero(backend: str) -> None:
     """In float64, with late gradients: torch's trajectory, and the reference's."""
     optimizer, params = make(backend)
-    found = run(optimizer, params, 20)
+    steps = 12 if backend == "triton" else 20
+    found = run(optimizer, params, steps)
     for peer in (torch.optim.SGD, SGDReference):
         others = make_params()
         theirs = peer(two_groups(others), lr=0.02, weight_decay=0.3)
-        expected = run(theirs, others, 20)
+        expected = run(theirs, others, steps)
         assert_near(found, expected, 1e-12)
         for p, q in zip(params, others, strict=True):
             kept, other = (s.get("momentum_buffer") for s in (optimizer.state[p], theirs.state[q]))
@@ -94,7 +98,14 @@ def test_from_zero_and_to_zero(backend: str) -> None:
                 torch.testing.assert_close(kept.cpu(), other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "state_format"), FORMATS)
+@pytest.mark.parametrize(
+    ("dtype", "state_format"),
+    [
+        FORMATS[1],
+        FORMATS[3],
+        *(pytest.param(*f, marks=pytest.mark.slow) for f in (FORMATS[0], FORMATS[2], *FORMATS[4:])),
+    ],
+)
 def test_every_format_on_every_backend(dtype: torch.dtype, state_format: str) -> None:
     """Near float64, and of one another the bits; what rests is not written."""
     exact = make_params(dtype=dtype)
@@ -177,7 +188,7 @@ def test_saved_while_there_is_none(dtype: torch.dtype, state_format: str, at: in
         assert_near(found, run(optim, its, 14, skip=at, missing=0), near)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OF_SCHEDULERS)
 def test_schedulers_that_cycle_it(backend: str) -> None:
     """torch's own, down to 0 and up again."""
     runs = []
