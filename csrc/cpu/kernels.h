@@ -26,7 +26,7 @@ struct UpdateChunk {
 // One row of a tensor, after its update.
 struct RowToProject {
   void *y, *displacement;
-  void* param;  // null where the parameter is y itself
+  void* param;  // null where the parameter is y itself; in fewer than 32 bits as in UpdateChunk
   std::int64_t numel;
   const double *group, *hyper, *group_coefs;  // rows of this tensor's
 };
@@ -71,6 +71,8 @@ struct Kernels16bit {
   void (*reduce)(const ReduceChunk&, int grad_dtype, double* sums);
   // by [Direction][whether the parameter is half of y]; null where nothing would be kept in fewer bits
   void (*update[kDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
+  // by [whether e is kept][whether the parameter is half of y]; null where y is all, and whole
+  void (*project[2][2])(const RowToProject&, const Noise&);
   // by [Move][y whole, or 16 bits of it beside a parameter, or 8]; null for those that write e
   void (*interpolate[Move::WIDTH][3])(const MoveChunk&);
 };
@@ -80,6 +82,7 @@ struct Kernels16bit {
 struct Kernels8bit {
   // as in Kernels16bit
   void (*update[kDirections][2])(const UpdateChunk&, int grad_dtype, const Noise&);
+  void (*project[2][2])(const RowToProject&, const Noise&);
 };
 
 // Of a block that is updated while somebody monitors; see drift.cpp.

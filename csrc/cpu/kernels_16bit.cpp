@@ -3,6 +3,7 @@
 #include "../math/move_rule.h"
 #include "blocks.h"
 #include "kernels.h"
+#include "project_blocks.h"
 
 namespace sfplus {
 inline namespace SFPLUS_ISA {
@@ -165,6 +166,32 @@ void update_16bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) 
   param.copy_back(chunk.param, whole, left, kStored);
 }
 
+template <bool averages, class Y>
+void project_16bit(const RowToProject& row, const Noise& noise) {
+  const StoredRow<averages, Y> stored(row);
+  const float excess = stored.excess(row.numel, row.hyper[Hyper::ROW_NORM]);
+  const auto elements = [&](auto zero, std::int64_t at) {
+    using V = decltype(zero);
+    V y = {}, e = {};
+    stored.project(at, excess, y, e);
+    if constexpr (averages) {
+      const auto index = Lanes<V>::indices(noise.index + noise.key_a + static_cast<std::uint32_t>(at));
+      const auto word = turned(random_word(NoiseKey{0, noise.key_b}, index));
+      Lanes<V>::write_at_random(stored.e + at, e, part_of_float16(word));
+    }
+    if constexpr (kIsSplit<Y>) {
+      Lanes<V>::write_split(stored.upper + at, stored.y + at, y);
+    } else {
+      Lanes<V>::write(stored.y + at, y);
+    }
+  };
+  std::int64_t i = 0;
+  for (; i + kElements <= row.numel; i += kElements) {
+    for_each_vector([&](int at) { elements(Widest{}, i + at); });
+  }
+  for (; i < row.numel; ++i) elements(0.0f, i);
+}
+
 // Whole blocks; e is read and never written. Where y is split TO_X and TO_Y find its upper half beside the parameter,
 // which holds x.
 template <int move, class Y>
@@ -226,6 +253,7 @@ const Kernels16bit table_16bit = {
     {SFPLUS_UPDATES(Direction::ADAM), SFPLUS_UPDATES(Direction::ADAM_NO_MOMENTUM), SFPLUS_UPDATES(Direction::SGD),
      SFPLUS_UPDATES(Direction::PLAIN_ADAM), {nullptr, update_16bit<Direction::PLAIN_SGD, std::uint16_t>},
      SFPLUS_UPDATES(Direction::PLAIN_MOMENTUM)},
+    {{nullptr, project_16bit<false, std::uint16_t>}, {project_16bit<true, float>, project_16bit<true, std::uint16_t>}},
     {{move_16bit<Move::TO_X, float>, move_16bit<Move::TO_X, std::uint16_t>, move_16bit<Move::TO_X, std::uint8_t>},
      {move_16bit<Move::TO_Y, float>, move_16bit<Move::TO_Y, std::uint16_t>, move_16bit<Move::TO_Y, std::uint8_t>},
      {move_16bit<Move::SHIFT, float>, move_16bit<Move::SHIFT, std::uint16_t>},

@@ -3,6 +3,7 @@
 #include "blocks.h"
 #include "kernels.h"
 #include "lanes_8bit.h"
+#include "project_blocks.h"
 
 namespace sfplus {
 inline namespace SFPLUS_ISA {
@@ -10,6 +11,21 @@ namespace {
 
 using B = ByteLanes<Widest>;
 static_assert(kElements == kScaledTogether, "a block has an exponent of its own");
+
+// A block of y of bfloat16 parameters.
+SFPLUS_INLINE void write_24_bits(bfloat16* upper, std::uint8_t* lower, Widest (&ys)[kVectors],
+                                 const B::Word (&words)[kVectors]) {
+  B::settle_nans<kVectors>(ys);
+  B::Word halves[kVectors], bytes[kVectors];
+  SFPLUS_UNROLLED
+  for (int n = 0; n < kVectors; ++n) {
+    const B::Word bits = B::raised(ys[n], part_of_y(words[n]));
+    halves[n] = B::upper_of_24_bits(bits);
+    bytes[n] = B::lower_of_24_bits(bits);
+  }
+  B::write_words<kVectors>(upper, halves);
+  B::write_block(lower, bytes);
+}
 
 // Y is what chunk.y points at: y, or its lower bits where the parameter is the upper half.
 template <Direction direction, class Y>
@@ -80,18 +96,7 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
       chunk.exponents[i / kElements] = static_cast<std::uint8_t>(lowest >> 3);
     }
     B::Word bytes[kVectors];
-    if constexpr (kIsSplit<Y>) {
-      B::settle_nans<kVectors>(ys);
-      B::Word halves[kVectors];
-      SFPLUS_UNROLLED
-      for (int n = 0; n < kVectors; ++n) {
-        const B::Word bits = B::raised(ys[n], part_of_y(words[n]));
-        halves[n] = B::upper_of_24_bits(bits);
-        bytes[n] = B::lower_of_24_bits(bits);
-      }
-      B::write_words<kVectors>(upper + i, halves);
-      B::write_block(y + i, bytes);
-    }
+    if constexpr (kIsSplit<Y>) write_24_bits(upper + i, y + i, ys, words);
     SFPLUS_UNROLLED
     for (int n = 0; n < kVectors; ++n) {
       const std::int64_t at = i + n * B::kCount;
@@ -112,6 +117,33 @@ void update_8bit(const UpdateChunk& chunk, int grad_dtype, const Noise& noise) {
   }
 }
 
+template <bool averages, class Y>
+void project_8bit(const RowToProject& row, const Noise& noise) {
+  const StoredRow<averages, Y> stored(row);
+  const float excess = stored.excess(row.numel, row.hyper[Hyper::ROW_NORM]);
+  const NoiseKey key = {0, noise.key_b};
+  auto index = B::indices(noise.index + noise.key_a);
+  for (std::int64_t i = 0; i < row.numel; i += kElements) {
+    Widest ys[kVectors], es[kVectors] = {};
+    B::Word words[kVectors];
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      words[n] = turned(random_word(key, index + static_cast<std::uint32_t>(n * B::kCount)));
+      stored.project(i + n * B::kCount, excess, ys[n], es[n]);
+    }
+    index += static_cast<std::uint32_t>(kElements);
+    if constexpr (kIsSplit<Y>) {
+      write_24_bits(stored.upper + i, stored.y + i, ys, words);
+    }
+    SFPLUS_UNROLLED
+    for (int n = 0; n < kVectors; ++n) {
+      const std::int64_t at = i + n * B::kCount;
+      if constexpr (averages) B::write_at_random(stored.e + at, es[n], part_of_e(words[n]));
+      if constexpr (!kIsSplit<Y>) B::write(stored.y + at, ys[n]);
+    }
+  }
+}
+
 }  // namespace
 
 // in the order of Direction
@@ -123,6 +155,7 @@ const Kernels8bit table_8bit = {
      {update_8bit<Direction::PLAIN_ADAM, float>, update_8bit<Direction::PLAIN_ADAM, std::uint8_t>},
      {},
      {}},
+    {{nullptr, project_8bit<false, std::uint8_t>}, {project_8bit<true, float>, project_8bit<true, std::uint8_t>}},
 };
 
 }  // namespace SFPLUS_ISA

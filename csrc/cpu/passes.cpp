@@ -91,15 +91,16 @@ void for_each_piece(const Table& table, std::int64_t first, std::int64_t end, co
   }
 }
 
-// run(start, numel, index) for each part of a piece whose elements follow each other in the whole tensor: from element
-// ``start`` of this memory on, the first of them being number ``index`` there, modulo 2^32.
+// function(start, numel, noise) for each part of a piece whose elements follow each other in the whole tensor, from element
+// ``start`` of this memory on: a row that is projected is one part.
 template <class Function>
-void for_each_run(const Piece& piece, const Function& run) {
+void for_each_run(const Piece& piece, const Run& run, const Function& function) {
+  const NoiseKey key = noise_key(run.settings, run.tensors, piece.columns[Row::SLOT]);
   const std::int64_t length = piece.columns[Row::INDEX_RUN], end = piece.start + piece.numel;
   for (std::int64_t start = piece.start; start < end;) {
     const std::int64_t within = start % length, numel = std::min(length - within, end - start);
     const std::int64_t index = piece.columns[Row::INDEX_START] + start / length * piece.columns[Row::INDEX_STRIDE] + within;
-    run(start, numel, static_cast<std::uint32_t>(index));
+    function(start, numel, Noise{key.a, key.b, static_cast<std::uint32_t>(index)});
     start += numel;
   }
 }
@@ -221,36 +222,48 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, con
       update_and_add(table, piece, format, param_dtype, grad_dtype, widths, update);
     }
   };
-  const auto for_each_part = [&](const auto& update) {
-    for_each_chunk(table, n_threads, [&](const Piece& piece) { run_part(piece, update); });
-  };
-  if (format != Format::FULL) {
-    const auto& kernels_of = format == Format::HALF ? kernels_16bit().update : kernels_8bit().update;
-    const auto kernel = kernels_of[static_cast<int>(direction)][param_dtype == DType::BFLOAT16];
-    for_each_part([&](const Piece& piece) {
-      const NoiseKey key = noise_key(run.settings, run.tensors, piece.columns[Row::SLOT]);
-      for_each_run(piece, [&](std::int64_t start, std::int64_t numel, std::uint32_t index) {
-        kernel(chunk_of(piece, start, numel), grad_dtype, {key.a, key.b, index});
-      });
-    });
-    return;
-  }
   const auto kernel = kernels().update[static_cast<int>(direction)][param_dtype][grad_dtype];
-  const auto update_elements = [&](const Piece& piece) { kernel(chunk_of(piece, piece.start, piece.numel)); };
+  const int is_split = param_dtype == DType::BFLOAT16;
+  const auto kernel_of_format = format == Format::HALF      ? kernels_16bit().update[static_cast<int>(direction)][is_split]
+                                : format == Format::QUARTER ? kernels_8bit().update[static_cast<int>(direction)][is_split]
+                                                            : nullptr;
+  const auto update_elements = [&](const Piece& piece) {
+    if (format == Format::FULL) {
+      kernel(chunk_of(piece, piece.start, piece.numel));
+      return;
+    }
+    for_each_run(piece, run, [&](std::int64_t start, std::int64_t numel, const Noise& noise) {
+      kernel_of_format(chunk_of(piece, start, numel), grad_dtype, noise);
+    });
+  };
   if (table.chunk_size != 0) {
-    for_each_part(update_elements);
+    for_each_chunk(table, n_threads, [&](const Piece& piece) { run_part(piece, update_elements); });
     return;
   }
-  const auto project = kernels().project[averages(direction) ? 1 : 0][param_dtype];
+  const int keeps_e = averages(direction) ? 1 : 0;
+  const auto project = kernels().project[keeps_e][param_dtype];
+  const auto project_of_format = format == Format::HALF      ? kernels_16bit().project[keeps_e][is_split]
+                                 : format == Format::QUARTER ? kernels_8bit().project[keeps_e][is_split]
+                                                             : nullptr;
+  const auto project_row = [&](const Piece& row) {
+    const std::int64_t group = row.columns[Row::GROUP];
+    const RowToProject given = {at<void>(row.columns[Row::Y], row.start * widths.y),
+                                at<void>(row.columns[Row::DISPLACEMENT], row.start * widths.e),
+                                at<void>(row.columns[Row::PARAM], row.start * widths.param), row.numel,
+                                run.groups + group * Group::WIDTH, run.hyper + group * Hyper::WIDTH,
+                                run.group_coefs + group * GroupCoef::WIDTH};
+    if (project_of_format == nullptr) {
+      project(given);
+      return;
+    }
+    for_each_run(row, run, [&](std::int64_t, std::int64_t, const Noise& noise) { project_of_format(given, noise); });
+  };
   for_each_chunk(table, n_threads, [&](const Piece& piece) {
-    const std::int64_t group = piece.columns[Row::GROUP], length = piece.columns[Row::ROW_LENGTH];
+    const std::int64_t length = piece.columns[Row::ROW_LENGTH];
     for_each_rows(piece, [&](const Piece& rows) {
       run_part(rows, update_elements);
       for (std::int64_t start = rows.start; start < rows.start + rows.numel; start += length) {
-        project({at<void>(piece.columns[Row::Y], start * widths.y),
-                 at<void>(piece.columns[Row::DISPLACEMENT], start * widths.e),
-                 at<void>(piece.columns[Row::PARAM], start * widths.param), length, run.groups + group * Group::WIDTH,
-                 run.hyper + group * Hyper::WIDTH, run.group_coefs + group * GroupCoef::WIDTH});
+        project_row({piece.row, start, length, piece.columns, 0, 1});
       }
     });
   });

@@ -4,6 +4,7 @@
 #include "interpolate.cuh"
 #include "interpolate_half.cuh"
 #include "project.cuh"
+#include "project_half.cuh"
 #include "reduce.cuh"
 #include "update.cuh"
 #include "update_half.cuh"
@@ -116,6 +117,18 @@ SFPLUS_UPDATES_HALF(plain_adam, Direction::PLAIN_ADAM)
 SFPLUS_UPDATES_HALF(plain_momentum, Direction::PLAIN_MOMENTUM)
 SFPLUS_UPDATE_HALF(plain_sgd, Direction::PLAIN_SGD, bfloat16, float32)
 SFPLUS_UPDATE_HALF(plain_sgd, Direction::PLAIN_SGD, bfloat16, bfloat16)
+
+#define SFPLUS_PROJECT_IN_BITS(name, format, averages, Param)                                    \
+  extern "C" __global__ void __launch_bounds__(kThreads, 7)                                      \
+      project_##name##_##Param(const Table table, const Run run) {                               \
+    project_half_pass<format, averages, Param>(table, run);                                      \
+  }
+#define SFPLUS_PROJECTS_IN_BITS(name, format)                       \
+  SFPLUS_PROJECT_IN_BITS(name, format, true, float32)               \
+  SFPLUS_PROJECT_IN_BITS(name, format, true, bfloat16)              \
+  SFPLUS_PROJECT_IN_BITS(name##_plain, format, false, bfloat16)
+SFPLUS_PROJECTS_IN_BITS(half, Format::HALF)
+SFPLUS_PROJECTS_IN_BITS(quarter, Format::QUARTER)
 
 #define SFPLUS_INTERPOLATE_HALF(name, move, Param)                                               \
   extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \

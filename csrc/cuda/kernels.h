@@ -35,7 +35,11 @@ constexpr int kPlainHalves = 10;   // [param][grad] of Adam, [grad] of SGD, [par
 constexpr int kUpdatePlainQuarter = kUpdatePlainHalf + kPlainHalves;  // [param][grad] of Adam
 // Behind update, where rows are projected.
 constexpr int kProject = kUpdatePlainQuarter + kHalfTypes * kHalfTypes;  // [averages][param]
-constexpr int kKernels = kProject + 2 * DType::WIDTH;
+// And over state of 16 bits, and of 8, of what is not as in full: float32 and bfloat16 parameters with e, then bfloat16 ones
+// without.
+constexpr int kProjectHalf = kProject + 2 * DType::WIDTH;
+constexpr int kProjectQuarter = kProjectHalf + 3;
+constexpr int kKernels = kProjectQuarter + 3;
 
 inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
 
@@ -64,6 +68,11 @@ inline std::string kernel_name(int kernel) {
   };
   const auto half_pair = [&](int i) { return pair(DType::FLOAT32 + i / kHalfTypes, DType::FLOAT32 + i % kHalfTypes); };
   constexpr int n = DType::WIDTH;
+  if (kernel >= kProjectHalf) {
+    static const char* const of_format[] = {"float32", "bfloat16", "plain_bfloat16"};
+    return std::string(kernel < kProjectQuarter ? "project_half_" : "project_quarter_") +
+           of_format[(kernel - kProjectHalf) % 3];
+  }
   if (kernel >= kProject) {
     return std::string(kernel < kProject + n ? "project_plain_" : "project_") + dtypes[(kernel - kProject) % n];
   }

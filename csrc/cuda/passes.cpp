@@ -72,8 +72,11 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, boo
   if (table.chunk_size != 0) return;
   Run run = finish.run;
   void* of_project[] = {&own, &run};
-  launch(kProject + (has_displacement ? DType::WIDTH : 0) + param_dtype, queue, blocks_for(table.n_chunks, kWarps),
-         of_project, false);
+  const int in_full = kProject + (has_displacement ? DType::WIDTH : 0) + param_dtype;
+  const int in_bits = (format == Format::QUARTER ? kProjectQuarter : kProjectHalf) +
+                      (has_displacement ? half_type(param_dtype) : kHalfTypes);
+  const bool as_in_full = format == Format::FULL || (!has_displacement && param_dtype == DType::FLOAT32);
+  launch(as_in_full ? in_full : in_bits, queue, blocks_for(table.n_chunks, kWarps), of_project, false);
 }
 
 void interpolate(const Table& table, int format, int param_dtype, const Run& run, int move, const Queue& queue) {

@@ -10,6 +10,12 @@
 namespace sfplus {
 namespace cuda {
 
+// The same bits in all threads of a warp.
+__device__ __forceinline__ double sum_of_warp(double own) {
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) own += __shfl_xor_sync(0xFFFFFFFFu, own, distance);
+  return own;
+}
+
 // One row per warp: a sweep for the norm, and one that takes off what is too much. Nothing on a skipped step.
 template <bool averages, class State, class Param>
 __device__ __forceinline__ void project_pass(const Table& table, const Run& run) {
@@ -40,11 +46,8 @@ __device__ __forceinline__ void project_pass(const Table& table, const Run& run)
       squares += z * z;
     }
   });
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    squares += __shfl_xor_sync(0xFFFFFFFFu, squares, distance);  // the same bits in all lanes
-  }
-  const State excess =
-      static_cast<State>(excess_of_row(squares, run.hyper[group * Hyper::WIDTH + Hyper::ROW_NORM]));
+  const State excess = static_cast<State>(
+      excess_of_row(sum_of_warp(squares), run.hyper[group * Hyper::WIDTH + Hyper::ROW_NORM]));
 
   share_out<n, 1>(piece.numel, vectors, lane, [&](auto count, auto, int offset) {
     constexpr int kCount = decltype(count)::value;

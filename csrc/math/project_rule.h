@@ -27,13 +27,15 @@ SFPLUS_INLINE double excess_of_row(double squares, double row_norm) {
   return squares > 0 ? 1 - row_norm / std::sqrt(squares) : 0.0;
 }
 
-template <bool averages, class T>
-SFPLUS_INLINE T z_of(T y, T e, const ProjectCoefs<T>& c) {
-  return averages ? y + c.e_to_z * e : y;
+// T may be a vector of values: see csrc/cpu/lanes.h.
+template <bool averages, class T, class Coef>
+SFPLUS_INLINE T z_of(T y, T e, const ProjectCoefs<Coef>& c) {
+  if constexpr (averages) return y + c.e_to_z * e;
+  return y;
 }
 
-template <bool averages, class T>
-SFPLUS_INLINE void project_element(T& y, T& e, T excess, const ProjectCoefs<T>& c) {
+template <bool averages, class T, class Coef>
+SFPLUS_INLINE void project_element(T& y, T& e, Coef excess, const ProjectCoefs<Coef>& c) {
   const T delta = excess * z_of<averages>(y, e, c);
   y = y + c.delta_to_y * delta;
   if (averages) e = e - c.e_kept * delta;

@@ -49,6 +49,12 @@ SFPLUS_INLINE Word random_word(NoiseKey key, Word index) {
   return h ^ (h >> 16);
 }
 
+// For what is rounded once more in the same step, by other bits than the first time.
+template <class Word>
+SFPLUS_INLINE Word turned(Word word) {
+  return (word << 16) | (word >> 16);
+}
+
 constexpr std::uint32_t kMagnitude = 0x7FFFFFFFu, kInfinity = 0x7F800000u;
 
 // -- to bfloat16: the upper 16 bits of the word count below the last place -------------------------------------

@@ -128,23 +128,17 @@ class EagerBackend:
             else:
                 y = y + (e_to_y * e + delta_to_y * delta)
                 e = new["displacement"] = e_kept * (e - delta)
-            unprojected = y
-            if entry.projected:
-                y, e = _projected(y, e, run, entry.group)
-                new |= {} if e is None else {"displacement": e}
             words = None
             if entry.format != Format.FULL:
                 words = sixteen_bits.random_words(entry, run)
-                keep = sixteen_bits if entry.format == Format.HALF else eight_bits
-                new = keep.stored(new, words)
-            for name, value in {**new, **stored_y(entry, y, words)}.items():
-                old = getattr(entry, name).detach()
-                old.copy_(torch.where(skip, old, value))
-            if plan.drift is not None:
-                # of the step alone, and as it is stored: where rows are projected, in full
-                moved = unprojected if entry.projected else values(entry)[0]
-                sums = drift_sums(old_y, moved, gradient.to(y.dtype))
+            _keep(entry, new, y, words, skip)
+            if plan.drift is not None:  # of the step alone, and as it is stored
+                sums = drift_sums(old_y, values(entry)[0], gradient.to(y.dtype))
                 plan.drift[number] = torch.where(skip, plan.drift[number], sums)
+            if entry.projected:  # what is stored, and rounded once more
+                y, e = _projected(*values(entry), run, entry.group)
+                new = {} if e is None else {"displacement": e}
+                _keep(entry, new, y, None if words is None else sixteen_bits.turned(words), skip)
         plan.gradients = []  # kept longer, they would be memory that zero_grad() does not free
 
     def drift(self, plan: EagerPlan) -> Tensor:
@@ -187,6 +181,18 @@ class EagerBackend:
                 y = y - b.to(e.dtype) * e
             for name, value in stored_y(entry, y).items():
                 getattr(entry, name).detach().copy_(value)
+
+
+def _keep(
+    entry: Entry, new: dict[str, Tensor], y: Tensor, words: Tensor | None, skip: Tensor
+) -> None:
+    """Store ``new`` buffers and y, in fewer bits rounded by random ``words``; nothing on a skipped step."""
+    if entry.format != Format.FULL:
+        assert words is not None
+        new = (sixteen_bits if entry.format == Format.HALF else eight_bits).stored(new, words)
+    for name, value in {**new, **stored_y(entry, y, words)}.items():
+        old = getattr(entry, name).detach()
+        old.copy_(torch.where(skip, old, value))
 
 
 def _projected(

@@ -36,6 +36,11 @@ def random_words(entry: Entry, run: RunState) -> Tensor:
     return words
 
 
+def turned(words: Tensor) -> Tensor:
+    """For what is rounded once more in the same step, by other bits than the first time."""
+    return (words << 16 | words >> 16) & WORD
+
+
 def stored(new: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
     """The moments and e, those that there are, as they are stored."""
     result = {}

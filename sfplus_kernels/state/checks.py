@@ -92,7 +92,7 @@ def check_containers(containers: Containers) -> None:
             raise ValueError(f"state_format is {state_format!r}; expected {expected}")
         params = containers.groups[index]["params"] if state_format != "float32" else []
         if containers.projected[index]:
-            _check_rows(containers.groups[index]["params"], touched, state_format)
+            _check_rows(containers.groups[index]["params"], touched)
         if any(p.dtype == torch.float64 and id(p) in touched for p in params):
             raise ValueError(
                 f"state_format is {state_format!r}, but a parameter is float64; expected 'float32', which "
@@ -107,13 +107,8 @@ def check_containers(containers: Containers) -> None:
             )
 
 
-def _check_rows(params: Iterable[Tensor], touched: set[int], state_format: str) -> None:
+def _check_rows(params: Iterable[Tensor], touched: set[int]) -> None:
     """Raise ValueError unless the rows of these have a norm that can be kept."""
-    if state_format != "float32":
-        raise ValueError(
-            f"state_format is {state_format!r} in a group with a row_norm; expected 'float32', which alone "
-            "is exact enough to keep a norm, or row_norm=None"
-        )
     for param in params:
         if id(param) not in touched:
             continue

@@ -123,6 +123,9 @@ class Kernel:
             e = [] if "plain" in self.name.split() else [16]
             state = [moment] * moments + e + y
             return [*state, BITS[self.arguments[1]]], state
+        if self.is_project:
+            stored = y if "plain" in self.name else [16, *y]
+            return stored * self.sweeps, stored
         if self.arguments == ("bf16", "to_x"):  # the parameter is written only
             return [16, 16, lower], [16]
         kept = [16] if self.arguments == ("bf16", "to_y") else []

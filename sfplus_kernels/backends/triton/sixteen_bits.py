@@ -46,6 +46,12 @@ def random_words(key_a, key_b, elements, tensor, numel, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def turned(words):
+    """For what is rounded once more in the same step, by other bits than the first time."""
+    return (words << 16) | (words >> 16)
+
+
+@triton.jit
 def exp_avg_sq(v, words):
     """fp32 -> bf16, up or down at random: 16 bits of the word count below the last place."""
     bits = (v.to(tl.uint32, bitcast=True) + (words >> 16)) >> 16

@@ -232,6 +232,7 @@ def update_kernel(
         if CHUNK_SIZE == 0:
             tl.debug_barrier()  # what other threads of this program have written is there
             project_row(
-                y_ptr, param_ptr, e_ptr, length, group, groups_ptr, hyper_ptr, group_coefs_ptr,
-                COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_DISPLACEMENT, BLOCK_SIZE,
+                y_ptr, param_ptr, e_ptr, start, length, group, groups_ptr, hyper_ptr, group_coefs_ptr,
+                key_a, key_b, tensor, numel,
+                COLUMNS, PARAM_DTYPE, STATE_DTYPE, HAS_DISPLACEMENT, HALF, QUARTER, BLOCK_SIZE,
             )  # fmt: skip
