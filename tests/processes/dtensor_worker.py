@@ -320,6 +320,44 @@ def nothing_is_averaged(rank: int, world: int) -> Result:
     return results
 
 
+def with_rows(model: nn.Module) -> list[dict[str, Any]]:
+    """Groups: matrices whose rows have a fixed norm, and the rest."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in params if p.dim() > 1]
+    return [
+        {"params": matrices, "row_norm": 1.5},
+        {"params": [p for p in params if p.dim() == 1]},
+    ]
+
+
+def rows_of_a_fixed_norm(rank: int, world: int) -> Result:
+    """Whole rows on each process, none on some; and rows that are cut, along dimension 1 or in tp."""
+    alone = [dist.new_group([other]) for other in range(world)][rank]
+    mesh = init_device_mesh("cpu", (world,))
+    one, divided = Net(), fsdp(Net(), mesh)
+    train(one, AdamCScheduleFreePlus(with_rows(one), process_group=alone, **ARGUMENTS))
+    optimizer = AdamCScheduleFreePlus(with_rows(divided), **ARGUMENTS)
+    train(divided, optimizer, rank, world)
+    matrices = optimizer.param_groups[0]["params"]
+    columns = nn.Parameter(distribute_tensor(torch.ones(4, 8), mesh, [Shard(1)]))
+    cut: dict[str, Any] = {
+        "columns": [{"params": [columns], "row_norm": 1.5}],
+        "tp": with_rows(tensor_parallel(Net(), mesh)),
+    }
+    refused = {}
+    for name, groups in cut.items():
+        try:
+            AdamCScheduleFreePlus(groups, **ARGUMENTS)
+        except ValueError as error:
+            refused[name] = str(error)
+    return {
+        "whole": [whole(p) for p in one.parameters()],
+        "parts": [whole(p) for p in divided.parameters()],
+        "norms": [whole(optimizer.iterates(p).z).norm(dim=1) for p in matrices],
+        "refused": refused,
+    }
+
+
 def refusals(rank: int, world: int) -> Result:
     """What cannot be used, and what is said of it."""
     mesh = init_device_mesh("cpu", (world,))
@@ -392,6 +430,7 @@ SCENARIOS: list[Callable[[int, int], Result]] = [
     scalars_that_are_dtensors,
     state_of_one_process,
     nothing_is_averaged,
+    rows_of_a_fixed_norm,
     refusals,
     host_time,
 ]

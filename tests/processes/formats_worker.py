@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,25 +37,9 @@ PLACEMENTS: dict[str, list[Placement]] = {
 }
 
 
-def trained(
-    state_format: str, dtype: torch.dtype, mesh: DeviceMesh | None, placements: list[Placement]
-) -> Result:
-    """Some steps at given gradients: parameters, state and x, whole."""
-    shapes = SHAPES[state_format]
-    params = make_params(shapes, dtype)
-
-    def divided(value: torch.Tensor) -> torch.Tensor:
-        if mesh is None:
-            return value
-        last = value.dim() - 1 if state_format == "16bit" else min(value.dim() - 1, 1)
-        here = [Shard(last) if isinstance(p, Shard) and p.dim < 0 else p for p in placements]
-        return distribute_tensor(
-            value, mesh, [Replicate() if _is_beyond(p, value) else p for p in here]
-        )
-
-    params = [nn.Parameter(divided(p.detach())) for p in params]
-    # of the roundings alone: nothing that is formed from a sum over processes
-    optimizer = AdamWScheduleFree(
+def averaged(params: list[Any], state_format: str) -> Any:
+    """Of the roundings alone: nothing that is formed from a sum over processes."""
+    return AdamWScheduleFree(
         params,
         lr=0.02,
         weight_decay=0.1,
@@ -62,19 +47,45 @@ def trained(
         state_format=state_format,
         rounding_seed=3,
     )
-    optimizer.train()
+
+
+def trained(
+    state_format: str,
+    dtype: torch.dtype,
+    mesh: DeviceMesh | None,
+    placements: list[Placement],
+    make: Callable[[list[Any], str], Any] = averaged,
+) -> Result:
+    """Some steps at given gradients: parameters, state and, where there is one, x, whole."""
+    shapes = SHAPES["16bit" if state_format == "float32" else state_format]
+    params = make_params(shapes, dtype)
+
+    def divided(value: torch.Tensor) -> torch.Tensor:
+        if mesh is None:
+            return value
+        last = min(value.dim() - 1, 1) if state_format == "8bit" else value.dim() - 1
+        here = [Shard(last) if isinstance(p, Shard) and p.dim < 0 else p for p in placements]
+        return distribute_tensor(
+            value, mesh, [Replicate() if _is_beyond(p, value) else p for p in here]
+        )
+
+    params = [nn.Parameter(divided(p.detach())) for p in params]
+    optimizer = make(params, state_format)
+    averages = hasattr(optimizer, "iterates")
+    if averages:
+        optimizer.train()
     for k, (_, gradients) in enumerate(stream(shapes, 6)):
         for p, gradient in zip(params, gradients, strict=True):
             assert gradient is not None
             p.grad = divided(gradient.to(dtype))
         optimizer.step()
-        if k == 3:
+        if k == 3 and averages:
             optimizer.eval()
             optimizer.train()
     found = [p.detach() for p in params]
     for p in params:
         found += [optimizer.state[p][n] for n in sorted(optimizer.state[p]) if n != "step"]
-        found.append(optimizer.iterates(p).x)
+        found += [optimizer.iterates(p).x] if averages else []
     return {"tensors": [t.full_tensor() if isinstance(t, DTensor) else t.clone() for t in found]}
 
 

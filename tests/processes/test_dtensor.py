@@ -124,6 +124,21 @@ def test_what_averages_nothing_is_divided_too(results: list[dict[str, Any]], nam
         assert_same_bits(found["loaded moments"], found["moments"])
 
 
+def test_rows_of_a_fixed_norm(results: list[dict[str, Any]]) -> None:
+    """Where rows are whole each process brings its own to the norm; where they are cut it is refused."""
+    for rank in results:
+        found = rank["rows_of_a_fixed_norm"]
+        for part, expected in zip(found["parts"], found["whole"], strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-11)
+        assert len(found["norms"]) == 3
+        for norms in found["norms"]:
+            torch.testing.assert_close(norms, torch.full_like(norms, 1.5), rtol=1e-12, atol=0)
+        assert found["refused"].keys() == {"columns", "tp"}
+        for message in found["refused"].values():
+            assert "in a group with a row_norm is a DTensor" in message
+            assert "replicas, or shards along dimension 0" in message
+
+
 def test_refusals(results: list[dict[str, Any]]) -> None:
     patterns = {
         "sums": "TypeError: parameter 0 is a DTensor with the placements .*redistribute it",
