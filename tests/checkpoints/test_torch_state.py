@@ -199,3 +199,21 @@ def test_state_is_what_torch_keeps() -> None:
                 assert set(optimizer.state[param]) == {*member.buffers, "step"}, name
         expected = {"float32": sum(p.numel() for p in params)} if member.buffers else {}
         assert optimizer.state_formats() == expected
+
+
+def test_what_torchs_class_was_asked_for_goes_both_ways() -> None:
+    """What has no effect here too, and a learning rate that falls: but not what is ours."""
+    asked = {"maximize": True, "foreach": True, "fused": None, "capturable": True, "eps": 1e-6}
+    params = make_params([(3,), (4,)])
+    optimizer = AdamW(params, lr=0.5, **asked)  # type: ignore[arg-type]
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # writes initial_lr
+    go_on(optimizer, params, 2)
+    theirs = torch.optim.AdamW(twin(params))
+    theirs.load_state_dict(through_a_file(optimizer.to_upstream_state_dict()))
+    (group,) = theirs.param_groups
+    assert {key: group[key] for key in asked} == asked
+    assert (group["lr"], group["initial_lr"], group["amsgrad"]) == (0.5, 0.5, False)
+    assert not {"row_norm", "state_format", "skip_nonfinite", "k", "optimizer"} & set(group)
+    back = AdamW(twin(params))
+    back.load_state_dict(through_a_file(theirs.state_dict()))
+    assert {key: back.param_groups[0][key] for key in asked} == asked
