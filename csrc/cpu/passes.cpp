@@ -192,7 +192,7 @@ void reduce(const Table& table, int format, int param_dtype, int grad_dtype, boo
         }
       }
     }
-  });
+  }, true);  // update comes next
 }
 
 void update(const Table& table, int format, int param_dtype, int grad_dtype, const Run& run, int n_threads) {
