@@ -6,15 +6,13 @@ For steps of next to no work that is half of the figure.
 
 from __future__ import annotations
 
-import gc
 import random
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from bench.contestants.contestant import Step
-from bench.measure.timing import Timer
+from bench.measure.timing import Timer, repeat
 
 STEPS = 10
 """Of each in its turn; the first one, which finds the other's things in the caches, is not counted."""
@@ -35,37 +33,26 @@ def take_turns_in_pairs(
 ) -> dict[str, Pair]:
     """Each of ``others`` beside ``baseline``; who begins changes from turn to turn.
 
-    The number of turns comes from ``budget`` as that of ``timing.take_turns`` does. Between two turns of a
-    pair all other pairs have one, in an order drawn anew.
+    How many turns there are: see ``timing.repeat``. Between two turns of a pair all other pairs have one, in an
+    order drawn anew.
     """
     order = random.Random(0)
     names = list(others)
     pairs: dict[str, Pair] = {name: [] for name in names}
-    for step in [baseline, *others.values()]:
-        step()  # allocates what is allocated once
-    timer.wait()
-    gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        turns, turn = least, 0
-        while turn < turns:
-            order.shuffle(names)
-            for name in names:
-                if turn % 2:
-                    other, base = _several(timer, others[name]), _several(timer, baseline)
-                else:
-                    base, other = _several(timer, baseline), _several(timer, others[name])
-                pairs[name].append((base, other))
-                tick()
-            if turn == 0:
-                first = time.perf_counter() - start
-                turns = int(min(max(budget / first, least), most))
-            turn += 1
-            if turn >= 3 and time.perf_counter() - start > 3 * budget:
-                break
-    finally:
-        gc.enable()
+
+    def turn(number: int, turns: int) -> float:
+        order.shuffle(names)
+        for name in names:
+            if number % 2:
+                other, base = _several(timer, others[name]), _several(timer, baseline)
+            else:
+                base, other = _several(timer, baseline), _several(timer, others[name])
+            pairs[name].append((base, other))
+            tick()
+        return 0.0
+
+    steps = [baseline, *others.values()]
+    repeat(timer, steps, turn, budget, least=least, most=most)
     return pairs
 
 

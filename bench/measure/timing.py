@@ -6,7 +6,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -124,53 +124,78 @@ def take_turns(
     """Seconds of each round of each step; NaN for a turn that it left out.
 
     In a turn each step has one round, in an order drawn anew: on a machine that does other things too
-    all of them see the same weather. There are as many turns as fit into ``budget`` seconds, by the time
-    of the first, within ``least`` and ``most``; fewer than ``least``, but at least three, where a disturbed
-    machine makes them take three times the budget. ``close`` are names that come one after the other in a
-    turn; slow steps that are not among them take part in ``FEW`` turns. ``tick`` is called after each round.
+    all of them see the same weather. How many turns there are: see ``repeat``. ``close`` are names that come
+    one after the other in a turn; slow steps that are not among them take part in ``FEW`` turns. ``tick`` is
+    called after each round.
     """
     order = random.Random(0)
     rounds: dict[str, list[float]] = {name: [] for name in steps}
     groups = [list(names) for names in close]
     groups += [[name] for name in steps if not any(name in names for names in close)]
-    for step in steps.values():
+    slow: set[str] = set()
+    few = min(FEW, least)
+
+    def turn(number: int, turns: int) -> float:
+        order.shuffle(groups)
+        for names in groups:
+            order.shuffle(names)
+        for name in (name for names in groups for name in names):
+            if name in slow and number * few // turns == (number - 1) * few // turns:
+                rounds[name].append(math.nan)
+                continue
+            if host:
+                seconds = timer.host_time(steps[name])
+            else:
+                timer.flush()
+                seconds = timer.time(steps[name])
+            rounds[name].append(seconds)
+            tick()
+        if number == 0:
+            alone = {names[0] for names in groups if len(names) == 1}
+            slow.update(name for name in alone if rounds[name][0] > SLOW)
+        return sum(rounds[name][0] for name in slow)
+
+    repeat(timer, steps.values(), turn, budget, least=least, most=most)
+    return rounds
+
+
+def repeat(
+    timer: Timer,
+    steps: Iterable[Step],
+    turn: Callable[[int, int], float],
+    budget: float,
+    *,
+    least: int,
+    most: int,
+) -> None:
+    """``turn(number, turns)``, as many times as fit into ``budget`` seconds by the time of the first.
+
+    There are at least ``least`` and at most ``most``; fewer than ``least``, but at least three, where a
+    disturbed machine makes them take three times the budget.
+
+    Args:
+        steps: those that ``turn`` runs; each is run once before.
+        turn: returns how many seconds of the first turn are of what only ``FEW`` turns have.
+    """
+    for step in steps:
         step()  # allocates what is allocated once
     timer.wait()
     gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
-        turns, few = least, min(FEW, least)
-        turn = 0
-        slow: set[str] = set()
-        while turn < turns:
-            order.shuffle(groups)
-            for names in groups:
-                order.shuffle(names)
-            for name in (name for names in groups for name in names):
-                if name in slow and turn * few // turns == (turn - 1) * few // turns:
-                    rounds[name].append(math.nan)
-                    continue
-                if host:
-                    seconds = timer.host_time(steps[name])
-                else:
-                    timer.flush()
-                    seconds = timer.time(steps[name])
-                rounds[name].append(seconds)
-                tick()
-            if turn == 0:
+        turns, number = least, 0
+        while number < turns:
+            of_few = turn(number, turns)
+            if number == 0:
                 first = time.perf_counter() - start
-                slow = {names[0] for names in groups if len(names) == 1}
-                slow = {name for name in slow if rounds[name][0] > SLOW}
-                of_slow = sum(rounds[name][0] for name in slow)
-                spare = budget - few * of_slow
-                turns = int(min(max(spare / (first - of_slow), least), most))
-            turn += 1
-            if turn >= 3 and time.perf_counter() - start > 3 * budget:
+                spare = budget - min(FEW, least) * of_few
+                turns = int(min(max(spare / (first - of_few), least), most))
+            number += 1
+            if number >= 3 and time.perf_counter() - start > 3 * budget:
                 break
     finally:
         gc.enable()
-    return rounds
 
 
 def captured(step: Step) -> Step:
