@@ -33,8 +33,8 @@ def take_turns_in_pairs(
 ) -> dict[str, Pair]:
     """Each of ``others`` beside ``baseline``; who begins changes from turn to turn.
 
-    How many turns there are: see ``timing.repeat``. Between two turns of a pair all other pairs have one, in an
-    order drawn anew.
+    How many turns there are: see ``timing.repeat``. Between two turns of a pair all other pairs have one, in
+    an order drawn anew.
     """
     order = random.Random(0)
     names = list(others)
