@@ -16,8 +16,7 @@ from support import (
     steps_for,
     through_a_file,
 )
-from support.plain import PLAIN, plain_groups
-from test_torch_state import go_on
+from support.plain import PLAIN, go_on, plain_groups
 
 from sfplus_kernels import SGD, AdamW
 from sfplus_kernels.contract.formats import whole

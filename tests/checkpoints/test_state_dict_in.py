@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_same_bits, everything_of, make_params, set_gradients, stream
+from support import assert_same_bits, everything_of, make_params, run
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFreeClosure
@@ -23,10 +23,7 @@ def make(dtype: torch.dtype, state_format: str) -> tuple[Any, list]:
 
 def trained(dtype: torch.dtype, state_format: str, mode: str = "train") -> tuple[Any, list]:
     optimizer, params = make(dtype, state_format)
-    optimizer.train()
-    for loss, gradients in stream([p.shape for p in params], 5):
-        set_gradients(params, gradients)
-        optimizer.step(loss=loss)
+    run(optimizer, params, 5)
     getattr(optimizer, mode)()
     return optimizer, params
 

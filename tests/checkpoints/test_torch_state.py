@@ -5,29 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from support import (
-    BACKENDS,
-    SHAPES,
-    assert_same_bits,
-    device_of,
-    make_params,
-    set_gradients,
-    stream,
-    through_a_file,
-)
-from support.plain import PLAIN, plain_groups
+from support import BACKENDS, SHAPES, assert_same_bits, device_of, make_params, through_a_file
+from support.plain import PLAIN, go_on, plain_groups
 
 from sfplus_kernels import SGD, AdamC, AdamW, AdamWScheduleFree
 from sfplus_kernels.checkpoints.found import CannotTellError, check_optimizer
 
 KINDS = pytest.mark.parametrize("name", PLAIN)
-
-
-def go_on(optimizer: Any, params: list, steps: int, skip: int = 0) -> None:
-    for k, (_, gradients) in enumerate(stream([p.shape for p in params], steps, missing=0.2)):
-        if k >= skip:
-            set_gradients(params, gradients)
-            optimizer.step()
 
 
 def twin(params: list) -> list:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from support import EVERYTHING, make_params, set_gradients, stream
+from support import EVERYTHING, make_params, run, set_gradients, stream
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -129,10 +129,7 @@ def shards_of_adamw(rank: int, world: int) -> Result:
 def nobody_has_a_gradient(rank: int, world: int) -> Result:
     params = make_params(SHAPES)
     optimizer = AdamCScheduleFreePlus(params, **EVERYTHING)
-    optimizer.train()
-    for loss, gradients in stream(SHAPES, 3):
-        set_gradients(params, gradients)
-        optimizer.step(loss=loss)
+    run(optimizer, params, 3)
     before = values_of(params)
     optimizer.zero_grad()
     optimizer.step(loss=1.0)

@@ -5,7 +5,7 @@ from typing import Any
 import distributed_worker as worker
 import pytest
 import torch
-from support import EVERYTHING, assert_same_bits, make_params, set_gradients, stream
+from support import EVERYTHING, assert_same_bits, make_params, run, set_gradients, stream
 from support.ranks import results_of
 from torch import nn
 
@@ -68,10 +68,7 @@ def test_shards_take_the_step_of_the_whole(results: list[dict[str, Any]]) -> Non
     """The sums, the norm that clips and the loss are global; the last rank holds no element."""
     params = make_params(worker.SHAPES)
     optimizer = AdamCScheduleFreePlus(params, **EVERYTHING, max_grad_norm=20.0)
-    optimizer.train()
-    for loss, gradients in stream(worker.SHAPES, 20, missing=0.3):
-        set_gradients(params, gradients)
-        optimizer.step(loss=loss)
+    run(optimizer, params, 20, missing=0.3)
     metrics = optimizer.metrics()
     world = len(results)
     for rank, result in enumerate(results):

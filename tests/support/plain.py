@@ -9,6 +9,8 @@ from torch import Tensor
 import sfplus_kernels as ours
 from sfplus_kernels import reference
 
+from . import set_gradients, stream
+
 
 class PlainMember(NamedTuple):
     ours: Any
@@ -58,6 +60,14 @@ def plain_groups(params: Sequence[Tensor], name: str, **more: Any) -> list[dict[
     middle = len(params) // 2
     second = {"params": list(params[middle:]), **PLAIN[name].second_group, "maximize": True}
     return [{"params": list(params[:middle])}, {**second, **more}]
+
+
+def go_on(optimizer: Any, params: Sequence[Tensor], steps: int, skip: int = 0) -> None:
+    """Steps of ours or of torch's; now and then a gradient is missing."""
+    for k, (_, gradients) in enumerate(stream([p.shape for p in params], steps, missing=0.2)):
+        if k >= skip:
+            set_gradients(params, gradients)
+            optimizer.step()
 
 
 def follow_schedule(k: int, *optimizers: Any) -> None:
