@@ -28,8 +28,15 @@ def stored_place(optimizer: Any, param: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", BOTH)
-@pytest.mark.parametrize("state_format", FORMATS)
+@pytest.mark.parametrize(
+    ("state_format", "dtype"),
+    [
+        ("16bit", torch.float32),
+        ("8bit", torch.bfloat16),
+        pytest.param("16bit", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("8bit", torch.float32, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "case",
     [
@@ -70,9 +77,17 @@ def z_of_parts(optimizer: Any, param: Any, found: Tensor) -> Tensor:
     return whole(param.detach(), low_of(optimizer.state[param]))
 
 
-@pytest.mark.parametrize("dtype", BOTH)
-@pytest.mark.parametrize("state_format", FORMATS)
-@pytest.mark.parametrize("name", ["AdamWScheduleFree", "SGDScheduleFree"])
+@pytest.mark.parametrize(
+    ("name", "state_format", "dtype"),
+    [
+        ("SGDScheduleFree", "8bit", torch.bfloat16),
+        *(
+            pytest.param("AdamWScheduleFree", state_format, dtype, marks=pytest.mark.slow)
+            for state_format in FORMATS
+            for dtype in BOTH
+        ),
+    ],
+)
 def test_the_mean_of_many_roundings_is_the_step_of_full_state(
     name: str, state_format: str, dtype: torch.dtype
 ) -> None:
