@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import quarter_entries as quarter
 import test_half_kernels as half
-import test_quarter_kernels as quarter
 import torch
 from support import assert_same_bits
 from test_half_kernels import CPU, KERNELS, ON_HOST, backend_of, eager
