@@ -13,6 +13,7 @@ SECONDS = {
     "host": 8.0,
     "pairs": 10.0,
     "busy": 8.0,
+    "options": 8.0,
     "scaling": 2.0,
 }
 """What is spent on the rounds of one section (about: there are at least seven turns)."""

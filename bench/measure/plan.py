@@ -55,6 +55,7 @@ def parts(bench: Bench, workloads: list[Workload], *, scaling: bool) -> list[Par
     if not scaling:
         return found + alone
     found += alone[:1]
+    found.append(("rows of a norm, and drift", partial(bench.measure_options, workloads[0])))
     if device_type == "cpu":
         found.append(("beside a busy thread", partial(bench.measure_busy, workloads[0])))
     kind = "quick" if bench.quick else device_type

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.contestants.contestant import OTHERS, Contestant, is_compiled
 from bench.contestants.faked import can_be_faked, with_faked_kernels
 from bench.contestants.moving import with_moving_gradients
+from bench.contestants.options import with_options
 from bench.measure.busy import busy_thread
 from bench.measure.ceilings import READ, SHAPES, Passes, loops
 from bench.measure.held import ceiling_rows, hold_against, runs
@@ -59,6 +60,13 @@ class Bench(Races):
         fused = [c for c in present(self.contestants, workload) if c.tier == "fused"]
         with busy_thread():
             return self._race("busy", workload, workload.shapes(), fused, "busy", host=True)
+
+    def measure_options(self, workload: Workload) -> list[Row]:
+        """Steps with rows of a fixed norm, and with the drift monitor, beside those without."""
+        fused = [c for c in present(self.contestants, workload) if c.tier == "fused"]
+        plain = [c for c in fused if c.ours and "bit" not in c.name.rpartition(" ")[2]]
+        field_ = [one for c in plain for one in (c, *with_options(c, self.device))]
+        return self._race("options", workload, workload.shapes(), field_, "options")
 
     def measure_scaling(self, section: str, title: str, shapes: Shapes) -> list[Row]:
         """One point of the curves: ``section`` is "size" or "count"."""

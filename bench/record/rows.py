@@ -28,7 +28,7 @@ class Row:
     ``reason`` gives), "wrong" (its result is not that of the reference, so it was not timed) or "failed".
     """
 
-    section: str  # ceiling, step, pass, busy, host, pairs, size or count
+    section: str  # ceiling, step, pass, options, busy, host, pairs, size or count
     workload: str
     name: str
     status: str = "ok"

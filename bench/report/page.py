@@ -19,6 +19,7 @@ SECTIONS = {
     "ceiling": "What the memory gives",
     "step": "Whole steps",
     "pass": "Each pass alone",
+    "options": "Rows of a fixed norm, and the drift monitor",
     "busy": "Beside one thread of another process that never rests",
     "host": "Overhead: 1,000 tensors of next to no size",
     "pairs": "Overhead, step after step",

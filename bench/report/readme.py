@@ -141,6 +141,12 @@ def measured(path: Path) -> list[str]:
             "### Each pass alone",
             markdown(run.section("pass", run.workloads("pass")[0])),
         ]
+    if options := run.section("options"):
+        found += [
+            "### Rows of a fixed norm, and the drift monitor",
+            "The same steps without, with `row_norm` for all matrices, and with `monitor_drift()`:",
+            options_table(options),
+        ]
     if busy := run.section("busy"):
         found += [
             "### Beside a busy thread",
@@ -189,6 +195,21 @@ def workload_table(run: Run, workloads: list[str]) -> str:
         some = next(row for row in found.values() if row.name != row.ceiling)
         times = [_time_and_percent(found.get(name)) for name in names]
         lines.append((workload, f"{some.n_params / 1e6:.3g}", f"{some.n_tensors:,}", *times))
+    return _table(lines)
+
+
+def options_table(rows: list[Row]) -> str:
+    """How much longer steps take with an option than without."""
+    medians = {row.name: row.median for row in rows}
+    lines: list[tuple[str, ...]] = [("", "ms, median", "p20 - p80", "times as long as without")]
+    lines.append(("---", "---:", "---:", "---:"))
+    for row in rows:
+        name, _, option = row.name.partition(", ")
+        without = medians.get(name)
+        times = (row.median or 0) / without if option and without else None
+        if row.ours:
+            band = f"{milliseconds(row.p20)} - {milliseconds(row.p80)}"
+            lines.append((row.name, milliseconds(row.median), band, number(times, 2)))
     return _table(lines)
 
 

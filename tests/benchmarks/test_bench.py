@@ -15,6 +15,7 @@ from bench.contestants.contestant import Contestant
 from bench.contestants.faked import NoKernels, with_faked_kernels
 from bench.contestants.family import FAMILY
 from bench.contestants.moving import MovedStep
+from bench.contestants.options import with_options
 from bench.measure import busy, plan, timing
 from bench.measure.ceilings import Ceiling
 from bench.measure.held import ceiling_rows, hold_against
@@ -185,6 +186,31 @@ def test_a_section_of_every_kind(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     half = steps["ScheduleFree+ cpu 16bit"]
     assert (half.traffic, half.state_bytes) == (30 * 1033, 6 * 1033)
     assert half.ceiling == "read 4+2 B + read 4, change 2+2+2+4 B"
+
+
+def test_options_are_timed_beside_the_same_steps_without(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.measure.race.SECONDS", {"options": 0.0})
+    workload = shapes.Workload("tiny", "tiny", lambda: [(40, 32), (7,)], "all")
+    found = {row.name: row for row in bench.measure_options(workload) if row.ours}
+    name = "ScheduleFree+ cpu"
+    assert list(found) == [name, f"{name}, row_norm", f"{name}, drift monitor"]
+    assert all((row.section, row.status) == ("options", "ok") for row in found.values())
+    assert all(row.median for row in found.values())
+
+
+def test_steps_with_options_have_them() -> None:
+    (plain,) = contestants(CPU, "schedulefree+ cpu")[:1]
+    rows_, drift = with_options(plain, CPU)
+    params = shapes.make_params([(40, 32), (7,)])
+    optimizer, step = rows_.make(params)
+    step()
+    norms = optimizer.iterates(params[0]).z.norm(dim=1)  # type: ignore[attr-defined]
+    torch.testing.assert_close(norms, torch.ones(40, dtype=norms.dtype))
+    watched, step = drift.make(params)
+    step()
+    assert "group_rotation" in watched.metrics()  # type: ignore[attr-defined]
 
 
 def test_beside_a_busy_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import pytest
 
 from bench.record import rows, table
+from bench.record.rows import Row
 from bench.report import plots, readme
 from bench.report.page import write as write_page
 
@@ -152,6 +153,18 @@ def test_steps_in_pairs_have_their_tables(tmp_path: Path, monkeypatch: pytest.Mo
     run = rows.read(path)
     plots.draw(run, tmp_path, ["step"])
     assert "Overhead, step after step" in write_page(run, tmp_path).read_text()
+
+
+def test_steps_with_options_have_their_table() -> None:
+    plain = Row("options", "w", "SGD cpu", ours=True, median=0.0101, p20=0.0101, p80=0.0111)
+    more = Row(
+        "options", "w", "SGD cpu, row_norm", ours=True, median=0.0121, p20=0.0111, p80=0.0131
+    )
+    lines = readme.options_table([plain, more]).splitlines()
+    assert lines[2:] == [
+        "| SGD cpu | 10.1 | 10.1 - 11.1 |  |",
+        "| SGD cpu, row_norm | 12.1 | 11.1 - 13.1 | 1.20 |",
+    ]
 
 
 def test_a_readme_without_its_markers_is_refused() -> None:
