@@ -8,16 +8,13 @@ import torch
 from torch import nn
 
 from bench.contestants.contestant import Contestant, Step
-from sfplus_kernels import backends
 
 ROWS, DRIFT = "{name}, row_norm", "{name}, drift monitor"
 
 
-def with_options(contestant: Contestant, device: torch.device) -> list[Contestant]:
-    """One of ours, without state in fewer bits, with each option that its backend has."""
-    backend = contestant.name.rpartition(" ")[2]
-    watched = backends.select(backend, device)[1].can_be_watched
-    return [_with_rows(contestant), *([_with_drift(contestant)] if watched else [])]
+def with_options(contestant: Contestant) -> list[Contestant]:
+    """One of ours, without state in fewer bits, with each option."""
+    return [_with_rows(contestant), _with_drift(contestant)]
 
 
 def _with_rows(contestant: Contestant) -> Contestant:

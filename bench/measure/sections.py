@@ -65,7 +65,7 @@ class Bench(Races):
         """Steps with rows of a fixed norm, and with the drift monitor, beside those without."""
         fused = [c for c in present(self.contestants, workload) if c.tier == "fused"]
         plain = [c for c in fused if c.ours and "bit" not in c.name.rpartition(" ")[2]]
-        field_ = [one for c in plain for one in (c, *with_options(c, self.device))]
+        field_ = [one for c in plain for one in (c, *with_options(c))]
         return self._race("options", workload, workload.shapes(), field_, "options")
 
     def measure_scaling(self, section: str, title: str, shapes: Shapes) -> list[Row]:

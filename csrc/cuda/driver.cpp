@@ -168,7 +168,8 @@ void load(int device, const char* image) {
   all_loaded[device].store(made);
 }
 
-void launch(int kernel, const Queue& queue, std::int64_t n_blocks, void** arguments, bool follows) {
+void launch(int kernel, const Queue& queue, std::int64_t n_blocks, void** arguments, bool follows,
+            unsigned shared_bytes) {
   if (n_blocks == 0) return;
   const Loaded* loaded = all_loaded[queue.device].load();
   if (loaded == nullptr) {
@@ -183,7 +184,7 @@ void launch(int kernel, const Queue& queue, std::int64_t n_blocks, void** argume
                                     kThreads,
                                     1,
                                     1,
-                                    0,
+                                    shared_bytes,
                                     reinterpret_cast<abi::Stream>(queue.stream),
                                     &overlap,
                                     follows && loaded->overlaps ? 1u : 0u};

@@ -26,8 +26,10 @@ std::pair<int, int> capability(int device);
 void load(int device, const char* image);
 
 // A launch of so many blocks of kThreads; none if that is 0. Nothing waits for it. Where it ``follows`` another kernel
-// of ours that was launched right before it, its beginning may overlap that one's end: see order.cuh.
-void launch(int kernel, const Queue& queue, std::int64_t n_blocks, void** arguments, bool follows);
+// of ours that was launched right before it, its beginning may overlap that one's end: see order.cuh. A block has so many
+// bytes of shared memory beside its own.
+void launch(int kernel, const Queue& queue, std::int64_t n_blocks, void** arguments, bool follows,
+            unsigned shared_bytes = 0);
 
 }  // namespace cuda
 }  // namespace sfplus

@@ -42,34 +42,34 @@ SFPLUS_FOR_DTYPES(SFPLUS_REDUCE, reduce_grads, false, float32)
 
 #define SFPLUS_UPDATE(pass, whole, name, direction, Param, Grad)                                 \
   extern "C" __global__ void                                                                     \
-  __launch_bounds__(kThreads, kUpdateBlocks<whole, StateBeside<Param>::Type, Param, Grad>)       \
+  __launch_bounds__(kThreads, kUpdateBlocks<whole, direction, StateBeside<Param>::Type, Param, Grad>)       \
       pass##_##name##_##Param##_##Grad(const Table table, const __grid_constant__ Finish finish) { \
     update_pass<whole, direction, StateBeside<Param>::Type, Param, Grad>(table, finish);         \
   }
-#define SFPLUS_UPDATES(pass, whole, name, direction)                      \
-  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, float64)  \
-  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, float32)  \
-  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, bfloat16) \
-  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, pass, whole, name, direction, float16)
-#define SFPLUS_DIRECTIONS(pass, whole)                        \
-  SFPLUS_UPDATES(pass, whole, adam, Direction::ADAM)           \
-  SFPLUS_UPDATES(pass, whole, no_momentum, Direction::ADAM_NO_MOMENTUM) \
-  SFPLUS_UPDATES(pass, whole, sgd, Direction::SGD)
-SFPLUS_DIRECTIONS(update, false)
-SFPLUS_DIRECTIONS(step, true)
+#define SFPLUS_UPDATES(name, direction)                                    \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, update, false, name, direction, float64)  \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, update, false, name, direction, float32)  \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, update, false, name, direction, bfloat16) \
+  SFPLUS_FOR_DTYPES(SFPLUS_UPDATE, update, false, name, direction, float16)
+SFPLUS_UPDATES(adam, Direction::ADAM)
+SFPLUS_UPDATES(no_momentum, Direction::ADAM_NO_MOMENTUM)
+SFPLUS_UPDATES(sgd, Direction::SGD)
 
-// What averages nothing, for the pairs that are in use: see plain_pair.
-#define SFPLUS_PLAIN_UPDATES(name, direction)                         \
-  SFPLUS_UPDATE(update, false, name, direction, float64, float64)     \
-  SFPLUS_UPDATE(update, false, name, direction, float32, float32)     \
-  SFPLUS_UPDATE(update, false, name, direction, float32, bfloat16)    \
-  SFPLUS_UPDATE(update, false, name, direction, bfloat16, float32)    \
-  SFPLUS_UPDATE(update, false, name, direction, bfloat16, bfloat16)   \
-  SFPLUS_UPDATE(update, false, name, direction, float16, float32)     \
-  SFPLUS_UPDATE(update, false, name, direction, float16, float16)
-SFPLUS_PLAIN_UPDATES(plain_adam, Direction::PLAIN_ADAM)
-SFPLUS_PLAIN_UPDATES(plain_sgd, Direction::PLAIN_SGD)
-SFPLUS_PLAIN_UPDATES(plain_momentum, Direction::PLAIN_MOMENTUM)
+// Whole steps, and what averages nothing, for the pairs that are in use: see usual_pair.
+#define SFPLUS_USUAL_UPDATES(pass, whole, name, direction)            \
+  SFPLUS_UPDATE(pass, whole, name, direction, float64, float64)       \
+  SFPLUS_UPDATE(pass, whole, name, direction, float32, float32)       \
+  SFPLUS_UPDATE(pass, whole, name, direction, float32, bfloat16)      \
+  SFPLUS_UPDATE(pass, whole, name, direction, bfloat16, float32)      \
+  SFPLUS_UPDATE(pass, whole, name, direction, bfloat16, bfloat16)     \
+  SFPLUS_UPDATE(pass, whole, name, direction, float16, float32)       \
+  SFPLUS_UPDATE(pass, whole, name, direction, float16, float16)
+SFPLUS_USUAL_UPDATES(step, true, adam, Direction::ADAM)
+SFPLUS_USUAL_UPDATES(step, true, no_momentum, Direction::ADAM_NO_MOMENTUM)
+SFPLUS_USUAL_UPDATES(step, true, sgd, Direction::SGD)
+SFPLUS_USUAL_UPDATES(update, false, plain_adam, Direction::PLAIN_ADAM)
+SFPLUS_USUAL_UPDATES(update, false, plain_sgd, Direction::PLAIN_SGD)
+SFPLUS_USUAL_UPDATES(update, false, plain_momentum, Direction::PLAIN_MOMENTUM)
 
 #define SFPLUS_PROJECT(name, averages, Param)                                                    \
   extern "C" __global__ void __launch_bounds__(kThreads, 8)                                      \
@@ -101,7 +101,7 @@ SFPLUS_REDUCE_HALF(float32)
 SFPLUS_REDUCE_HALF(bfloat16)
 
 #define SFPLUS_UPDATE_HALF(name, direction, Param, Grad)                                         \
-  extern "C" __global__ void __launch_bounds__(kThreads, kUpdateHalfBlocks<direction>)           \
+  extern "C" __global__ void __launch_bounds__(kThreads, kUpdateHalfBlocks<direction, Grad>)           \
       update_half_##name##_##Param##_##Grad(const Table table, const __grid_constant__ Finish finish) { \
     update_half_pass<direction, Param, Grad>(table, finish);                                     \
   }
@@ -143,7 +143,7 @@ SFPLUS_INTERPOLATES_HALF(shift, Move::SHIFT)
 
 // Over state of 8 bits: what is not here the kernels over 16 bits do.
 #define SFPLUS_UPDATE_QUARTER(name, direction, Param, Grad)                                      \
-  extern "C" __global__ void __launch_bounds__(kThreads, kUpdateQuarterBlocks<direction>)        \
+  extern "C" __global__ void __launch_bounds__(kThreads, kUpdateQuarterBlocks<direction, Grad>)        \
       update_quarter_##name##_##Param##_##Grad(const Table table, const __grid_constant__ Finish finish) { \
     update_quarter_pass<direction, Param, Grad>(table, finish);                                  \
   }

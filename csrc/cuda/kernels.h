@@ -12,8 +12,10 @@ namespace cuda {
 
 constexpr int kReduce = 0;                                                    // [with_e][state][grad]
 constexpr int kUpdate = kReduce + 2 * 2 * DType::WIDTH;                       // [direction][param][grad]
-constexpr int kStep = kUpdate + kAveragingDirections * DType::WIDTH * DType::WIDTH;        // as kUpdate
-constexpr int kInterpolate = kStep + kAveragingDirections * DType::WIDTH * DType::WIDTH;   // [move][param]
+// Pairs of parameter and gradient for which a kernel does a whole step, or an update that averages nothing.
+constexpr int kUsualPairs = 7;
+constexpr int kStep = kUpdate + kAveragingDirections * DType::WIDTH * DType::WIDTH;  // [direction][usual_pair]
+constexpr int kInterpolate = kStep + kAveragingDirections * kUsualPairs;             // [move][param]
 constexpr int kFinalize = kInterpolate + Move::WIDTH * DType::WIDTH;
 constexpr int kFinalizeTensors = kFinalize + 1;
 
@@ -26,11 +28,10 @@ constexpr int kInterpolateHalf = kUpdateHalf + kAveragingDirections * kHalfTypes
 constexpr int kUpdateQuarter = kInterpolateHalf + kHalfMoves * kHalfTypes;  // [direction][param][grad], then [grad]
 constexpr int kInterpolateQuarter = kUpdateQuarter + 2 * kHalfTypes * kHalfTypes + kHalfTypes;  // [move]
 // What averages nothing: no kernel does a whole step.
-constexpr int kPlainPairs = 7;
-constexpr int kUpdatePlain = kInterpolateQuarter + 2;  // [direction that is PLAIN][plain_pair]
+constexpr int kUpdatePlain = kInterpolateQuarter + 2;  // [direction that is PLAIN][usual_pair]
 // And over state of 16 bits, and of 8: SGD without momentum keeps something of bfloat16 parameters only, and momentum alone
 // is never in 8 bits.
-constexpr int kUpdatePlainHalf = kUpdatePlain + (kDirections - kAveragingDirections) * kPlainPairs;
+constexpr int kUpdatePlainHalf = kUpdatePlain + (kDirections - kAveragingDirections) * kUsualPairs;
 constexpr int kPlainHalves = 10;   // [param][grad] of Adam, [grad] of SGD, [param][grad] of SGD with momentum
 constexpr int kUpdatePlainQuarter = kUpdatePlainHalf + kPlainHalves;  // [param][grad] of Adam
 // Behind update, where rows are projected.
@@ -45,7 +46,12 @@ inline int half_type(int dtype) { return dtype - DType::FLOAT32; }
 
 // float64 parameters have float64 gradients, all others float32 ones or those of their own 16 bits; float32 ones also
 // bfloat16 ones.
-inline int plain_pair(int param_dtype, int grad_dtype) {
+inline bool is_usual_pair(int param_dtype, int grad_dtype) {
+  if (param_dtype == DType::FLOAT64 || grad_dtype == DType::FLOAT64) return param_dtype == grad_dtype;
+  return grad_dtype == DType::FLOAT32 || grad_dtype == (param_dtype == DType::FLOAT16 ? DType::FLOAT16 : DType::BFLOAT16);
+}
+
+inline int usual_pair(int param_dtype, int grad_dtype) {
   if (param_dtype == DType::FLOAT64) return 0;
   return 1 + 2 * half_type(param_dtype) + (grad_dtype == DType::FLOAT32 ? 0 : 1);
 }
@@ -67,6 +73,11 @@ inline std::string kernel_name(int kernel) {
     return std::string("_") + dtypes[first] + "_" + dtypes[second];
   };
   const auto half_pair = [&](int i) { return pair(DType::FLOAT32 + i / kHalfTypes, DType::FLOAT32 + i % kHalfTypes); };
+  const auto one_of_usual = [&](int i) {
+    const int param = i == 0 ? DType::FLOAT64 : DType::FLOAT32 + (i - 1) / 2;
+    const int small = param == DType::FLOAT16 ? DType::FLOAT16 : DType::BFLOAT16;
+    return pair(param, i == 0 ? DType::FLOAT64 : i % 2 == 1 ? DType::FLOAT32 : small);
+  };
   constexpr int n = DType::WIDTH;
   if (kernel >= kProjectHalf) {
     static const char* const of_format[] = {"float32", "bfloat16", "plain_bfloat16"};
@@ -84,11 +95,8 @@ inline std::string kernel_name(int kernel) {
     return "update_half_plain_momentum" + half_pair(i - 6);
   }
   if (kernel >= kUpdatePlain) {
-    const int i = kernel - kUpdatePlain, own = i % kPlainPairs;
-    const int param = own == 0 ? DType::FLOAT64 : DType::FLOAT32 + (own - 1) / 2;
-    const int small = param == DType::FLOAT16 ? DType::FLOAT16 : DType::BFLOAT16;
-    const int grad = own == 0 ? DType::FLOAT64 : own % 2 == 1 ? DType::FLOAT32 : small;
-    return std::string("update_") + directions[kAveragingDirections + i / kPlainPairs] + pair(param, grad);
+    const int i = kernel - kUpdatePlain;
+    return std::string("update_") + directions[kAveragingDirections + i / kUsualPairs] + one_of_usual(i % kUsualPairs);
   }
   if (kernel >= kInterpolateQuarter) {
     return std::string("interpolate_quarter_") + moves[kernel - kInterpolateQuarter] + "_bfloat16";
@@ -115,9 +123,13 @@ inline std::string kernel_name(int kernel) {
     const int i = kernel - kInterpolate;
     return std::string("interpolate_") + moves[i / n] + "_" + dtypes[i % n];
   }
+  if (kernel >= kStep) {
+    const int i = kernel - kStep;
+    return std::string("step_") + directions[i / kUsualPairs] + one_of_usual(i % kUsualPairs);
+  }
   if (kernel >= kUpdate) {
-    const int i = kernel - (kernel < kStep ? kUpdate : kStep);
-    return std::string(kernel < kStep ? "update_" : "step_") + directions[i / (n * n)] + pair(i / n % n, i % n);
+    const int i = kernel - kUpdate;
+    return std::string("update_") + directions[i / (n * n)] + pair(i / n % n, i % n);
   }
   return std::string(kernel / (2 * n) == 1 ? "reduce" : "reduce_grads") + pair(kernel / n % 2, kernel % n);
 }

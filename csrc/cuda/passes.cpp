@@ -1,5 +1,6 @@
 #include "passes.h"
 
+#include "drift.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -51,24 +52,28 @@ void update(const Table& table, int format, int param_dtype, int grad_dtype, boo
             bool has_displacement, const Finish& finish, const Queue& queue) {
   Table own = table;
   Finish given = finish;
-  const bool whole =
-      finish.tickets != nullptr && finish.n_rows <= kManyTensors && format == Format::FULL && has_displacement;
+  // while somebody monitors, coefficients are a kernel's of their own: so many sums more would be too much for one that
+  // has them to make
+  const bool whole = finish.tickets != nullptr && finish.n_rows <= kManyTensors && format == Format::FULL &&
+                     has_displacement && table.drift == nullptr && is_usual_pair(param_dtype, grad_dtype);
   if (finish.tickets != nullptr && !whole) finalize(finish, queue);
   const int direction = static_cast<int>(direction_of(has_exp_avg, has_exp_avg_sq, has_displacement));
   void* arguments[] = {&own, &given};
   const int half = (direction * kHalfTypes + half_type(param_dtype)) * kHalfTypes + half_type(grad_dtype);
   const int quarter = half - (direction == 2 ? kHalfTypes : 0);  // there is no float32 parameter without moments
   const int full = (direction * DType::WIDTH + param_dtype) * DType::WIDTH + grad_dtype;
-  const int plain = (direction - kAveragingDirections) * kPlainPairs + plain_pair(param_dtype, grad_dtype);
+  const int plain = (direction - kAveragingDirections) * kUsualPairs + usual_pair(param_dtype, grad_dtype);
   const int plain_of_format =
       format == Format::QUARTER ? kUpdatePlainQuarter + plain_half(direction, param_dtype, grad_dtype)
       : format == Format::HALF  ? kUpdatePlainHalf + plain_half(direction, param_dtype, grad_dtype)
                                 : kUpdatePlain + plain;
+  const int step = direction * kUsualPairs + usual_pair(param_dtype, grad_dtype);
   launch(!has_displacement           ? plain_of_format
          : format == Format::QUARTER ? kUpdateQuarter + quarter
          : format == Format::HALF    ? kUpdateHalf + half
-                                     : (whole ? kStep : kUpdate) + full,
-         queue, blocks_for(table.n_chunks, kWarps), arguments, !whole);
+         : whole                     ? kStep + step
+                                     : kUpdate + full,
+         queue, blocks_for(table.n_chunks, kWarps), arguments, !whole, table.drift == nullptr ? 0 : kDriftBytes);
   if (table.chunk_size != 0) return;
   Run run = finish.run;
   void* of_project[] = {&own, &run};

@@ -1,6 +1,6 @@
 // The operations of a step on a CUDA device: which kernel, with which arguments. All pointers in Table, Run and Finish
 // are device memory; nothing waits for the device. ``format`` is one of Format; of Format::HALF gradients are float32 or
-// bfloat16; where there is no displacement they are of plain_pair in kernels.h.
+// bfloat16; where there is no displacement they are of usual_pair in kernels.h.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@
 
 #include "../math/follow_rule.h"
 #include "../math/update_rule.h"
+#include "drift.cuh"
 #include "finish.cuh"
 #include "order.cuh"
 #include "walk.cuh"
@@ -18,14 +19,18 @@ namespace cuda {
 template <Direction direction>
 constexpr int kUpdateTurns = keeps_v(direction) ? 1 : 2;
 
-// Blocks of a multiprocessor that the compiler is to leave registers for: 72 of them, or 80 where a value is
-// rounded to bfloat16 or the step is whole, or 96 where it is rounded to float16 or any of it is double.
-template <bool whole, class State, class Param, class Grad>
+// Blocks of a multiprocessor that the compiler is to leave registers for: 72 of them with two moments and e, 64 with less. One
+// block less where a value is rounded to bfloat16; 80 where the step is whole or there is float16; and 96 where a value is rounded
+// in a whole step, or any of it is double.
+template <bool whole, Direction direction, class State, class Param, class Grad>
 constexpr int kUpdateBlocks =
-    sizeof(State) == 8 || sizeof(Grad) == 8 || std::is_same<Param, float16>::value ? 5
-    : whole && sizeof(Param) < sizeof(State)                                       ? 5
-    : whole || sizeof(Param) < sizeof(State)                                       ? 6
-                                                                                   : 7;
+    sizeof(State) == 8 || sizeof(Grad) == 8 ? 5
+    : whole                                 ? (sizeof(Param) < sizeof(State) ? 5 : 6)
+    : std::is_same<Param, float16>::value || std::is_same<Grad, float16>::value
+        ? (direction == Direction::ADAM && kArch >= 1000 ? 5 : 6)
+    : direction == Direction::PLAIN_MOMENTUM && kArch >= 1200 ? 6
+    : direction == Direction::ADAM ? (sizeof(Param) == sizeof(State) ? 7 : kArch >= 1000 ? 5 : 6)
+                                   : (sizeof(Param) < sizeof(State) ? 7 : 8);
 
 // One chunk per warp, from the last to the first: reduce, which goes the other way, has just left the last
 // ones in the cache, and the next forward pass begins with the first ones. Nothing on a skipped step.
@@ -56,6 +61,8 @@ __device__ __forceinline__ void update_pass(const Table& table, const Finish& fi
       update_coefs<State>(run.group_coefs + piece.columns[Row::GROUP] * GroupCoef::WIDTH,
                           run.tensor_coefs + piece.columns[Row::SLOT] * TensorCoef::WIDTH);
 
+  DriftSums<State, kHasV && !kFollows> drift;
+  if constexpr (!whole) drift.begin(table);
   share_out<n, kUpdateTurns<direction>>(piece.numel, vectors, lane, [&](auto count, auto turns, int offset) {
     constexpr int kCount = decltype(count)::value, kTurns = decltype(turns)::value;
     using States = Pack<State, kCount>;
@@ -75,19 +82,28 @@ __device__ __forceinline__ void update_pass(const Table& table, const Finish& fi
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const int at = offset + turn * kLanes * kCount;
+      if constexpr (kFollows) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        if constexpr (kFollows) {
+        for (int i = 0; i < kCount; ++i) {
           old_y[turn].elements[i] = y_or_written(old_y[turn].elements[i], follower[turn].elements[i]);
         }
+      }
+      if constexpr (!whole) drift.keep(table, old_y[turn].elements, g[turn].elements);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const State before = old_y[turn].elements[i];
         update_element<direction>(widen<State>(g[turn].elements[i]), old_m[turn].elements[i],
                                   old_v[turn].elements[i], old_y[turn].elements[i],
                                   old_e[turn].elements[i], coefs);
+        if constexpr (!whole) {
+          drift.add(table, before, old_y[turn].elements[i], widen<State>(g[turn].elements[i]));
+        }
         if constexpr (kFollows) follower[turn].elements[i] = narrow<Param>(old_y[turn].elements[i]);
       }
       if constexpr (kHasM) old_m[turn].template write<Cache::STREAM>(m + at);
       if constexpr (kHasV) old_v[turn].template write<Cache::STREAM>(v + at);
       if constexpr (kHasE) old_e[turn].template write<Cache::STREAM>(e + at);
+      if constexpr (!whole) drift.add_kept(table, old_y[turn].elements);
       // what the forward pass reads is worth keeping
       if constexpr (kFollows) {
         old_y[turn].template write<Cache::STREAM>(y + at);
@@ -97,6 +113,7 @@ __device__ __forceinline__ void update_pass(const Table& table, const Finish& fi
       }
     }
   });
+  if constexpr (!whole) drift.write(table, table.n_chunks - 1 - turn_of_warp, lane);
 }
 
 }  // namespace cuda

@@ -7,6 +7,7 @@
 #include "../math/random_rounding.h"
 #include "../math/split_rule.h"
 #include "../math/update_rule.h"
+#include "drift.cuh"
 #include "finish.h"
 #include "order.cuh"
 #include "walk.cuh"
@@ -46,9 +47,14 @@ struct WholeIndex {
   }
 };
 
-// As kUpdateBlocks: 128 registers where there are two moments, else 96.
-template <Direction direction>
-constexpr int kUpdateHalfBlocks = keeps_m(direction) && keeps_v(direction) ? 4 : 5;
+// As kUpdateBlocks: 128 registers where there are two moments and e, 96 where there is one of them, else 64.
+template <Direction direction, class Grad>
+constexpr int kUpdateHalfBlocks =
+    direction == Direction::ADAM                                                              ? 4
+    : direction == Direction::ADAM_NO_MOMENTUM && kArch >= (sizeof(Grad) == 4 ? 1000 : 1200) ? 4
+    : direction == Direction::PLAIN_ADAM && sizeof(Grad) == 4 && kArch >= 1200               ? 4
+    : keeps_v(direction) || averages(direction)                                               ? 5
+                                                                                              : 8;
 
 template <Direction direction, class Param, class Grad>
 __device__ __forceinline__ void update_half_pass(const Table& table, const Finish& finish) {
@@ -79,6 +85,7 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
                           run.tensor_coefs + slot * TensorCoef::WIDTH);
   const NoiseKey key = noise_key(run.settings, run.tensors, slot);
 
+  DriftSums<float, false> drift;
   share_out<n, 1>(piece.numel, vectors, lane, [&](auto count, auto, int at) {
     constexpr int kCount = decltype(count)::value;
     using Halves = Pack<bfloat16, kCount>;
@@ -106,7 +113,9 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
       } else {
         y_i = y_pack.elements[i];
       }
+      const float before = y_i;
       update_element<direction>(widen<float>(g_pack.elements[i]), m_i, v_i, y_i, e_i, coefs);
+      drift.add(table, before, y_i, widen<float>(g_pack.elements[i]));
       const std::uint32_t word = random_word(key, index.next());
       if constexpr (kHasM) m_pack.elements[i] = narrow<bfloat16>(m_i);
       if constexpr (kHasV) v_pack.elements[i] = bfloat16_at_random(v_i, word);
@@ -130,6 +139,7 @@ __device__ __forceinline__ void update_half_pass(const Table& table, const Finis
       y_pack.template write<Cache::KEEP>(y + at);
     }
   });
+  drift.write(table, table.n_chunks - 1 - turn_of_warp, lane);
 }
 
 }  // namespace cuda

@@ -10,14 +10,13 @@
 namespace sfplus {
 namespace cuda {
 
-// As kUpdateHalfBlocks; but where 96 registers are one too few for the compiler it has 128.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-template <Direction direction>
-constexpr int kUpdateQuarterBlocks = direction == Direction::SGD ? 5 : 4;
-#else
-template <Direction direction>
-constexpr int kUpdateQuarterBlocks = kUpdateHalfBlocks<direction>;
-#endif
+// As kUpdateHalfBlocks; but where 96 registers are one too few for the compiler it has 128, or 168 where those are.
+template <Direction direction, class Grad>
+constexpr int kUpdateQuarterBlocks =
+    kArch < 1000                                                             ? kUpdateHalfBlocks<direction, bfloat16>
+    : direction == Direction::SGD                                            ? 5
+    : direction == Direction::ADAM && sizeof(Grad) == 4 && kArch >= 1200 ? 3
+                                                                             : 4;
 
 // The largest in a block of 32 elements, of which a thread has ``count``. All threads of a block are here together.
 template <int count>
@@ -64,6 +63,7 @@ __device__ __forceinline__ void update_quarter_pass(const Table& table, const Fi
   if (kHasM) coefs.beta1 *= kUnitOfM;
   const NoiseKey key = noise_key(run.settings, run.tensors, slot);
 
+  DriftSums<float, false> drift;
   share_out<n, 1>(piece.numel, vectors, lane, [&](auto count, auto, int at) {
     constexpr int kCount = decltype(count)::value;
     using Codes = Pack<std::uint8_t, kCount>;
@@ -102,16 +102,19 @@ __device__ __forceinline__ void update_quarter_pass(const Table& table, const Fi
       } else {
         y_i = y_pack.elements[i];
       }
+      const float before = y_i;
       update_element<direction>(widen<float>(g_pack.elements[i]), m_i, v_i, y_i, e_i, coefs);
       const std::uint32_t word = random_word(key, index.next());
       if constexpr (kHasE) e_pack.elements[i] = float16_at_random(e_i, part_of_e(word));
       if constexpr (kSplit) {
-        const SplitFloat parts = split_to_24_bits(y_i, part_of_y(word));
+        y_i = to_24_bits(y_i, part_of_y(word));
+        const SplitFloat parts = split_bits(bits_of(y_i));
         upper_pack.elements[i] = parts.upper;
         lower_pack.elements[i] = static_cast<std::uint8_t>(parts.lower >> 8);
       } else {
         y_pack.elements[i] = y_i;
       }
+      drift.add(table, before, y_i, widen<float>(g_pack.elements[i]));
       if constexpr (kHasV) {
         ranks[i] = rank_at_random(v_i, word);
         most = most < ranks[i] ? ranks[i] : most;
@@ -142,6 +145,7 @@ __device__ __forceinline__ void update_quarter_pass(const Table& table, const Fi
       }
     }
   });
+  drift.write(table, table.n_chunks - 1 - turn_of_warp, lane);
 }
 
 }  // namespace cuda

@@ -38,10 +38,14 @@ SFPLUS_INLINE std::uint32_t bits_or_nan(float y) {
 
 SFPLUS_INLINE SplitFloat split(float y) { return split_bits(bits_or_nan(y)); }
 
-// The same with 8 bits beside the parameter: the upper ones of the lower half. ``added`` is from 0 to 255: a random
-// number of them rounds y to 24 bits so that the mean is right, and 128 to nearest.
+// y in 24 bits. ``added`` is from 0 to 255: a random number of them rounds so that the mean is right, and 128 to nearest.
+SFPLUS_INLINE float to_24_bits(float y, std::uint32_t added) {
+  return float_of((bits_or_nan(y) + added) & ~0xFFu);
+}
+
+// The same with 8 bits beside the parameter: the upper ones of the lower half.
 SFPLUS_INLINE SplitFloat split_to_24_bits(float y, std::uint32_t added) {
-  return split_bits((bits_or_nan(y) + added) & ~0xFFu);
+  return split_bits(bits_of(to_24_bits(y, added)));
 }
 
 constexpr std::uint32_t kToNearest24 = 0x80;

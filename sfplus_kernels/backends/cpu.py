@@ -40,8 +40,6 @@ class CpuPlan:
 class CpuBackend:
     """See ``contract.backend``."""
 
-    can_be_watched = True
-
     def plan(
         self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False
     ) -> CpuPlan:

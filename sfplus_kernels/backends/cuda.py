@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfplus_kernels.backends.drift import drift_of_entries
 from sfplus_kernels.backends.gradient_addresses import bring_gradients
 from sfplus_kernels.backends.native import _C, DTYPES
 from sfplus_kernels.backends.table import (
@@ -27,7 +28,7 @@ WARPS_PER_BLOCK = 4
 
 
 def gradients_of(entry: Entry) -> Sequence[torch.dtype]:
-    """Of which dtypes its gradient may be, as csrc/cuda/kernels.h has it: ``half_type``, ``plain_pair``."""
+    """Of which dtypes its gradient may be, as csrc/cuda/kernels.h has it: ``half_type``, ``usual_pair``."""
     if entry.format != Format.FULL:
         return (torch.float32, torch.bfloat16)
     if entry.displacement is not None:
@@ -71,8 +72,6 @@ class CudaBackend:
         native: the module with the kernels.
     """
 
-    can_be_watched = False
-
     def __init__(self, native: Any = _C) -> None:
         self._native = native
         self._no_run = native.Run(0, 0, 0, 0, 0, 0, 0, 0)  # for reduce alone
@@ -85,9 +84,8 @@ class CudaBackend:
         *,
         watched: bool = False,
     ) -> CudaPlan:
-        assert not watched, "monitor_drift() refuses it"
         size = chunk_size or choose_chunk_size(sum(e.param.numel() for e in entries))
-        plan = CudaPlan(build_table(entries, device, size, gradients_of), size, [])
+        plan = CudaPlan(build_table(entries, device, size, gradients_of, watched=watched), size, [])
         self._name_launches(plan)
         return plan
 
@@ -187,7 +185,7 @@ class CudaBackend:
         )
 
     def drift(self, plan: CudaPlan) -> Tensor:
-        raise NotImplementedError("no plan is watched")
+        return drift_of_entries(plan.table.drift)
 
     def interpolate(self, plan: CudaPlan, run: RunState, move: Move) -> None:
         load_param_stages(plan.table)
@@ -218,6 +216,7 @@ class CudaBackend:
                     n_chunks=launch.n_chunks,
                     chunk_size=0 if launch.projects else plan.chunk_size,  # each is a row
                     n_elements=launch.n_elements,
+                    drift=0 if table.drift is None else table.drift.address(launch.first_chunk),
                 ),
                 launch,
             )

@@ -51,8 +51,6 @@ class EagerPlan:
 class EagerBackend:
     """See ``contract.backend``."""
 
-    can_be_watched = True
-
     def plan(
         self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False
     ) -> EagerPlan:

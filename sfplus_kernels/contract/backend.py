@@ -133,8 +133,6 @@ class RunState:
 class Backend(Protocol):
     """One implementation of the step. Plans are made by the backend and opaque to the caller."""
 
-    can_be_watched: bool  # whether there is a plan that is ``watched``
-
     def plan(self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False) -> Any:
         """Everything about these tensors that can be prepared once.
 

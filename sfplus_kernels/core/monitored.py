@@ -42,8 +42,7 @@ class MonitoredOptimizer(StatefulOptimizer):
         Raises:
             ValueError: another ``per``.
             RuntimeError: a closure form or ``ScheduleFreeWrapper``, whose update pass shows no drift; a CUDA
-                graph has recorded steps, and goes on with them as they were; the backend does not form the
-                sums.
+                graph has recorded steps, and goes on with them as they were.
         """
         if per not in MONITORED:
             raise ValueError(f"per is {per!r}; expected one of {MONITORED}")

@@ -10,13 +10,8 @@ from sfplus_kernels.engine.engine import Engine
 from sfplus_kernels.engine.plans import KeptPlan
 
 
-def check_watchable(engine: Engine, watches: bool) -> None:
-    """Raise RuntimeError if what an engine's steps sum up cannot change to what is wanted."""
-    if watches and not engine.can_be_watched:
-        raise RuntimeError(
-            f"backend {engine.backend_name!r} does not form the sums that drift is monitored with; "
-            'expected one that does: pass backend="triton", or "eager", or leave out monitor_drift()'
-        )
+def check_watchable(engine: Engine) -> None:
+    """Raise RuntimeError if what an engine's steps sum up cannot change."""
     if engine.recorded:
         raise RuntimeError(
             "a CUDA graph has recorded steps of this optimizer, and its replays go on as they were "

@@ -74,7 +74,6 @@ class Engine:
         betas: Sequence[float] | None,
     ) -> None:
         self.backend_name, self._backend, self.passed_over = select(backend, device)
-        self.can_be_watched = self._backend.can_be_watched
         self.device = device
         self.run = RunState.zeros(len(sizes), sum(sizes), device)
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))

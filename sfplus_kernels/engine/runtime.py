@@ -227,11 +227,11 @@ class Runtime:
         """Whether steps form the sums of ``layout.Drift`` from now on.
 
         Raises:
-            RuntimeError: the backend cannot do that, or a CUDA graph has recorded steps.
+            RuntimeError: a CUDA graph has recorded steps.
         """
         if watches == self.watches:
             return
-        check_watchable(self.engine, watches)
+        check_watchable(self.engine)
         self.watches = watches
         self.kept, self._delayed, self.drift_of_copies = None, None, None
 

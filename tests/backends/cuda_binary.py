@@ -64,6 +64,17 @@ class Kernel:
         return self.name.startswith(("update", "step"))
 
     @property
+    def is_watched(self) -> bool:
+        """Whether it forms the sums of a drift monitor too, where there is one."""
+        return self.name.startswith("update")
+
+    @property
+    def keeps_sums_in_memory(self) -> bool:
+        """Those of a drift monitor: see csrc/cuda/update.cuh."""
+        large = self.arguments[:1] in (("fp64",), ("fp32",)) and not self.is_half
+        return self.is_watched and large and self.name.endswith(("adam", "no momentum"))
+
+    @property
     def is_project(self) -> bool:
         return self.name.startswith("project")
 

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from support import ROOT, assert_same_bits, make_params, run, set_gradients, snapshot
+from support import (
+    ROOT,
+    allow_gradients_of_any_dtype,
+    assert_same_bits,
+    make_params,
+    run,
+    set_gradients,
+    snapshot,
+    stream,
+)
 
 pytest.importorskip("pybind11")
 import cuda_on_host
@@ -146,6 +155,27 @@ def test_one_kernel_makes_a_step_without_sums(on_host: Any, make: Any, kernel: s
 
     step()
     assert launches_of(on_host, step) == [f"launch step_{kernel}_float32_float32"]
+
+
+def test_a_whole_step_of_an_unusual_pair_of_dtypes_is_two_kernels(on_host: Any) -> None:
+    """With the bits that it has where the gradients come in the parameter's dtype."""
+    results = []
+    kernels = {
+        torch.float32: ["launch step_no_momentum_float32_float32"],
+        torch.float16: ["launch finalize", "overlap update_no_momentum_float32_float16"],
+    }
+    for dtype, expected in kernels.items():
+        params = make_params([(9,), (700,)], torch.float32)
+        for param in params:
+            allow_gradients_of_any_dtype(param)
+        optimizer = AdamWScheduleFree(params, lr=0.1, weight_decay=0.1, backend=BACKEND)
+        optimizer.train()
+        for _, gradients in stream([p.shape for p in params], 3):
+            set_gradients(params, [g.half() for g in gradients if g is not None], dtype)
+            said = launches_of(on_host, optimizer.step)
+        assert said == expected
+        results.append(snapshot(optimizer, params))
+    assert_same_bits(*results)
 
 
 def test_kernels_begin_early_only_where_gpu_and_driver_can() -> None:

@@ -111,6 +111,35 @@ def test_cuda_and_triton_agree() -> None:
     torch.testing.assert_close(*results, rtol=2 * torch.finfo(torch.float32).eps, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_format", ["float32", "16bit", "8bit"])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_drift_is_that_of_the_cpu(backend: str, state_format: str, dtype: torch.dtype) -> None:
+    """And the same bits every time, of a tensor of many chunks and of small ones."""
+    found = []
+    for name, device in ((backend, "cuda"), (backend, "cuda"), ("cpu", "cpu")):
+        params = make_params([(300_001,), (77,), (40, 64), (0,)], dtype, device)
+        optimizer = AdamWScheduleFree(
+            params,
+            lr=0.02,
+            inner_momentum=0.5,
+            weight_decay=0.1,
+            state_format=state_format,
+            backend=name,
+        )
+        optimizer.monitor_drift("tensor")
+        optimizer.train()
+        for _, gradients in stream([p.shape for p in params], 3):
+            set_gradients(params, gradients)
+            optimizer.step()
+        figures = {k: v for k, v in optimizer.metrics().items() if k.startswith("tensor_")}
+        found.append(figures)
+    assert str(found[0]) == str(found[1])
+    assert found[0]["tensor_rotation"][0] > 1e-4
+    for key, values in found[2].items():
+        assert found[0][key] == pytest.approx(values, rel=1e-3, nan_ok=True), key
+
+
 @pytest.mark.parametrize("backend", COMPILED)
 def test_kernels_of_a_step(backend: str) -> None:
     """Ours, by their names; what torch adds is none."""

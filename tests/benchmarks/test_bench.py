@@ -202,7 +202,7 @@ def test_options_are_timed_beside_the_same_steps_without(
 
 def test_steps_with_options_have_them() -> None:
     (plain,) = contestants(CPU, "schedulefree+ cpu")[:1]
-    rows_, drift = with_options(plain, CPU)
+    rows_, drift = with_options(plain)
     params = shapes.make_params([(40, 32), (7,)])
     optimizer, step = rows_.make(params)
     step()

@@ -65,8 +65,6 @@ NO_FINISH: dict[str, Any] = {
 class TritonBackend:
     """See ``contract.backend``."""
 
-    can_be_watched = True
-
     def plan(
         self, entries: Sequence[Entry], device: torch.device, *, watched: bool = False
     ) -> AddressTable:

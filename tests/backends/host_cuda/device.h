@@ -34,7 +34,9 @@ struct Index {
 extern Index thread_index, block_index, grid_size;
 
 // Runs a kernel; returns what is wrong with it, such as a barrier that some threads do not reach.
-std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void()>& thread);
+std::string run(unsigned n_blocks, unsigned n_threads, unsigned shared_bytes, const std::function<void()>& thread);
+// The block's shared memory of a size that the launch says; full of ones when it begins.
+void* given_memory();
 // Waits for the other threads of the block, or of the warp. Returns whether one of them said true.
 bool block_barrier(bool vote);
 bool warp_barrier(bool vote);
@@ -123,6 +125,9 @@ inline double __shfl_xor_sync(unsigned mask, double value, int distance) {
   const double result = host_cuda::shuffle_slot(other);
   host_cuda::warp_barrier(false);
   return result;
+}
+inline float __shfl_xor_sync(unsigned mask, float value, int distance) {
+  return static_cast<float>(__shfl_xor_sync(mask, static_cast<double>(value), distance));
 }
 inline double __shfl_down_sync(unsigned, double value, unsigned distance) {
   const unsigned self = threadIdx.x, other = self + distance;

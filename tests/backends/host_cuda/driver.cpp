@@ -149,7 +149,7 @@ abi::Result cuLaunchKernelEx(const abi::LaunchConfig* config, abi::Function func
   settings().problem.clear();
   if (settings().device < 0) return kInvalidContext;
   if (settings().fail_next != 0) return std::exchange(settings().fail_next, 0);
-  settings().problem = host_cuda::run(config->grid_x, config->block_x, call_of(kernel, arguments));
+  settings().problem = host_cuda::run(config->grid_x, config->block_x, config->shared_bytes, call_of(kernel, arguments));
   return settings().problem.empty() ? abi::kSuccess : kInvalidValue;
 }
 

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <vector>
@@ -47,6 +48,8 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 Fiber* current;
 jmp_buf scheduler;
 double slots[kMaxThreads];
+std::vector<uint4> given;  // and behind it kGuard words that nobody may write
+constexpr std::size_t kGuard = 64;
 
 void pause() {
   if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
@@ -127,11 +130,12 @@ Settings& settings() {
   return settings;
 }
 
-std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void()>& thread) {
+std::string run(unsigned n_blocks, unsigned n_threads, unsigned shared_bytes, const std::function<void()>& thread) {
   if (n_threads > kMaxThreads || n_threads % kWarp != 0) return "so many threads do not make a block";
   grid_size.x = n_blocks;
   for (unsigned i = 0; i < n_blocks; ++i) {
     block_index.x = i;
+    given.assign(shared_bytes / sizeof(uint4) + kGuard, uint4{~0u, ~0u, ~0u, ~0u});
     block = Block{&thread, n_threads, 0, {}, {}, {}, false, ""};
     try {
       run_block();
@@ -139,9 +143,13 @@ std::string run(unsigned n_blocks, unsigned n_threads, const std::function<void(
       return error.what();
     }
     if (!block.problem.empty()) return block.problem;
+    const bool kept = std::all_of(given.end() - kGuard, given.end(), [](uint4 word) { return word.x == ~0u; });
+    if (!kept) return "a write beyond the shared memory that the launch gave";
   }
   return "";
 }
+
+void* given_memory() { return given.data(); }
 
 bool block_barrier(bool vote) { return wait(block.all, block.n_threads, vote); }
 
