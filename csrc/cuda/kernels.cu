@@ -119,7 +119,7 @@ SFPLUS_UPDATE_HALF(plain_sgd, Direction::PLAIN_SGD, bfloat16, float32)
 SFPLUS_UPDATE_HALF(plain_sgd, Direction::PLAIN_SGD, bfloat16, bfloat16)
 
 #define SFPLUS_PROJECT_IN_BITS(name, format, averages, Param)                                    \
-  extern "C" __global__ void __launch_bounds__(kThreads, 7)                                      \
+  extern "C" __global__ void __launch_bounds__(kThreads, 6)                                      \
       project_##name##_##Param(const Table table, const Run run) {                               \
     project_half_pass<format, averages, Param>(table, run);                                      \
   }
