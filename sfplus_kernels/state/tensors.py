@@ -85,9 +85,11 @@ def create_missing_state(containers: Containers, gradients: Sequence[Tensor | No
             check_fits(slot, param, state, containers.formats[index], (STEP,))
             missing.append((param, buffers, containers.formats[index]))
     for param, buffers, state_format in missing:
-        fresh, own = new_state(param, buffers, state_format), containers.state.setdefault(param, {})
-        # where a buffer comes later, steps are counted from there on
-        own.update({n: value for n, value in fresh.items() if n == STEP or n not in own})
+        fresh, own = new_state(param, buffers, state_format), containers.state.get(param)
+        if own is None:  # not setdefault: a container may do more where something is put into it
+            containers.state[param] = fresh
+        else:  # where a buffer comes later, steps are counted from there on
+            own.update({n: value for n, value in fresh.items() if n == STEP or n not in own})
 
 
 @torch.inference_mode(False)
