@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfplus_kernels import (
     AdamCScheduleFreePlus,
 )
+from sfplus_kernels.compiling import operator  # noqa: F401  (torch has the operator from here on)
 
 STEPS = 6
 SHAPES = [(7,), (33, 5), (), (0, 3), (257,)]
