@@ -187,7 +187,10 @@ def test_torch_and_back(name: str, dtype: torch.dtype, state_format: str) -> Non
     load(back, backs, (theirs.state_dict(), [p.detach() for p in others]))
     go_on(back, backs, 9, skip=8)
     go_on(optimizer, params, 9, skip=6)
-    assert back.state_formats() == optimizer.state_formats()
+    found, expected = back.state_formats(), optimizer.state_formats()
+    assert found.keys() == expected.keys()
+    if any(kept.values()):  # else torch does not know what has begun, and it begins at its next gradient
+        assert found == expected
     for p, q in zip(params, backs, strict=True):
         assert torch.allclose(p.detach().float(), q.detach().float(), rtol=0.02, atol=0.02)
 
