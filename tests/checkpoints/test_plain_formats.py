@@ -189,7 +189,8 @@ def test_torch_and_back(name: str, dtype: torch.dtype, state_format: str) -> Non
     go_on(optimizer, params, 9, skip=6)
     found, expected = back.state_formats(), optimizer.state_formats()
     assert found.keys() == expected.keys()
-    if any(kept.values()):  # else torch does not know what has begun, and it begins at its next gradient
+    # without moments torch does not know what has begun, and it begins at its next gradient
+    if any(kept.values()):
         assert found == expected
     for p, q in zip(params, backs, strict=True):
         assert torch.allclose(p.detach().float(), q.detach().float(), rtol=0.02, atol=0.02)
