@@ -18,20 +18,33 @@ def parameters_or_groups(params: Any) -> list[Any]:
     """What an optimizer is given, as a list of at least one parameter.
 
     Raises:
-        TypeError: a model.
+        TypeError: a model, or a tensor by itself (which may be the ``params`` of a group, as in torch).
         ValueError: nothing.
     """
     if isinstance(params, torch.nn.Module):
         raise TypeError(
             f"got a model ({type(params).__name__}); expected its parameters: pass model.parameters()"
         )
-    listed: list[Any] = [params] if isinstance(params, Tensor) else list(params)
-    if not any(p["params"] if isinstance(p, dict) else True for p in listed):
+    if isinstance(params, Tensor):
+        raise TypeError(
+            f"got a lone tensor ({type(params).__name__} of shape {tuple(params.shape)}); expected an "
+            "iterable of tensors or of groups, as torch's optimizers do: pass [param]"
+        )
+    listed: list[Any] = list(params)
+    if not any(_has_parameters(p) for p in listed):
         raise ValueError(
             "got an empty parameter list; expected at least one parameter: is it an iterator that "
             "was used up, or a model without parameters?"
         )
     return listed
+
+
+def _has_parameters(given: Any) -> bool:
+    """Whether this is no group, or one that has any; an iterator is not looked into."""
+    if not isinstance(given, dict):
+        return True
+    params = given["params"]
+    return isinstance(params, Tensor) or bool(params)
 
 
 def check_parameters(params: Iterable[tuple[int, Tensor]]) -> None:

@@ -8,6 +8,7 @@ import torch
 from support import ROOT, device_of
 from torch import Tensor, nn
 
+import sfplus_kernels
 from sfplus_kernels import (
     AdamCScheduleFreePlus,
     AdamWScheduleFree,
@@ -80,10 +81,51 @@ def test_a_clip_coef_of_gradients_that_are_not_finite_skips_the_step(backend: st
 # -- construction -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", CLASSES[:-1], ids=lambda make: make.__name__)
+PUBLIC = {getattr(sfplus_kernels, name) for name in sfplus_kernels.__all__}
+given_parameters = pytest.mark.parametrize(
+    "make",
+    sorted(
+        (
+            each
+            for each in PUBLIC - {ScheduleFreeWrapper}  # which is given an optimizer
+            if isinstance(each, type) and issubclass(each, torch.optim.Optimizer)
+        ),
+        key=lambda each: each.__name__,
+    ),
+)
+
+
+@given_parameters
 def test_the_model_in_place_of_its_parameters(make: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match=r"got a model \(Linear\); .* pass model.parameters\(\)"):
         make(nn.Linear(3, 2))
+
+
+@given_parameters
+@pytest.mark.parametrize("shape", [(3, 2), (1,), ()])
+def test_a_tensor_in_place_of_a_list(make: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    """As with torch's optimizers: an error, except in a group."""
+    param, other = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(4))
+    with pytest.raises(
+        TypeError, match=r"got a lone tensor \(Parameter of shape .* pass \[param\]"
+    ):
+        make(param)
+    optimizer = make([{"params": param}])
+    with pytest.raises(TypeError, match="must be a dict"):
+        optimizer.add_param_group(other)
+    assert [group["params"] for group in optimizer.param_groups] == [[param]]
+    optimizer.add_param_group({"params": other})
+    assert [group["params"] for group in optimizer.param_groups] == [[param], [other]]
+
+
+def test_a_tensor_in_place_of_the_optimizer_within() -> None:
+    base = torch.optim.SGD([{"params": nn.Parameter(torch.zeros(()))}], lr=0.1)
+    for given in (nn.Parameter(torch.zeros(3)), [nn.Parameter(torch.zeros(3))]):
+        with pytest.raises(TypeError, match=r"the base is a .*; expected an optimizer of z"):
+            ScheduleFreeWrapper(given)  # type: ignore[arg-type]
+    optimizer = ScheduleFreeWrapper(base)
+    optimizer.add_param_group({"params": nn.Parameter(torch.zeros(4))})
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
 
 
 @each_class
