@@ -6,17 +6,57 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import pytest
 import torch
-from support import ROOT, snapshot, stream
+from support import EVERYTHING, ROOT, family, plain, snapshot, stream, two_groups
 from torch import Tensor
 
 from sfplus_kernels import AdamCScheduleFreePlus
+from sfplus_kernels.contract.formats import STATE_FORMATS
 
 COMPILED = ["cuda", "triton"]
+
+
+class Kind(NamedTuple):
+    """One of the classes that the tests for a GPU run."""
+
+    make: Any
+    arguments: dict[str, Any]  # every mechanism at once
+    groups: Callable[[Sequence[Tensor]], list[dict[str, Any]]]  # two that differ
+
+
+KINDS = {
+    "plus": Kind(AdamCScheduleFreePlus, EVERYTHING, two_groups),
+    "adamw schedule-free": Kind(
+        family.FAMILY["adamw"].ours,
+        family.FAMILY["adamw"].everything,
+        partial(family.groups_of, name="adamw"),
+    ),
+    **{
+        name: Kind(member.ours, member.everything, partial(plain.plain_groups, name=name))
+        for name, member in plain.PLAIN.items()
+        if member.buffers
+    },
+}
+"""A step with sums and one without; and those that average nothing."""
+
+EACH_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+EACH_FORMAT = pytest.mark.parametrize(
+    ("kind", "state_format"),
+    [
+        pytest.param(kind, state_format, id=f"{name}-{state_format}")
+        for name, kind in KINDS.items()
+        for state_format in STATE_FORMATS
+        # AdamC has the kernels of AdamW, SGD no state of 8 bits
+        if state_format == "float32" or name != "adamc"
+        if state_format != "8bit" or name != "sgd"
+    ],
+)
 
 
 def on_gpu(steps: int, shapes: list[Any], seed: int = 1) -> list[tuple[Tensor, list[Any]]]:
@@ -45,7 +85,7 @@ def no_waiting() -> Iterator[None]:
 class Training:
     """A small model with static inputs, whose steps can be captured."""
 
-    def __init__(self, backend: str, state_format: str = "float32") -> None:
+    def __init__(self, kind: Kind, backend: str, state_format: str = "float32") -> None:
         torch.manual_seed(0)
         width = 33 if state_format == "float32" else 64
         layers = [torch.nn.Linear(7, width), torch.nn.Tanh(), torch.nn.Linear(width, 1)]
@@ -54,9 +94,8 @@ class Training:
         self.model = torch.nn.Sequential(*layers).cuda()
         self.x = torch.zeros(16, 7, device="cuda")
         self.lr = torch.tensor(0.1, device="cuda")
-        self.optimizer = AdamCScheduleFreePlus(
-            self.model.parameters(), lr=self.lr, backend=backend, state_format=state_format
-        )
+        arguments = {**kind.arguments, "lr": self.lr, "state_format": state_format}
+        self.optimizer = kind.make(self.model.parameters(), backend=backend, **arguments)
         self.optimizer.train()
         self.loss = torch.zeros((), device="cuda")
 

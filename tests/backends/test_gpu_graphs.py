@@ -6,25 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_support import COMPILED, Training
+from gpu_support import COMPILED, EACH_FORMAT, EACH_KIND, KINDS, Kind, Training
 from support import assert_same_bits, make_params, snapshot
 from torch import Tensor
-
-from sfplus_kernels import AdamCScheduleFreePlus
-from sfplus_kernels.contract.formats import STATE_FORMATS
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("state_format", STATE_FORMATS)
+@EACH_FORMAT
 @pytest.mark.parametrize("backend", COMPILED)
 def test_replays_equal_eager_steps_whatever_is_run_between_them(
-    backend: str, state_format: str
+    backend: str, kind: Kind, state_format: str
 ) -> None:
     """What is rounded by chance is so by the count of steps, which a replay finds on the device."""
     results = []
     for captured in (False, True):
-        training = Training(backend, state_format)
+        training = Training(kind, backend, state_format)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -50,9 +47,10 @@ def test_replays_equal_eager_steps_whatever_is_run_between_them(
     assert_same_bits(*results)
 
 
+@EACH_KIND
 @pytest.mark.parametrize("backend", COMPILED)
-def test_state_cannot_be_made_inside_a_graph(backend: str) -> None:
-    training = Training(backend)
+def test_state_cannot_be_made_inside_a_graph(backend: str, kind: Kind) -> None:
+    training = Training(kind, backend)
     training.loss_at_hand().backward()  # cuBLAS makes its handles, which it cannot inside a capture
     training.optimizer.zero_grad()
     torch.cuda.synchronize()
@@ -63,10 +61,11 @@ def test_state_cannot_be_made_inside_a_graph(backend: str) -> None:
         training.step()
 
 
+@EACH_KIND
 @pytest.mark.parametrize("backend", COMPILED)
-def test_figures_without_waiting_and_a_capture(backend: str) -> None:
+def test_figures_without_waiting_and_a_capture(backend: str, kind: Kind) -> None:
     """Asking whether a copy has arrived would invalidate the capture."""
-    training = Training(backend)
+    training = Training(kind, backend)
     training.step()
     training.optimizer.metrics(wait=False)
     training.step()
@@ -81,11 +80,13 @@ def test_figures_without_waiting_and_a_capture(backend: str) -> None:
     assert training.optimizer.metrics()["k"] == float(before) + 1  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[n], id=n) for n in ("plus", "adamw")])
 @pytest.mark.parametrize("backend", COMPILED)
-def test_torch_compile(backend: str) -> None:
+def test_torch_compile(backend: str, kind: Kind) -> None:
+    """Two of the classes, for to compile takes long: one with a pass for sums, one without averages."""
     results = []
     for mode in (None, "default", "reduce-overhead"):
-        training = Training(backend)
+        training = Training(kind, backend)
         step = training.step if mode is None else torch.compile(training.step, mode=mode)
         for number in range(5):
             training.feed(number)
@@ -98,16 +99,17 @@ def test_torch_compile(backend: str) -> None:
 GRAPHS = ["step alone", "shared pool", "bfloat16", "eval and train", "many captures", "grad scaler"]
 
 
+@EACH_KIND
 @pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("what", GRAPHS)
-def test_graphs(backend: str, what: str) -> None:
+def test_graphs(backend: str, what: str, kind: Kind) -> None:
     """Replays do what steps would, each way of making them."""
     dtype = torch.bfloat16 if what == "bfloat16" else torch.float32
     results = []
     for captured in (False, True):
         params = make_params([(301,), (77,)], dtype, "cuda")
-        kind = {"max_grad_norm": 0.5} if what == "step alone" else {}
-        optimizer = AdamCScheduleFreePlus(params, backend=backend, **kind)  # type: ignore[arg-type]
+        clipped = {"max_grad_norm": 0.5} if what == "step alone" else {}
+        optimizer = kind.make(params, backend=backend, **kind.arguments, **clipped)
         optimizer.train()
         loss = torch.tensor(2.0, device="cuda")
         for p in params:

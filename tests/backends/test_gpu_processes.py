@@ -13,6 +13,15 @@ from support import ROOT
 
 pytestmark = pytest.mark.gpu
 
+STEPPED = ["SGDScheduleFree", "SGD", "AdamW", "AdamC"]
+N_STEPPED = len(STEPPED)
+STEP_EACH = f"""
+each = []
+for make in ({", ".join(f"s.{name}" for name in STEPPED)}):
+    p = torch.nn.Parameter(torch.ones(9, device='cuda')); p.grad = torch.ones_like(p)
+    each.append(make([p], lr=0.1, backend='cuda')); each[-1].train(); each[-1].step()
+"""
+
 EVERY_KERNEL = ROOT / "tools" / "every_kernel.py"
 
 
@@ -28,30 +37,32 @@ def test_every_kernel_runs_and_touches_nothing_beside_its_tensors() -> None:
 def test_a_fault_of_another_kernel_is_not_blamed_on_ours() -> None:
     done = in_a_process(
         "import torch, sfplus_kernels as s\n"
-        "p = torch.nn.Parameter(torch.ones(9, device='cuda')); p.grad = torch.ones_like(p)\n"
-        "o = s.SGDScheduleFree([p], lr=0.1, backend='cuda'); o.train(); o.step()\n"
+        f"{STEP_EACH}"
         "torch.cuda.synchronize()\n"
         "torch.zeros(1, device='cuda')[torch.tensor([5], device='cuda')]\n"
         "import time; time.sleep(1)\n"
-        "try:\n    o.step()\nexcept RuntimeError as error:\n    print(error)\n"
+        "for o in each:\n"
+        "    try:\n        o.step()\n"
+        "    except RuntimeError as error:\n        print(error)\n"
     )
-    assert "an earlier operation on device 0 failed" in done.stdout, done.stdout + done.stderr
+    said = done.stdout.count("an earlier operation on device 0 failed")
+    assert said == N_STEPPED, done.stdout + done.stderr
 
 
 def test_a_fork_after_a_step_raises_and_does_not_hang() -> None:
     done = in_a_process(
         "import os, torch, sfplus_kernels as s\n"
-        "p = torch.nn.Parameter(torch.ones(9, device='cuda')); p.grad = torch.ones_like(p)\n"
-        "o = s.SGDScheduleFree([p], lr=0.1, backend='cuda'); o.train(); o.step()\n"
+        f"{STEP_EACH}"
         "torch.cuda.synchronize()\n"
-        "pid = os.fork()\n"
-        "if pid == 0:\n"
-        "    try:\n        o.step()\n"
-        "    except RuntimeError:\n        os._exit(7)\n"
-        "    os._exit(0)\n"
-        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "for o in each:\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        try:\n            o.step()\n"
+        "        except RuntimeError:\n            os._exit(7)\n"
+        "        os._exit(0)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
-    assert done.stdout.strip() == "7", done.stdout + done.stderr
+    assert done.stdout.split() == ["7"] * N_STEPPED, done.stdout + done.stderr
 
 
 def test_two_processes_on_one_gpu() -> None:
@@ -94,6 +105,7 @@ def test_no_context_is_made_on_the_current_device() -> None:
         "before = torch._C._cuda_hasPrimaryContext(0)\n"
         "p = torch.nn.Parameter(torch.ones(9, device='cuda:1')); p.grad = torch.ones_like(p)\n"
         "o = s.SGDScheduleFree([p], lr=0.1, backend='cuda'); o.train(); o.step()\n"
+        "o = s.AdamW([p], lr=0.1, backend='cuda'); o.step()\n"
         "print(before, torch._C._cuda_hasPrimaryContext(0))\n"
     )
     assert done.stdout.split() == ["False", "False"], done.stdout + done.stderr
