@@ -8,6 +8,7 @@ it cannot show is what the GPU's compiler and memory do.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -15,7 +16,6 @@ import platform
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -55,20 +55,21 @@ def contracts() -> bool:
 @cache
 def module(contracted: bool = False) -> Any:
     """Built once for its sources; other processes of the tests find it."""
-    flags = [*FLAGS, *(CONTRACTED if contracted else UNCONTRACTED)]
-    sources = [
-        *(CSRC / "cuda" / f"{name}.cpp" for name in ("bindings", "driver", "passes")),
-        *sorted(STAND_IN.glob("*.cpp")),
-    ]
     digest = hashlib.sha256(
-        " ".join([*flags, pybind11.__version__, sysconfig.get_platform()]).encode()
+        " ".join(
+            [*FLAGS, *UNCONTRACTED, *CONTRACTED, pybind11.__version__, sysconfig.get_platform()]
+        ).encode()
     )
     digest.update(str(sysconfig.get_config_var("EXT_SUFFIX")).encode())
     for path in sorted([*CSRC.rglob("*.*"), *STAND_IN.iterdir()]):
         digest.update(path.read_bytes())
-    library = ROOT / "build" / "host_cuda" / digest.hexdigest()[:16] / "host_cuda.so"
-    if not library.exists():
-        _build(sources, flags, library)
+    folder = ROOT / "build" / "host_cuda" / digest.hexdigest()[:16]
+    library = folder / ("contracted.so" if contracted else "host_cuda.so")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # else each process of the tests would build it, at once
+        if not library.exists():
+            _build(library, CONTRACTED if contracted else UNCONTRACTED)
     spec = importlib.util.spec_from_file_location("host_cuda", library)
     assert spec is not None
     assert spec.loader is not None
@@ -79,25 +80,34 @@ def module(contracted: bool = False) -> Any:
     return native
 
 
-def _build(sources: list[Path], flags: list[str], library: Path) -> None:
+def _build(library: Path, arithmetic: list[str]) -> None:
+    """The kernels, and what knows the library's name, are its own; other objects both libraries share."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
     include = [STAND_IN, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    includes = [f"-I{path}" for path in include]
+    command = [compiler, *FLAGS, *(f"-I{path}" for path in include), "-c"]
     # the driver's functions are in the same file
-    own = [f'-DSFPLUS_LIBCUDA="{library}"']
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+    by_name = {
+        STAND_IN / "kernels.cpp": arithmetic,
+        CSRC / "cuda" / "driver.cpp": [*UNCONTRACTED, f'-DSFPLUS_LIBCUDA="{library}"'],
+    }
+    shared = {*STAND_IN.glob("*.cpp"), CSRC / "cuda" / "bindings.cpp", CSRC / "cuda" / "passes.cpp"}
 
-        def compile_one(source: Path) -> str:
-            made = str(Path(scratch) / f"{source.parent.name}-{source.stem}.o")
-            _run([compiler, *flags, *own, *includes, "-c", str(source), "-o", made])
-            return made
+    def compile_one(source: Path) -> str:
+        own = by_name.get(source)
+        prefix = "" if own is None else f"{library.stem}-"
+        made = library.with_name(f"{prefix}{source.parent.name}-{source.stem}.o")
+        if not made.exists():
+            unfinished = made.with_suffix(".unfinished")
+            _run([*command, *(own or UNCONTRACTED), str(source), "-o", str(unfinished)])
+            unfinished.replace(made)  # whole or not at all: a test run may be stopped
+        return str(made)
 
-        with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(compile_one, sources))
-        linked = Path(scratch) / "host_cuda.so"
-        _run([compiler, "-shared", *objects, "-ldl", "-o", str(linked)])
-        linked.replace(library)  # at once: another process may be looking
+    with ThreadPoolExecutor(2) as pool:
+        # the kernels first: of an inline function that others have too the linker takes the first
+        objects = list(pool.map(compile_one, [*by_name, *sorted(shared - by_name.keys())]))
+    unfinished = library.with_suffix(".unfinished")
+    _run([compiler, "-shared", *objects, "-ldl", "-o", str(unfinished)])
+    unfinished.replace(library)
 
 
 def _run(command: list[str]) -> None:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import re
 
 import pytest
-from triton_binary import ACCESS, BITS, EVERY_PAIR, Kernels, named, state_bits
+from triton_binary import ACCESS, BITS, Kernels, Target, named, state_bits
 
 from sfplus_kernels.contract.layout import Move
 
 pytest.importorskip("triton")
 
 
-def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: int) -> None:
+def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, target: Target) -> None:
     expected = {"finalize", "finalize_tensors"}
-    for param in BITS:
+    for param in target.dtypes:
         state = "fp64" if param == "fp64" else "fp32"
-        for grad in BITS if arch == EVERY_PAIR else [param]:
+        for grad in BITS if target.every_pair else [param]:
             expected |= {f"reduce {state} {grad} finishing", f"update {param} {grad}"}
-            if arch == EVERY_PAIR:
+            if target.every_pair:
                 expected.add(f"reduce {state} {grad} gradients_only")
         expected |= {f"reduce {state} {param}", f"update {param} {param} no_momentum finishing"}
         expected |= {f"update {param} {param} no_momentum", f"update {param} {param} sgd"}
-        moves = Move if arch == EVERY_PAIR else (Move.TO_X, Move.TO_Y)
+        moves = Move if target.every_pair else (Move.TO_X, Move.TO_Y)
         expected |= {f"interpolate {param} {move.name.lower()}" for move in moves}
     for param in ("fp32", "bf16"):
         expected |= {f"reduce_half fp32 {param}", f"reduce_half fp32 {param} finishing"}
@@ -34,7 +34,7 @@ def test_every_kernel_is_compiled_for_its_architecture(kernels: Kernels, arch: i
     expected |= {"interpolate_quarter bf16 to_x", "interpolate_quarter bf16 to_y"}
     assert set(kernels) == expected
     targets = {re.findall(r"^\.target sm_(\d+)", k.ptx, re.MULTILINE)[0] for k in kernels.values()}
-    assert targets == {str(arch)}
+    assert targets == {str(target.arch)}
     for name, kernel in kernels.items():  # and the pattern above knows every form of an access
         mentions = len(re.findall(r"\b(?:ld|st)\.global", kernel.ptx))
         assert mentions == len(ACCESS.findall(kernel.ptx)) > 0, name

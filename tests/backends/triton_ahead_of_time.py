@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,16 @@ TYPES = {
 }
 
 
-def main(arch: int, every_pair: bool) -> None:
+def main(arch: int, dtypes: Sequence[str], every_pair: bool) -> None:
     """Print, as JSON, what becomes of every kernel on ``sm_{arch}``, by its name.
 
-    ``every_pair``: for gradients of every dtype, else for those of the parameter's, and for the rarer
-    passes too.
+    ``dtypes``: of the parameters. ``every_pair``: for gradients of every dtype, else for those of the
+    parameter's, and for the rarer passes too.
     """
     compiled: dict[str, dict[str, Any]] = {}
     for param_dtype in FLOAT_DTYPES:
+        if TYPES[param_dtype].removeprefix("*") not in dtypes:
+            continue
         for grad_dtype in FLOAT_DTYPES if every_pair else [param_dtype]:
             for n_moments in (2, 1, 0) if grad_dtype == param_dtype else (2,):
                 small = record_launches(param_dtype, grad_dtype, n_moments, [99], every_pair)
@@ -277,4 +279,4 @@ def said_of(cubin: bytes, option: str) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), every_pair="--every-pair" in sys.argv)
+    main(**json.loads(sys.argv[1]))

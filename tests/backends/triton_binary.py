@@ -7,10 +7,27 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-ARCHITECTURES = [80, 90, 100]
-EVERY_PAIR = 90
-"""The architecture whose gradients have every dtype and for which the rarer passes are compiled; elsewhere
-gradients have the parameter's."""
+USUAL = ("fp32", "bf16")
+"""Dtypes of parameters that ``make test`` compiles for."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the kernels are compiled for."""
+
+    arch: int
+    dtypes: tuple[str, ...] = ("fp64", "fp32", "bf16", "fp16")  # of parameters
+    every_pair: bool = (
+        False  # gradients of every dtype, not the parameter's, and the rarer passes too
+    )
+
+    def __str__(self) -> str:
+        words = [f"sm_{self.arch}"] + ["usual dtypes"] * (self.dtypes == USUAL)
+        return ", ".join(words)
+
+
+TARGETS = [Target(80, USUAL), Target(80), Target(90, every_pair=True), Target(100)]
+"""The first is for ``make test``."""
 
 BITS = {"fp64": 64, "fp32": 32, "bf16": 16, "fp16": 16}
 HALVES = ["bf16", "fp16"]
