@@ -11,6 +11,7 @@ at the end.
 from __future__ import annotations
 
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ RESULTS = Path(__file__).with_name("step_size_results.jsonl")
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ScheduleFree+'s lr
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # the others'
 CAPS = (0.003, 0.01, 0.03, 0.1)  # ScheduleFree+'s max_lr at lr=1
+LOOK_EVERY = 8  # steps, at how far z is from x
 # Where the best rate was the largest, until it no longer is.
 LARGER = {
     "quadratic": (0.3, 1.0, 3.0, 10.0),
@@ -60,7 +62,7 @@ def train(case: Case, kind: str, lr: float, cap: float | None = None) -> dict[st
         optimizer.train()
     else:
         optimizer = torch.optim.AdamW(case.parameters(), lr=lr)
-    gammas, losses, capped = [], [], 0.0
+    gammas, losses, capped, farthest = [], [], 0.0, 0.0
     for k in range(case.steps):
         loss = case.loss(k)
         loss.backward()
@@ -69,6 +71,8 @@ def train(case: Case, kind: str, lr: float, cap: float | None = None) -> dict[st
             figures = optimizer.metrics()
             gammas.append(figures["scheduled_lr"][0])
             capped += figures["capped"][0] / case.steps
+            if k >= 2 * warmup and k % LOOK_EVERY == 0:
+                farthest = max(farthest, away(optimizer, case))
         elif kind == "adamw":
             factor = min((k + 1) / warmup, (case.steps - k) / (case.steps - warmup))
             optimizer.param_groups[0]["lr"] = lr * factor
@@ -80,7 +84,16 @@ def train(case: Case, kind: str, lr: float, cap: float | None = None) -> dict[st
     with torch.no_grad(), optimizer.averaged() if kind != "adamw" else nullcontext():
         final = float(case.evaluate())
     found = {"lr": lr, "loss": final, "first_loss": losses[0], "gammas": gammas}
+    if kind == "schedule-free-plus":
+        found["farthest"] = farthest
     return found if cap is None else {"max_lr": cap, "capped": capped, **found}
+
+
+def away(optimizer: AdamCScheduleFreePlus, case: Case) -> float:
+    """How far z is from x, in units of the norm of y."""
+    found = [optimizer.iterates(p) for p in case.parameters()]
+    distance = sum(float((z - x).square().sum()) for x, _, z in found)
+    return math.sqrt(distance / sum(float(y.square().sum()) for _, y, _ in found))
 
 
 def summary(result: dict[str, Any], steps: int) -> dict[str, Any]:

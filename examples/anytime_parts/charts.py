@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from anytime_parts.plan import CAPPED
-from anytime_parts.report import Result, best, kinds, losses
+from anytime_parts.report import Result, best, kinds, losses, reaches
 
 COLOURS = {
     "adamw": "tab:orange",
@@ -31,6 +31,8 @@ NAMES = {
 STYLES = {"linear": "o-", "wsd": "s--", "cosine": "^:", None: "o-"}
 LENGTH = 100  # of the charts in which it is not an axis
 SHORTEST = 20
+HIGHEST = 1.15  # times the lowest loss: the top of the picture of a valley
+WIDE = 3  # rates, to see how wide a valley is
 
 
 def draw(results: list[Result], path: Path) -> None:
@@ -119,7 +121,8 @@ def same_setting(runs: list[Result], run: Result, length: int) -> list[Result]:
 
 
 def draw_valley(axes: Axes, results: list[Result], length: int) -> None:
-    """Runs that differ in the learning rate alone, the largest set of each kind."""
+    """Runs that differ in the learning rate alone: of each kind the set that holds its best run."""
+    shown: list[float] = []
     for (optimizer, schedule), runs in kinds(results).items():
         axis = "max_lr" if optimizer == CAPPED else "lr"
         found: dict[str, dict[float, float]] = {}
@@ -127,20 +130,28 @@ def draw_valley(axes: Axes, results: list[Result], length: int) -> None:
             value = losses(run).get(length)
             settings = dict(run["point"]["settings"])
             rate = settings.pop(axis)
-            if value is not None and run["point"]["length"] == length:
+            if value is not None and reaches(run, length):
                 found.setdefault(json.dumps(settings, sort_keys=True), {})[rate] = value
-        largest = max(found.values(), key=lambda v: (len(v), -min(v.values())), default={})
-        if len(largest) > 1:
-            rates, values = zip(*sorted(largest.items()), strict=True)
+        valley = best_valley(list(found.values()))
+        if len(valley) > 1:
+            rates, values = zip(*sorted(valley.items()), strict=True)
             label = NAMES[optimizer].format(schedule)
             label += {"schedule-free-plus": ": lr, a factor", CAPPED: ""}.get(optimizer, ": lr")
             axes.semilogx(rates, values, STYLES[schedule], color=COLOURS[optimizer], label=label)
+            shown += values
+    if shown:  # a run that ran away would flatten the rest: its line leaves the picture
+        axes.set_ylim(min(shown) - 0.03, HIGHEST * min(shown))
     axes.set(
         xlabel="lr, or max_lr",
         ylabel="validation loss (nats per byte)",
         title=f"How wide the valley is, {results[0]['parameters']:,} parameters, {length} bytes for each",
     )
     finish(axes)
+
+
+def best_valley(sets: list[dict[float, float]]) -> dict[float, float]:
+    """Of losses by rate those with the lowest loss; a set of fewer than WIDE only if there is no other."""
+    return min(sets, key=lambda v: (len(v) < WIDE, len(v) < 2, min(v.values())), default={})
 
 
 def draw_batches(axes: Axes, results: list[Result]) -> None:

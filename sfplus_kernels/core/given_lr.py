@@ -12,6 +12,7 @@ from sfplus_kernels.compiling.tracing import ends_with_its_passes
 from sfplus_kernels.contract.layout import Global, Hyper, Rule, Setting
 from sfplus_kernels.core.fused import FusedOptimizer
 from sfplus_kernels.core.hyperparameters import check_closure, check_lr, check_max_grad_norm
+from sfplus_kernels.core.runaway import LARGEST_DECAY
 from sfplus_kernels.core.warnings_once import warn_once
 
 
@@ -56,7 +57,7 @@ class GivenLrOptimizer(FusedOptimizer):
         """As in the base class; warns of a decay that cannot be meant."""
         super().add_param_group(param_group)
         lr, decay = check_lr(param_group["lr"]), param_group.get("weight_decay", 0)
-        if lr * decay > 1:
+        if lr * decay > LARGEST_DECAY:
             warn_once(self, "decay-at-lr", share=lr * decay, lr=lr, decay=decay)
 
     @property

@@ -38,12 +38,14 @@ TEXTS = {
         "negative loss"
     ),
     "decay": (
-        "gamma squared times weight_decay ({decay:g}) was {share:.3g}; above 1 the decay throws the weights "
-        "to the other side of 0. Divide weight_decay, or lr, which gamma is proportional to"
+        "gamma squared times weight_decay ({decay:g}) was {share:.3g}, the part of the weights that a "
+        "step of decay takes away; where training goes well it is 0.03 at most, and above 1 they are thrown "
+        "to the other side of 0. Divide weight_decay, or lower max_lr, or lr, which gamma is proportional to"
     ),
     "decay-at-lr": (
-        "lr times weight_decay is {share:.3g} (lr {lr:g}, weight_decay {decay:g}); above 1 the decay throws "
-        "the weights to the other side of 0. Divide weight_decay, or lr"
+        "lr times weight_decay is {share:.3g} (lr {lr:g}, weight_decay {decay:g}), the part of the weights "
+        "that one step of decay takes away; where training goes well it is 0.03 at most, and above 1 the "
+        "weights are thrown to the other side of 0. Divide weight_decay, or lr"
     ),
     "skipped": (
         "{steps} steps in a row were skipped, because a loss or a gradient is NaN or Inf: nothing trains. "

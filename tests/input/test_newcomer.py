@@ -161,11 +161,13 @@ def test_a_share_of_the_run_in_place_of_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [AdamWScheduleFree, SGDScheduleFree, AdamWScheduleFreeClosure])
-def test_a_decay_that_turns_weights_round(make: Callable[..., Any]) -> None:
+def test_a_decay_that_leaves_nothing_of_the_weights(make: Callable[..., Any]) -> None:
     with pytest.warns(SFPlusWarning, match=r"\[decay-at-lr\]: lr times weight_decay is 50 "):
         make(nn.Linear(3, 2).parameters(), lr=0.1, weight_decay=500)
+    with pytest.warns(SFPlusWarning, match=r"\[decay-at-lr\]: lr times weight_decay is 0.09 "):
+        make(nn.Linear(3, 2).parameters(), lr=0.03, weight_decay=3)
     make(
-        nn.Linear(3, 2).parameters(), lr=0.1, weight_decay=9
+        nn.Linear(3, 2).parameters(), lr=0.1, weight_decay=0.4
     )  # no warning, which would be an error
 
 

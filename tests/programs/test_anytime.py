@@ -149,6 +149,14 @@ def test_the_best_is_chosen_by_seed_0_and_told_with_its_seeds(tmp_path: Path) ->
     assert {t: report.losses(r)[t] for t, r in one_run.items()} == {100: 2.1, 300: 1.7}
 
 
+def test_a_valley_is_that_of_the_best_settings() -> None:
+    wide = {0.01: 2.0, 0.03: 1.9, 0.1: 2.1}
+    assert charts.best_valley([{0.01: 2.2, 0.03: 2.0, 0.1: 2.0, 0.3: 2.1}, wide]) == wide
+    assert charts.best_valley([{0.03: 1.8}, {0.01: 1.85, 0.03: 1.84}, wide]) == wide
+    assert charts.best_valley([{0.03: 1.8}, {0.01: 1.85, 0.03: 1.84}]) == {0.01: 1.85, 0.03: 1.84}
+    assert charts.best_valley([]) == {}
+
+
 def test_the_results_are_those_of_the_plan_and_of_the_table(tmp_path: Path) -> None:
     found = report.load(RESULTS)
     planned = {p.name: p for p in read_plan()}

@@ -88,6 +88,11 @@ RUINS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "scaled loss": (r"\[gamma\].*GradScaler's scaled one", scaled, {}),
     "summed loss": (r"\[gamma\].*a sum over batches", summed, {}),
     "too much decay": (r"\[decay\].*weight_decay \(5e\+06\)", None, {"weight_decay": 5e6}),
+    "decay of a capped gamma": (
+        r"\[decay\].*weight_decay \(300\).*step of decay takes away.*or lower max_lr",
+        None,
+        {"lr": 1.0, "max_lr": 0.03, "weight_decay": 300.0},
+    ),
     "NaN losses": (r"\[skipped\]: 1\d steps in a row", not_a_number, {}),
 }
 
