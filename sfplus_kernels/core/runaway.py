@@ -22,7 +22,11 @@ EARLY_LOOKS = (3, 6)
 """After the warmup: how many are needed to know the early steps, and how many are enough."""
 
 STUCK_STEPS = 50
-"""Without a step size above 0."""
+"""Without a step size above 0 where the loss is below f_star."""
+
+STUCK_ABOVE = 400
+"""The same where it is above. There gamma is 0 where z has overshot, in one step of three of a good run that
+has nearly nothing left to learn, so that several looks in a row see it by chance."""
 
 LARGEST_DECAY = 0.05
 """Of the weights, in one step. An MLP and convolutions on digits ended as they did without decay at up to
@@ -69,9 +73,11 @@ class Runaway:
             share = row["lr_max"] ** 2 * group["weight_decay"]
             if share > LARGEST_DECAY:
                 warn_once(owner, "decay", share=share, decay=group["weight_decay"])
+        above = figures[Global.FUNCTION_VALUE] - groups[0]["f_star"]
+        is_beaten = (-above if groups[0]["maximize"] else above) <= 0
         if any(row["scheduled_lr"] > 0 for row in rows):
             self._last_moved = k
-        elif k - self._last_moved >= STUCK_STEPS:
+        elif k - self._last_moved >= (STUCK_STEPS if is_beaten else STUCK_ABOVE):
             warn_once(owner, "gamma-zero", steps=k - int(self._last_moved))
 
     def _look_for_jump(

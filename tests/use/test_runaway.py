@@ -140,6 +140,29 @@ def test_a_loss_below_f_star(backend: str, objective: Any, arguments: dict[str, 
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+def test_a_gamma_of_zero_above_f_star_takes_longer_to_be_told() -> None:
+    """In a good run that is so in many single steps, which looks may hit one after the other."""
+    torch.manual_seed(0)
+    model, generator = nn.Linear(4, 1), torch.Generator().manual_seed(1)
+    optimizer = AdamCScheduleFreePlus(model.parameters(), backend="cpu")
+    optimizer.train()
+
+    def go(steps: int, part: float) -> None:
+        for _ in range(steps):
+            loss = model(torch.randn(16, 4, generator=generator)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step(loss=loss.detach() * part)
+
+    go(5, 1.0)
+    go(200, 1e-6)  # a warning would be an error
+    assert optimizer.metrics()["scheduled_lr"] == [0.0]
+    said = r"\[gamma-zero\].*for 4\d\d steps.*only a part"
+    with pytest.warns(SFPlusWarning, match=said) as caught:
+        go(230, 1e-6)
+    assert len(caught) == 1
+
+
 def test_a_frozen_backbone(backend: str) -> None:
     """gamma grows like one over the square root of the number of parameters that are trained."""
     model = make_model(backend)
