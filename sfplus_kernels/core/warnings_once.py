@@ -33,9 +33,9 @@ TEXTS = {
         "would have, or divide lr by 3"
     ),
     "gamma-zero": (
-        "gamma, the size of a step, was 0 at every look for {steps} steps: nothing trains. Either the loss is "
-        "below f_star (default 0), the loss that cannot be beaten: set f_star below every loss that can come, "
-        "as for a negative loss. Or it is only a part of the one that backward() was called on"
+        "gamma, the size of a step, was 0 at every look for {steps} steps: nothing trains. Either the loss "
+        "is below f_star (default 0), the loss that cannot be beaten: set f_star below every loss that can "
+        "come, as for a negative loss. Or it is only a part of the one that backward() was called on"
     ),
     "decay": (
         "gamma squared times weight_decay ({decay:g}) was {share:.3g}, the part of the weights that a "
