@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_bench import timed
+from timed_rows import timed
 
 from bench.measure.ceilings import (
     IN_ONE_PIECE,
@@ -12,14 +12,7 @@ from bench.measure.ceilings import (
     loops_in_place,
     name_of,
 )
-from bench.measure.held import (
-    OTHER,
-    beside,
-    best,
-    ceiling_rows,
-    hold_against,
-    interval_of_median,
-)
+from bench.measure.held import OTHER, beside, best, ceiling_rows, hold_against, interval_of_median
 from bench.measure.race import Races
 from bench.record import rows, table
 from bench.record.provenance import ROOT

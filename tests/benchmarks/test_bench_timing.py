@@ -10,8 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from bench.contestants.moving import MovedStep
 from bench.measure import timing
 from bench.measure.race import Races
+from bench.work import workloads as shapes
 
 
 def test_what_is_close_is_timed_one_after_the_other() -> None:
@@ -94,3 +96,44 @@ def test_who_is_late_takes_three_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(races.turns({"a": lambda: None}, "step", most=9)["a"]) >= 7
     races.late = True
     assert len(races.turns({"a": lambda: None}, "step")["a"]) == 3
+
+
+def test_gradients_move_before_the_clock_starts() -> None:
+    (param,) = shapes.make_params([(4,)])
+    seen: list[int] = []
+
+    def step() -> None:
+        assert param.grad is not None
+        seen.append(param.grad.data_ptr())
+
+    moved = MovedStep(step, [param])
+    timer = timing.CpuTimer(torch.ones(64), cache=64)
+    for _ in range(4):
+        timer.host_time(moved)
+    assert seen[:2] == seen[2:]
+    assert seen[0] != seen[1]
+
+
+def test_the_host_has_a_lead_over_the_device_in_slow_steps_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the figure of a step that keeps the host busy for long would be the host's."""
+    slept: list[int] = []
+    event = SimpleNamespace(
+        record=lambda: None, synchronize=lambda: None, elapsed_time=lambda other: 1.0
+    )
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+    timer = timing.CudaTimer(torch.ones(64), cache=64)
+
+    def quick() -> None:
+        pass
+
+    def slow() -> None:
+        time.sleep(0.02)
+
+    for step in (quick, slow, slow):
+        assert timer.time(step) == 1e-3
+    assert slept[0] == 10_000_000
+    assert slept[1] == slept[2] >= 1.5 * 0.02 * timer.CYCLES

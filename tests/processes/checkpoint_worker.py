@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed_worker import Result
-from dtensor_worker import ARGUMENTS, Net, batches, fsdp, whole
+from dtensor_net import ARGUMENTS, Net, batches, fsdp, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,

@@ -4,26 +4,16 @@ import functools
 import re
 from typing import Any
 
+import dtensor_divided
 import dtensor_worker as worker
 import pytest
 import torch
+from dtensor_net import STEPS, WIDTH, Net, trained
 from support import assert_same_bits
 from support.ranks import results_of
 
 WORLD = 4
-
-DIVIDED = [
-    "fsdp2",
-    "fsdp2_in_one_piece",
-    "fsdp2_after_the_optimizer",
-    "fsdp2_with_offload",
-    "hsdp",
-    "some_layers_sharded",
-    "tp",
-    "sp",
-    "fsdp_x_tp",
-    "tp_in_replicas",
-]
+DIVIDED = [way.__name__ for way in dtensor_divided.DIVIDED]
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def results() -> list[dict[str, Any]]:
 @functools.cache
 def whole_run() -> dict[str, Any]:
     """One process on whole batches."""
-    return worker.trained(worker.Net(), 0, 1)
+    return trained(Net(), 0, 1)
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -91,7 +81,7 @@ def test_state_is_divided_as_the_parameters_are(results: list[dict[str, Any]], n
 def test_ranks_that_hold_nothing_count_the_steps(results: list[dict[str, Any]]) -> None:
     """Any of them may be the one that saves the count."""
     for rank in results:
-        assert set(rank["fsdp2"]["steps"]) == {float(worker.STEPS)}
+        assert set(rank["fsdp2"]["steps"]) == {float(STEPS)}
 
 
 def test_scalars_may_be_dtensors(results: list[dict[str, Any]]) -> None:
@@ -113,12 +103,12 @@ def test_the_state_of_one_process_is_divided(results: list[dict[str, Any]]) -> N
 @pytest.mark.parametrize("name", ["adamc", "sgd"])
 def test_what_averages_nothing_is_divided_too(results: list[dict[str, Any]], name: str) -> None:
     """Clipped to the norm of all, and continued from torch's state of the whole."""
-    start = [p.detach() for p in worker.Net().parameters()]
+    start = [p.detach() for p in Net().parameters()]
     for rank in results:
         found = rank["nothing_is_averaged"][name]
         for part, expected, first in zip(found["parts"], found["whole"], start, strict=True):
             torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-11)
-            assert torch.equal(expected, first) == (first.shape == (1, worker.WIDTH))  # frozen
+            assert torch.equal(expected, first) == (first.shape == (1, WIDTH))  # frozen
         assert_same_bits(found["loaded"], found["state"])
         assert len(found["moments"]) == 8
         assert_same_bits(found["loaded moments"], found["moments"])
