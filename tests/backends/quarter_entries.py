@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from test_half_kernels import CPU, at, make_run, values
+from half_entries import CPU, at, make_run, values
 from torch import Tensor
 
 from sfplus_kernels.backends import sixteen_bits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,15 +10,15 @@ from support import assert_same_bits, make_params, set_gradients, snapshot, stre
 from torch import Tensor
 
 pytest.importorskip("pybind11")
-import cuda_on_host
-import test_cuda_on_host
+import half_entries
+import on_host_entries
+import quarter_entries
 import test_drift
-import test_half_kernels
 import test_plain_kernels
 import test_quarter_kernels
 from cuda_on_host import CudaOnHost
-from test_cuda_on_host import BACKEND, CPU, FLOATS
-from test_half_kernels import BOTH
+from half_entries import BOTH
+from on_host_entries import BACKEND, CPU, FLOATS, make_entry, random_run
 
 from sfplus_kernels import SGD, AdamCScheduleFreePlus, AdamW, AdamWScheduleFree
 from sfplus_kernels.backends import registry
@@ -27,15 +26,8 @@ from sfplus_kernels.backends.cuda import LARGEST_CHUNK, SMALLEST_CHUNK
 from sfplus_kernels.contract.backend import Entry
 from sfplus_kernels.contract.layout import Drift, Global
 
-
-@pytest.fixture(autouse=True)
-def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The stand-in for the GPU, and its kernels under the name ``cuda_on_host``."""
-    monkeypatch.setitem(registry._RECORDS, BACKEND, cuda_on_host.RECORD)
-    settings = cuda_on_host.module().settings
-    settings.reverse, settings.fail_next, settings.device, settings.calls = False, 0, 0, []
-    yield settings
-    settings.reverse = False
+on_host = on_host_entries.on_host
+pytestmark = pytest.mark.usefixtures("on_host")
 
 
 # -- the same tests as the other backends ------------------------------------------------------------------
@@ -97,7 +89,7 @@ def test_every_pair_of_dtypes(param: torch.dtype, grad: torch.dtype, kept: str) 
         torch.manual_seed(0)
         entries = []
         for slot, (numel, offset) in enumerate(sizes):
-            entry = test_cuda_on_host.make_entry(
+            entry = make_entry(
                 torch.randn(numel + offset, dtype=torch.float64).to(param)[offset:], offset, grad
             )
             master = entry.master_param
@@ -119,21 +111,21 @@ def test_every_pair_of_dtypes(param: torch.dtype, grad: torch.dtype, kept: str) 
     assert_near_eager(make, grads, lambda: test_plain_kernels.make_run(len(sizes)))
 
 
-HALVES = [(test_half_kernels, dtype, kept) for dtype in BOTH for kept in test_half_kernels.KEPT]
-QUARTERS = [(test_quarter_kernels, dtype, kept) for dtype, kept in test_quarter_kernels.KINDS]
+HALVES = [(half_entries, dtype, kept) for dtype in BOTH for kept in half_entries.KEPT]
+QUARTERS = [(quarter_entries, dtype, kept) for dtype, kept in test_quarter_kernels.KINDS]
 
 
 @pytest.mark.parametrize("grad", BOTH)
-@pytest.mark.parametrize(("module", "param", "kept"), [*HALVES, *QUARTERS])
-def test_state_of_few_bits(module: Any, param: torch.dtype, kept: str, grad: torch.dtype) -> None:
-    sizes = [32, 512, 1056] if module is test_quarter_kernels else [1, 31, 520, 1029]
+@pytest.mark.parametrize(("of", "param", "kept"), [*HALVES, *QUARTERS])
+def test_state_of_few_bits(of: Any, param: torch.dtype, kept: str, grad: torch.dtype) -> None:
+    sizes = [32, 512, 1056] if of is quarter_entries else [1, 31, 520, 1029]
     generator = torch.Generator().manual_seed(5)
     grads = [torch.randn(n, generator=generator).to(grad) for n in sizes]
-    run = test_half_kernels.make_run
+    run = half_entries.make_run
 
     def make() -> list[Entry]:
         return [
-            module.make_entry(param, n, kept=kept, grad_dtype=grad, seed=n, slot=slot)
+            of.make_entry(param, n, kept=kept, grad_dtype=grad, seed=n, slot=slot)
             for slot, n in enumerate(sizes)
         ]
 
@@ -200,14 +192,14 @@ def test_large_chunks() -> None:
 
     def make() -> list[Entry]:
         torch.manual_seed(0)
-        return [test_cuda_on_host.make_entry(torch.randn(numel), grad_dtype=torch.float32)]
+        return [make_entry(torch.randn(numel), grad_dtype=torch.float32)]
 
     grads = [torch.randn(numel, generator=torch.Generator().manual_seed(1))]
-    assert_near_eager(make, grads, test_cuda_on_host.random_run, chunk_size=LARGEST_CHUNK)
+    assert_near_eager(make, grads, random_run, chunk_size=LARGEST_CHUNK)
 
 
 def test_a_skipped_update_leaves_the_slots(on_host: Any) -> None:
-    backend, run = CudaOnHost(), test_cuda_on_host.random_run()
-    entry = test_cuda_on_host.make_entry(torch.randn(600), grad_dtype=torch.float32)
+    backend, run = CudaOnHost(), random_run()
+    entry = make_entry(torch.randn(600), grad_dtype=torch.float32)
     run.globals[Global.SKIP] = 1
     assert bool(watched(backend, [entry], [torch.randn(600)], run).isnan().all())

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,15 @@ from support import (
 
 pytest.importorskip("pybind11")
 import cuda_on_host
+import on_host_entries
 from cuda_on_host import CudaOnHost
-from test_cuda_on_host import BACKEND, CPU, FLOATS, make_entry, random_run, snapshot_of
+from on_host_entries import BACKEND, CPU, FLOATS, make_entry, random_run, snapshot_of
 
 from sfplus_kernels import AdamCScheduleFreePlus, AdamWScheduleFree, SGDScheduleFree
-from sfplus_kernels.backends import registry
 from sfplus_kernels.contract.layout import Move
 
-
-@pytest.fixture(autouse=True)
-def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The stand-in for GPU and driver, and its kernels under the name ``cuda_on_host``."""
-    monkeypatch.setitem(registry._RECORDS, BACKEND, cuda_on_host.RECORD)
-    settings = cuda_on_host.module().settings
-    settings.fail_next, settings.device, settings.calls = 0, 0, []
-    yield settings
-    settings.fail_next, settings.device = 0, 0
+on_host = on_host_entries.on_host
+pytestmark = pytest.mark.usefixtures("on_host")
 
 
 def ready_plan(numel: int = 3, dtype: torch.dtype = torch.float32) -> tuple[CudaOnHost, Any]:

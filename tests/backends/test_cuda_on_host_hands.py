@@ -6,20 +6,12 @@ import pytest
 import torch
 
 pytest.importorskip("pybind11")
-import cuda_on_host
+import on_host_entries
+from on_host_entries import BACKEND
 from truth import test_hands, test_machine
 
-from sfplus_kernels.backends import registry
-
-BACKEND = cuda_on_host.RECORD.name
-
-
-@pytest.fixture(autouse=True)
-def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels under the name ``cuda_on_host``."""
-    monkeypatch.setitem(registry._RECORDS, BACKEND, cuda_on_host.RECORD)
-    settings = cuda_on_host.module().settings
-    settings.reverse, settings.fail_next, settings.device, settings.calls = False, 0, 0, []
+on_host = on_host_entries.on_host
+pytestmark = pytest.mark.usefixtures("on_host")
 
 
 class OnHost(test_machine.Machine):

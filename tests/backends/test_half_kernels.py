@@ -1,143 +1,36 @@
 """State of 16 bits (``Format.HALF``) in the kernels of each backend: the bits of the eager backend."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import cuda_on_host
+import half_entries
 import pytest
 import torch
-from support import BACKENDS, assert_same_bits
-from torch import Tensor
+from half_entries import (
+    BOTH,
+    CPU,
+    FLOATS,
+    KEPT,
+    KERNELS,
+    backend_of,
+    buffers,
+    check_sums,
+    eager,
+    make_entry,
+    make_run,
+    updated,
+)
+from support import assert_same_bits
 
 import sfplus_kernels._C as _C
-from sfplus_kernels.backends import cpu, registry
-from sfplus_kernels.contract.backend import Entry, RunState
-from sfplus_kernels.contract.formats import halves, whole
-from sfplus_kernels.contract.layout import Format, GroupCoef, Move, Scalar, Setting, Sum, TensorCoef
+from sfplus_kernels.backends import cpu
+from sfplus_kernels.contract.formats import whole
+from sfplus_kernels.contract.layout import Format, GroupCoef, Move, Scalar, TensorCoef
 
-CPU = torch.device("cpu")
-BOTH = [torch.float32, torch.bfloat16]
-FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+isa, roots_are_correctly_rounded = half_entries.isa, half_entries.roots_are_correctly_rounded
+pytestmark = pytest.mark.usefixtures("roots_are_correctly_rounded")
 MOVES = [Move.TO_X, Move.TO_Y, Move.SHIFT]
-KEPT = ["mve", "ve", "e", "mv", "m", ""]
-"""Of m, v and e: of those that average, and of those that do not."""
-ON_HOST = "cuda_on_host"
-KERNELS = [name for name in BACKENDS if name not in ("eager", "cuda")] + [ON_HOST]
 
 
-def backend_of(name: str) -> Any:
-    return cuda_on_host.CudaOnHost() if name == ON_HOST else registry.select(name, CPU)[1]
-
-
-@pytest.fixture(params=_C.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield str(request.param)
-    _C.set_isa(before)
-
-
-@pytest.fixture(autouse=True)
-def _roots_are_correctly_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the kernels': those of torch are not on every processor, and so neither are the eager backend's."""
-    root = Tensor.sqrt
-    monkeypatch.setattr(Tensor, "sqrt", lambda x: root(x.double()).to(x.dtype))
-
-
-def values(numel: int, generator: torch.Generator, scale: float = 1.0) -> Tensor:
-    """Of many sizes: e below what float16 has as a normal number, and above all that it has, too."""
-    sizes = torch.randint(-30, 3, (numel,), generator=generator).float()
-    return torch.randn(numel, generator=generator) * torch.exp2(sizes) * scale
-
-
-def at(tensor: Tensor, offset: int) -> Tensor:
-    """The same in memory that begins ``offset`` elements after an aligned address."""
-    moved = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)[offset:]
-    return moved.copy_(tensor)
-
-
-def make_entry(
-    dtype: torch.dtype,
-    numel: int = 1000,
-    *,
-    kept: str = "mve",
-    grad_dtype: torch.dtype | None = torch.float32,
-    offset: int = 0,
-    part: tuple[int, int, int] | None = None,
-    seed: int = 0,
-    slot: int = 1,
-) -> Entry:
-    """One parameter in train mode."""
-    generator = torch.Generator().manual_seed(seed)
-    y = values(numel, generator)
-    param, low = (y, None) if dtype == torch.float32 else halves(y)
-    m = values(numel, generator).bfloat16()
-    v = values(numel, generator).abs().bfloat16()
-    e = values(numel, generator, 3.0).half()
-    return Entry(
-        param=at(param, offset),
-        exp_avg=at(m, offset) if "m" in kept else None,
-        exp_avg_sq=at(v, offset) if "v" in kept else None,
-        displacement=at(e, offset) if "e" in kept else None,
-        master_param=None,
-        group=0,
-        slot=slot,
-        grad_dtype=grad_dtype,
-        y_low=None if low is None else at(low, offset),
-        part=part,
-    )
-
-
-def make_run(n_slots: int = 2) -> RunState:
-    generator = torch.Generator().manual_seed(3)
-    run = RunState.zeros(1, n_slots, CPU)
-    for buffer in (run.group_coefs, run.tensor_coefs, run.hyper):
-        buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) / 2)
-    run.settings[Setting.ROUNDING_SEED] = 2**32 - 5
-    run.tensors[:, Scalar.STEP] = torch.arange(n_slots) + 3_000_000_000
-    run.tensors[:, Scalar.Y_BETA] = 0.9
-    return run
-
-
-def buffers(entry: Entry) -> list[Tensor]:
-    bits = None if entry.y_low is None else entry.y_low.view(torch.int16)
-    tensors = [entry.param, entry.exp_avg, entry.exp_avg_sq, entry.displacement, bits]
-    return [t.clone() for t in tensors if t is not None]
-
-
-def updated(backend: Any, entries: list[Entry], run: RunState | None = None) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    grads = [values(e.param.numel(), generator).to(e.grad_dtype) for e in entries if e.grad_dtype]
-    plan = backend.plan(entries, CPU)
-    backend.set_gradients(plan, grads)
-    backend.update(plan, make_run(len(entries) + 1) if run is None else run)
-    return [tensor for entry in entries for tensor in buffers(entry)]
-
-
-def threads_and_chunks_make_no_difference(
-    monkeypatch: pytest.MonkeyPatch,
-    updated: Callable[[Any, list[Entry]], list[Tensor]],
-    make: Callable[[], Entry],
-) -> None:
-    """To the bits that ``updated`` finds after a step of the CPU backend."""
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for n_threads, chunk_size in ((1, 512), (2, 16384), (7, 1024), (3, 65536)):
-            torch.set_num_threads(n_threads)
-            monkeypatch.setattr(cpu, "CHUNK_SIZE", chunk_size)
-            results.append(updated(cpu.CpuBackend(), [make()]))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert_same_bits(results[0], other)
-
-
-def eager() -> Any:
-    return registry.select("eager", CPU)[1]
-
-
-# -- the bits of the eager backend -----------------------------------------------------------------------
+# -- the bits of the eager backend ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -266,20 +159,7 @@ def test_what_is_not_finite_has_the_bits_of_eager(name: str, dtype: torch.dtype,
 @pytest.mark.parametrize("grad_dtype", FLOATS)
 @pytest.mark.parametrize("numel", [1, 33, 513, 5000])
 def test_sums(name: str, grad_dtype: torch.dtype, numel: int) -> None:
-    """On small integers, whose sums are exact in any order."""
-    generator = torch.Generator().manual_seed(numel)
-    entry = make_entry(torch.float32, numel, grad_dtype=grad_dtype)
-    grad = torch.randint(-3, 4, (numel,), generator=generator).to(grad_dtype)
-    entry.displacement.copy_(torch.randint(-3, 4, (numel,), generator=generator))
-    backend = backend_of(name)
-    plan = backend.plan([entry], CPU)
-    backend.set_gradients(plan, [grad])
-    for with_e in (True, False):
-        sums = backend.reduce(plan, with_e=with_e).sum(0)
-        g, e = grad.double(), entry.displacement.double()
-        assert float(sums[Sum.GRAD_L1]) == float(g.abs().sum())
-        assert float(sums[Sum.GRAD_DOT_E]) == (float((g * e).sum()) if with_e else 0)
-        assert float(sums[Sum.GRAD_SQ]) == float(g.square().sum())
+    check_sums(backend_of(name), make_entry(torch.float32, numel, grad_dtype=grad_dtype))
 
 
 @pytest.mark.parametrize("numel", [1, 31, 32, 1000, 20_000])
@@ -297,7 +177,7 @@ def test_sums_of_the_cpu_are_formed_in_the_order_of_full_state(isa: str, numel: 
     assert torch.equal(*sums), isa
 
 
-# -- the same bits, however the work is done ---------------------------------------------------------------
+# -- the same bits, however the work is done: see test_state_of_few_bits.py, too -----------------------
 
 
 @pytest.mark.parametrize("grad_dtype", FLOATS)
@@ -324,36 +204,6 @@ def test_instruction_sets(isa: str, dtype: torch.dtype, kept: str, grad_dtype: t
             results.append(buffers(entry))
         assert_same_bits(*results)
     assert _C.isa() == isa
-
-
-@pytest.mark.parametrize("dtype", BOTH)
-@pytest.mark.parametrize("part", [None, (11, 999, 2000)])
-def test_threads_and_chunks(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, part: tuple[int, int, int] | None
-) -> None:
-    threads_and_chunks_make_no_difference(
-        monkeypatch, updated, lambda: make_entry(dtype, 150_000, part=part)
-    )
-
-
-@pytest.mark.parametrize("name", ["cpu", ON_HOST])
-@pytest.mark.parametrize("offset", [1, 3])
-@pytest.mark.parametrize("kept", ["mve", "mv"])
-@pytest.mark.parametrize("dtype", BOTH)
-def test_memory_of_any_alignment(name: str, dtype: torch.dtype, kept: str, offset: int) -> None:
-    results = [
-        updated(backend_of(name), [make_entry(dtype, 300, kept=kept, offset=o)])
-        for o in (0, offset)
-    ]
-    assert_same_bits(*results)
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_a_skipped_step_writes_nothing(name: str) -> None:
-    run, entry = make_run(), make_entry(torch.bfloat16)
-    run.globals[7] = 1
-    before = buffers(entry)
-    assert_same_bits(updated(backend_of(name), [entry], run), before)
 
 
 @pytest.mark.parametrize("kept", KEPT)

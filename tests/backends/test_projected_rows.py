@@ -1,15 +1,14 @@
 """Rows of a fixed norm over state of 16 and of 8 bits, in the kernels of each backend: the bits of the eager
 backend, which is looked at in tests/numbers/test_projection_in_bits.py."""
 
-from collections.abc import Iterator
 from typing import Any
 
+import half_entries as half
 import pytest
 import quarter_entries as quarter
-import test_half_kernels as half
 import torch
+from half_entries import CPU, KERNELS, ON_HOST, backend_of, eager
 from support import assert_same_bits
-from test_half_kernels import CPU, KERNELS, ON_HOST, backend_of, eager
 from torch import Tensor
 
 import sfplus_kernels._C as _C
@@ -17,6 +16,8 @@ from sfplus_kernels.backends import cpu
 from sfplus_kernels.contract.backend import Entry, RunState
 from sfplus_kernels.contract.layout import Format, Global, Group, Hyper
 
+isa, roots_are_correctly_rounded = half.isa, half.roots_are_correctly_rounded
+pytestmark = pytest.mark.usefixtures("roots_are_correctly_rounded")
 KINDS = [
     ("16bit", torch.float32, "mve"),
     ("16bit", torch.bfloat16, "mve"),
@@ -32,21 +33,6 @@ KINDS = [
 ]
 """Of each kernel that projects a row one at least; the last of a format have nothing but y in float32."""
 SHAPES = {"16bit": [(5, 33), (2, 513), (40, 8), (3, 1)], "8bit": [(5, 32), (2, 544), (3, 64)]}
-
-
-@pytest.fixture(autouse=True)
-def _roots_are_correctly_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the kernels': see test_half_kernels."""
-    root = Tensor.sqrt
-    monkeypatch.setattr(Tensor, "sqrt", lambda x: root(x.double()).to(x.dtype))
-
-
-@pytest.fixture(params=_C.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield str(request.param)
-    _C.set_isa(before)
 
 
 def make_entry(

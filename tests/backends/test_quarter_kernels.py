@@ -1,48 +1,25 @@
 """State of 8 bits (``Format.QUARTER``) in the kernels of each backend: the bits of the reference."""
 
-from collections.abc import Iterator
-
+import half_entries
 import pytest
 import torch
+from half_entries import BOTH, CPU, FLOATS, backend_of, check_sums, make_run
 from quarter_entries import buffers, expected, make_entry, updated
-from support import BACKENDS, assert_same_bits
-from test_half_kernels import (
-    BOTH,
-    CPU,
-    FLOATS,
-    ON_HOST,
-    backend_of,
-    make_run,
-    threads_and_chunks_make_no_difference,
-)
-from torch import Tensor
+from support import assert_same_bits
 
 import sfplus_kernels._C as _C
 from sfplus_kernels.backends import cpu
-from sfplus_kernels.contract.layout import Format, GroupCoef, Move, Scalar, Sum, TensorCoef
+from sfplus_kernels.contract.layout import Format, GroupCoef, Move, Scalar, TensorCoef
 from sfplus_kernels.reference import state_in_8_bits as reference
 
-KERNELS = [name for name in BACKENDS if name != "cuda"] + [ON_HOST]
+isa, roots_are_correctly_rounded = half_entries.isa, half_entries.roots_are_correctly_rounded
+pytestmark = pytest.mark.usefixtures("roots_are_correctly_rounded")
+KERNELS = ["eager", *half_entries.KERNELS]
 KINDS = [(dtype, kept) for dtype in BOTH for kept in ("mve", "ve", "mv")] + [(torch.bfloat16, "e")]
 """Which of m, v and e are kept; what has no v has state of 16 bits, but for bfloat16 parameters with e."""
 
 
-@pytest.fixture(params=_C.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield str(request.param)
-    _C.set_isa(before)
-
-
-@pytest.fixture(autouse=True)
-def _roots_are_correctly_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the kernels': see test_half_kernels."""
-    root = Tensor.sqrt
-    monkeypatch.setattr(Tensor, "sqrt", lambda x: root(x.double()).to(x.dtype))
-
-
-# -- the bits of the reference -----------------------------------------------------------------------------
+# -- the bits of the reference -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -160,23 +137,10 @@ def test_what_is_not_finite(name: str, dtype: torch.dtype, kept: str) -> None:
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", BOTH)
 def test_sums(name: str, dtype: torch.dtype) -> None:
-    """On small integers, whose sums are exact in any order."""
-    generator = torch.Generator().manual_seed(1)
-    entry = make_entry(dtype, 4128)
-    grad = torch.randint(-3, 4, (4128,), generator=generator).float()
-    entry.displacement.copy_(torch.randint(-3, 4, (4128,), generator=generator))
-    backend = backend_of(name)
-    plan = backend.plan([entry], CPU)
-    backend.set_gradients(plan, [grad])
-    for with_e in (True, False):
-        sums = backend.reduce(plan, with_e=with_e).sum(0)
-        g, e = grad.double(), entry.displacement.double()
-        assert float(sums[Sum.GRAD_L1]) == float(g.abs().sum())
-        assert float(sums[Sum.GRAD_DOT_E]) == (float((g * e).sum()) if with_e else 0)
-        assert float(sums[Sum.GRAD_SQ]) == float(g.square().sum())
+    check_sums(backend_of(name), make_entry(dtype, 4128))
 
 
-# -- the same bits, however the work is done ---------------------------------------------------------------
+# -- the same bits, however the work is done: see test_state_of_few_bits.py, too -----------------------
 
 
 @pytest.mark.parametrize("grad_dtype", FLOATS)
@@ -215,33 +179,3 @@ def test_many_steps_on_every_instruction_set() -> None:
     for other in results:
         assert_same_bits(results[0], other)
     assert all(t.float().isfinite().all() for t in results[0])
-
-
-@pytest.mark.parametrize("dtype", BOTH)
-@pytest.mark.parametrize("part", [None, (11, 960, 2000)])
-def test_threads_and_chunks(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, part: tuple[int, int, int] | None
-) -> None:
-    threads_and_chunks_make_no_difference(
-        monkeypatch, updated, lambda: make_entry(dtype, 4800 * 32, part=part)
-    )
-
-
-@pytest.mark.parametrize("name", ["cpu", ON_HOST])
-@pytest.mark.parametrize("offset", [1, 3])
-@pytest.mark.parametrize("kept", ["mve", "mv"])
-@pytest.mark.parametrize("dtype", BOTH)
-def test_memory_of_any_alignment(name: str, dtype: torch.dtype, kept: str, offset: int) -> None:
-    results = [
-        updated(backend_of(name), [make_entry(dtype, 288, kept=kept, offset=o)])
-        for o in (0, offset)
-    ]
-    assert_same_bits(*results)
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_a_skipped_step_writes_nothing(name: str) -> None:
-    run, entry = make_run(), make_entry(torch.bfloat16)
-    run.globals[7] = 1
-    before = buffers(entry)
-    assert_same_bits(updated(backend_of(name), [entry], run), before)
