@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfplus_kernels.contract.layout import Global
+from sfplus_kernels.contract.layout import Global, Group
 from sfplus_kernels.core.warnings_once import warn_once
 from sfplus_kernels.state.run import of_group
 
@@ -61,6 +61,8 @@ class Runaway:
         self, owner: object, figures: Sequence[float], groups: Sequence[Mapping[str, Any]]
     ) -> None:
         """Warn if a Polyak step is absurdly large, or none at all."""
+        if len(figures) < len(Global) + len(groups) * len(Group):
+            return  # of before a group was added
         self._look_at_norms(owner, figures[Global.GRAD_NORM], figures[Global.GRAD_L1])
         rows = [of_group(figures, number) for number in range(len(groups))]
         k = int(rows[0]["k"])

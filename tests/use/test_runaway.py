@@ -303,3 +303,17 @@ def test_every_text_says_what_to_do_and_is_given_once_for_each_owner() -> None:
 def test_every_warning_is_in_the_documents() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     assert [name for name in warnings_once.TEXTS if f"`[{name}]`" not in page] == []
+
+
+def test_a_group_that_is_added_where_the_figures_are_of_before() -> None:
+    """Whichever step it is that looks at them."""
+    for steps in range(1, 20):
+        old, new = make_params([(3,), (4,)])
+        optimizer = AdamCScheduleFreePlus([old])
+        optimizer.train()
+        for k in range(steps + 1):
+            if k == steps:
+                optimizer.add_param_group({"params": [new]})
+            old.grad = torch.ones_like(old)
+            optimizer.step(loss=1.5)
+        assert optimizer.metrics()["k"] == steps + 1
