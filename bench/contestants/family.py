@@ -33,7 +33,7 @@ class Family:
 
 PLUS = {"lr": 0.1, "weight_decay": 1.0}
 ADAM = {"lr": 1e-3, "weight_decay": 0.1}
-SGD = {"lr": 1.0, "weight_decay": 0.1}  # moves bfloat16 parameters too
+SGD = {"lr": 1.0, "weight_decay": 0.02}  # moves bfloat16 parameters too
 # in a silent phase nothing would move, and nothing be checked
 RADAM = {"lr": 0.05, "weight_decay": 0.1, "silent_sgd_phase": False}
 FUSED = {"lr": 1.0, "fused": True}
